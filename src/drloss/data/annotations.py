@@ -1,0 +1,75 @@
+"""One in-memory store for annotated images, whatever the format they came from.
+
+The annotations of a data set live in a few flat arrays rather than in a list of dicts: a data-loading worker
+that is forked from the trainer shares their pages instead of copying them, and 860,000 boxes take 40 MB.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The images of one split and their boxes.
+
+    N images, M boxes, K classes. Image ``i`` owns the boxes ``first_box[i]:first_box[i + 1]``.
+
+    Attributes:
+        name: what messages call this data, e.g. ``"data/bccd train"``.
+        class_names: K names; the class of label k (1..K) is ``class_names[k - 1]``.
+        category_ids: (K,) int64, the id that the annotation file gives class k at position k - 1.
+        image_ids: (N,) int64, unique; the file's own ids (COCO), else 1..N.
+        image_names: (N,) bytes, UTF-8 paths relative to ``image_root``.
+        image_root: folder of the images; None where ``draw`` makes them.
+        sizes: (N, 2) int32, height and width in pixels, of the image as it is decoded.
+        first_box: (N + 1,) int64, offsets into the box arrays.
+        boxes: (M, 4) float64, xyxy in absolute pixels, inside the image.
+        labels: (M,) int64, 1..K.
+        ignore: (M,) bool, crowd regions (COCO) and difficult objects (VOC): neither target nor background.
+        areas: (M,) float64, square pixels, as the evaluator sorts objects into small, medium and large.
+        draw: image index to uint8 image (3, H, W), for data that is generated and not read.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: npt.NDArray[np.int64]
+    image_ids: npt.NDArray[np.int64]
+    image_names: npt.NDArray[np.bytes_]
+    image_root: Path | None
+    sizes: npt.NDArray[np.int32]
+    first_box: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int64]
+    ignore: npt.NDArray[np.bool_]
+    areas: npt.NDArray[np.float64]
+    draw: Callable[[int], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def boxes_of(self, index: int) -> slice:
+        """Positions of an image's boxes in the box arrays."""
+        return slice(int(self.first_box[index]), int(self.first_box[index + 1]))
+
+    def image_name(self, index: int) -> str:
+        """The image's path relative to ``image_root``, or a made-up name for a generated image."""
+        return bytes(self.image_names[index]).decode()
+
+    def load_image(self, index: int) -> Tensor:
+        """Read or draw one image: uint8 (3, H, W), RGB, of the size that ``sizes`` states.
+
+        Raises:
+            DataError: if the file is missing, cannot be decoded or has another size than listed.
+        """
+        if self.draw is not None:
+            return self.draw(index)
+        from drloss.data.images import read_image
+
+        assert self.image_root is not None
+        height, width = (int(s) for s in self.sizes[index])
+        return read_image(self.image_root / self.image_name(index), height=height, width=width)

@@ -1,0 +1,65 @@
+"""From the heads' outputs to detections: thresholds, decoding and non-maximum suppression (NMS)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from drloss.detector.config import DetectorConfig
+from drloss.detector.model import HeadOutputs
+from drloss.detector.targets import BOX_CODER
+
+Detection = dict[str, Tensor]
+"""Of one image: ``boxes`` (D, 4) float32 xyxy in pixels of the original image, ``scores`` (D,) float32 in descending
+order, ``labels`` (D,) int64 in 1..K."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image was laid into its batch, (height, width) each.
+
+    Attributes:
+        original: size as it was read, in which detections are given.
+        resized: size inside the padded batch.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@torch.no_grad()
+def detect(outputs: HeadOutputs, frames: Sequence[Frame], config: DetectorConfig) -> list[Detection]:
+    """Detections of each image, best first.
+
+    Paper: §C and [17]: per level the scores above ``score_threshold``, at most ``level_candidates`` of them; decode,
+    clip to the image, NMS per class over all levels, and the best ``max_detections``.
+
+    Args:
+        outputs: of N images.
+        frames: their sizes.
+        config: thresholds and numbers.
+    """
+    return [_detect_image(outputs, i, frame, config) for i, frame in enumerate(frames)]
+
+
+def _detect_image(outputs: HeadOutputs, index: int, frame: Frame, config: DetectorConfig) -> Detection:
+    boxes, scores, labels = [], [], []
+    for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
+        num_classes = logits.shape[2]
+        flat = logits[index].float().sigmoid().flatten()
+        kept = torch.nonzero(flat > config.score_threshold).squeeze(1)
+        best, order = flat[kept].topk(min(config.level_candidates, len(kept)))
+        kept = kept[order]
+        anchor = kept // num_classes
+        boxes.append(BOX_CODER.decode_single(deltas[index][anchor].float(), anchors[anchor]))
+        scores.append(best)
+        labels.append(kept % num_classes + 1)
+    box = clip_boxes_to_image(torch.cat(boxes), frame.resized)
+    score, label = torch.cat(scores), torch.cat(labels)
+    solid = ((box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])).nonzero().squeeze(1)
+    box, score, label = box[solid], score[solid], label[solid]
+    keep = batched_nms(box, score, label, config.nms_threshold)[: config.max_detections]
+    scale = box.new_tensor([o / r for o, r in zip(frame.original[::-1], frame.resized[::-1], strict=True)] * 2)
+    return {"boxes": box[keep] * scale, "scores": score[keep], "labels": label[keep]}

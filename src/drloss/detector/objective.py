@@ -1,0 +1,80 @@
+r"""The training objective of §3.3, $\sum_i \tau\,\ell_{\mathrm{DR}}^i + \ell_{\mathrm{Reg}}^i$, as a mean over images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from drloss.detector.config import DetectorConfig
+from drloss.detector.model import HeadOutputs
+from drloss.detector.targets import Objects, assign_targets
+
+SMOOTH_L1_BETA = 0.11
+"""Where RetinaNet's box loss turns from quadratic to linear, in weighted deltas."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The two terms of the objective, each a mean over the images of the batch, and the labels behind them.
+
+    Attributes:
+        cls: scalar, the weighted classification loss (τ · ℓ_DR for DR).
+        box: scalar, ℓ_Reg.
+        labels: (N, A) int64, -1 ignored, 0 background, 1..K.
+    """
+
+    cls: Tensor
+    box: Tensor
+    labels: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """cls + box."""
+        return self.cls + self.box
+
+
+def box_loss(deltas: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """RetinaNet's box loss of each image: smooth L1 summed over positive anchors, over 4 × their number.
+
+    Paper: ℓ_Reg of §3.3, "the original regression loss in RetinaNet". The number is the image's own, at least 1, so
+    that the objective is a sum over images on any number of devices.
+
+    Args:
+        deltas: (N, A, 4) predictions, any floating dtype.
+        targets: (N, A, 4) float32.
+        labels: (N, A) int64; the anchors with labels > 0 count.
+    Returns:
+        (N,) float32, 0 with the graph kept where an image has no positive anchor.
+    """
+    positive = labels > 0
+    error = functional.smooth_l1_loss(deltas.float(), targets, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=2)
+    return torch.where(positive, error, 0.0).sum(dim=1) / (4 * positive.sum(dim=1).clamp(min=1))
+
+
+class Objective(nn.Module):
+    """Classification loss plus box loss of a batch.
+
+    Args:
+        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or anything with its signature.
+        config: matching thresholds.
+    """
+
+    def __init__(self, loss: nn.Module, config: DetectorConfig) -> None:
+        super().__init__()
+        self.loss = loss
+        self.config = config
+
+    def forward(self, outputs: HeadOutputs, objects: list[Objects]) -> LossTerms:
+        """Loss terms of N images.
+
+        Args:
+            outputs: of :class:`drloss.detector.model.RetinaNet` on the N images.
+            objects: the annotated objects of each image.
+        """
+        anchors = torch.cat(outputs.anchors)
+        assigned = [assign_targets(anchors, o, self.config) for o in objects]
+        labels = torch.stack([labels for labels, _ in assigned])
+        targets = torch.stack([deltas for _, deltas in assigned])
+        box = box_loss(torch.cat(outputs.deltas, dim=1), targets, labels)
+        return LossTerms(cls=self.loss(outputs.logits, labels), box=box.mean(), labels=labels)

@@ -1,0 +1,73 @@
+"""From anchors and objects to what each anchor should say: matching and box deltas."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.ops import box_area, box_iou
+
+from drloss.detector.config import DetectorConfig
+
+BOX_CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+"""Deltas of a box relative to an anchor, weighted as in RetinaNet; log sizes are clipped at log(1000/16)."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Annotated objects of one image.
+
+    Attributes:
+        boxes: (G, 4) float32 xyxy, pixels of the image as the model sees it.
+        labels: (G,) int64, 1..K.
+        ignore: (G,) bool, crowd regions and difficult objects: neither target nor background.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    def to(self, device: torch.device) -> "Objects":
+        """The same objects on another device."""
+        return Objects(self.boxes.to(device), self.labels.to(device), self.ignore.to(device))
+
+
+def assign_targets(anchors: Tensor, objects: Objects, config: DetectorConfig) -> tuple[Tensor, Tensor]:
+    """Match the anchors of one image to its objects.
+
+    An anchor of IoU >= ``positive_iou`` with an object takes the class and box of the best one; below
+    ``negative_iou`` with all of them it is background; between, it is ignored. Each object also takes all anchors
+    that tie at its best IoU. A background anchor with most of its area inside an ignored region is ignored.
+
+    Args:
+        anchors: (A, 4) float32 xyxy.
+        objects: G objects, possibly none.
+        config: thresholds.
+    Returns:
+        labels (A,) int64: -1 ignored, 0 background, 1..K; and deltas (A, 4) float32, 0 where not positive.
+    """
+    labels = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    deltas = torch.zeros_like(anchors)
+    boxes, classes = objects.boxes[~objects.ignore], objects.labels[~objects.ignore]
+    if len(boxes) and len(anchors):
+        iou = box_iou(boxes, anchors)
+        matches = Matcher(config.positive_iou, config.negative_iou, allow_low_quality_matches=True)(iou)
+        matches[iou.amax(dim=0) == 0] = Matcher.BELOW_LOW_THRESHOLD
+        positive = matches >= 0
+        matched = matches.clamp(min=0)
+        labels = torch.where(positive, classes[matched], 0)
+        labels = torch.where(matches == Matcher.BETWEEN_THRESHOLDS, -1, labels)
+        deltas = torch.where(positive.unsqueeze(1), BOX_CODER.encode_single(boxes[matched], anchors), 0.0)
+    regions = objects.boxes[objects.ignore]
+    if len(regions):
+        labels = torch.where((labels == 0) & (_share_inside(anchors, regions) > 0.5), -1, labels)
+    return labels, deltas
+
+
+def _share_inside(anchors: Tensor, regions: Tensor) -> Tensor:
+    """Largest share of each anchor's area (A,) that one of the regions (R, 4) covers."""
+    corner = torch.maximum(anchors[:, None, :2], regions[None, :, :2])
+    opposite = torch.minimum(anchors[:, None, 2:], regions[None, :, 2:])
+    overlap = (opposite - corner).clamp(min=0).prod(dim=2)
+    share: Tensor = overlap / box_area(anchors)[:, None]
+    return share.amax(dim=1)
