@@ -1,4 +1,4 @@
-r"""The training objective of §3.3, $\sum_i \tau\,\ell_{\mathrm{DR}}^i + \ell_{\mathrm{Reg}}^i$, as a mean over images."""
+r"""The training objective of §3.3 as a mean over images: $\tau\,\ell_{\mathrm{DR}} + \ell_{\mathrm{Reg}}$."""
 
 from dataclasses import dataclass
 

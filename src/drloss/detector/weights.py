@@ -1,0 +1,186 @@
+"""A detector's weights in files: exported as safetensors, and taken from other detectors or ImageNet classifiers.
+
+Nothing here unpickles: ``.safetensors`` holds numbers alone, and ``.pt``/``.pth`` files are read with
+``weights_only=True``.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from drloss.detector.config import DetectorConfig
+from drloss.detector.model import RetinaNet
+from drloss.errors import UserError
+from drloss.files import write_atomic
+
+FORMAT = "drloss.detector/1"
+_BODY = "backbone.body."
+
+
+@dataclass(frozen=True)
+class DetectorFile:
+    """What stands beside the weights of an exported detector.
+
+    Attributes:
+        detector: structure and test-time settings.
+        class_names: K names, of the labels 1..K.
+        category_ids: K ids that the training data gave the classes.
+        loss: what it was trained with.
+    """
+
+    detector: DetectorConfig
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    loss: str
+
+
+def save_detector(path: Path, weights: dict[str, Tensor], about: DetectorFile) -> None:
+    """Write weights and their description to one ``.safetensors`` file, atomically."""
+    metadata = {"format": FORMAT, "about": json.dumps(asdict(about))}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+    write_atomic(path, lambda beside: save_file(tensors, beside, metadata=metadata))
+
+
+def load_detector(path: Path) -> tuple[RetinaNet, DetectorFile]:
+    """Rebuild the detector that :func:`save_detector` wrote, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: if the file is missing, damaged or not an exported detector.
+    """
+    about = _about(path)
+    if about is None:
+        raise UserError(
+            f"{path}: not a detector exported by drloss (its safetensors metadata has no format {FORMAT})"
+        )
+    model = RetinaNet(about.detector, len(about.class_names), prior_probability=0.5)
+    load_weights(model, read_weights(path), str(path))
+    return model.eval(), about
+
+
+def load_weights(model: RetinaNet, weights: dict[str, Tensor], source: str) -> None:
+    """Load all weights of a detector, which must fit exactly.
+
+    Raises:
+        UserError: naming the first weight that is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    for name in own.keys() | weights.keys():
+        if name not in weights or name not in own or weights[name].shape != own[name].shape:
+            found = tuple(weights[name].shape) if name in weights else "none"
+            wanted = tuple(own[name].shape) if name in own else "none"
+            raise UserError(f"{source}: weight {name} does not fit the detector: shape {found}, wanted {wanted}")
+    model.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a ``.safetensors``, ``.pt`` or ``.pth`` file.
+
+    Raises:
+        UserError: if the file is missing, damaged or holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"weights {path}: cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises its unpickling errors as pickle.UnpicklingError
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise UserError(
+            f"weights {path}: holds more than tensors and is refused (torch.load, weights_only)"
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"weights {path}: must hold tensors by name (a state dict)")
+    return {str(k): v for k, v in content.items()}
+
+
+def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
+    """Replace the norm ``"auto"``: frozen batch norm where ``weights`` bring its statistics, else group norm."""
+    if config.norm != "auto":
+        return config
+    if weights in ("none", "imagenet"):
+        return replace(config, norm="frozen" if weights == "imagenet" else "group")
+    frozen = any(name.endswith("running_mean") for name in read_weights(Path(weights)))
+    return replace(config, norm="frozen" if frozen else "group")
+
+
+def initialise(model: RetinaNet, weights: str) -> str:
+    """Start a detector from ImageNet weights, a backbone file or another detector, and say what was done.
+
+    A detector's file may know another number of classes: then the last layer of the classification head stays as it
+    was initialised, at the prior of the loss.
+
+    Args:
+        model: the new detector.
+        weights: ``"none"``, ``"imagenet"`` or a file.
+    Raises:
+        UserError: if there are no such weights or they do not fit.
+    """
+    if weights == "none":
+        return "random weights"
+    if weights == "imagenet":
+        name = model.config.backbone
+        if name == "resnet10":
+            raise UserError("weights imagenet: there are none for resnet10; use --weights none or another backbone")
+        found = dict(get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=True))
+        _load_backbone(model, found, f"ImageNet weights of {name}")
+        return f"ImageNet weights of {name} (torchvision, IMAGENET1K_V1)"
+    found = read_weights(Path(weights))
+    if not any(name.startswith(_BODY) for name in found):
+        _load_backbone(model, found, weights)
+        return f"backbone weights of {weights}"
+    own = model.state_dict()
+    renewed = [n for n in own if n.startswith("cls_head.predict.") and n in found and found[n].shape != own[n].shape]
+    load_weights(model, {**found, **{n: own[n] for n in renewed}}, weights)
+    return f"detector weights of {weights}" + (", but for the last layer of the classifier" if renewed else "")
+
+
+def _load_backbone(model: RetinaNet, found: dict[str, Tensor], source: str) -> None:
+    body = model.backbone.body
+    own = body.state_dict()
+    found = {n: t for n, t in found.items() if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
+    for name in own.keys() | found.keys():
+        if name not in found or name not in own or found[name].shape != own[name].shape:
+            kind = "is missing" if name not in found else "is unknown or of another shape"
+            raise UserError(
+                f"{source}: backbone weight {name} {kind} for {model.config.backbone}, norm {model.config.norm}"
+            )
+    body.load_state_dict(found)
+
+
+def _about(path: Path) -> DetectorFile | None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        return None
+    try:
+        plain: dict[str, Any] = json.loads(metadata["about"])
+        known = {f.name for f in fields(DetectorConfig)}
+        settings: dict[str, Any] = {k: v for k, v in plain["detector"].items() if k in known}
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return DetectorFile(
+            detector=DetectorConfig(**settings),
+            class_names=tuple(plain["class_names"]),
+            category_ids=tuple(plain["category_ids"]),
+            loss=plain["loss"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its description cannot be read: {error}") from None

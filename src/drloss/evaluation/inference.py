@@ -1,0 +1,65 @@
+"""Running a detector over a split, on one process or many."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from drloss.data.annotations import Annotations
+from drloss.data.loading import Batch, EvaluationImages, collate
+from drloss.detector.detections import Detection, detect
+from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.ranks import Ranks
+
+
+@torch.no_grad()
+def run_detector(
+    model: RetinaNet,
+    annotations: Annotations,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    observe: Callable[[HeadOutputs, Batch], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Detection]:
+    """Detections of every image of a split, in the order of the annotations, on every rank.
+
+    The batches do not depend on the number of ranks, and no image is seen twice.
+
+    Args:
+        model: on ``ranks.device``; it is put into evaluation mode and left as it was.
+        annotations: the split.
+        ranks: this process among its peers; each takes every ``ranks.size``-th batch.
+        batch_size: images of a batch.
+        workers: data-loading processes.
+        observe: called with each of this rank's batches, for statistics of its scores.
+        progress: called with the number of images of each batch of this rank.
+    """
+    training = model.training
+    model.eval()
+    images = EvaluationImages(annotations, model.config.short_side, model.config.max_side)
+    batches = images.batches(batch_size)[ranks.rank :: ranks.size]
+    own: list[tuple[int, Detection]] = []
+    for batch in _load(images, batches, workers):
+        outputs = model(batch.images.to(ranks.device, non_blocking=True))
+        detections = detect(outputs, batch.frames, model.config)
+        own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
+        if observe is not None:
+            observe(outputs, batch)
+        if progress is not None:
+            progress(len(batch.indices))
+    model.train(training)
+    everyone = dict(pair for part in ranks.gather(own) for pair in part)
+    return [everyone[i] for i in range(len(annotations))]
+
+
+def _load(images: EvaluationImages, batches: list, workers: int) -> Iterator[Batch]:  # type: ignore[type-arg]
+    loader: DataLoader[Batch] = DataLoader(
+        images,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        timeout=300 if workers else 0,
+    )
+    return iter(loader)

@@ -1,0 +1,416 @@
+"""The training loop: plain torch, one process or many under ``torchrun``.
+
+A loop of our own, and not a trainer's, because what it must promise is decided here and nowhere else: the batch of an
+iteration is a function of (seed, iteration), so that a run can be resumed in the middle of an epoch and on another
+number of devices; and all ranks agree once a step whether to go on.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from drloss.data.annotations import Annotations
+from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, collate
+from drloss.data.transforms import Augmentation
+from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.detector.objective import LossTerms, Objective
+from drloss.detector.weights import DetectorFile, initialise, resolve_norm, save_detector
+from drloss.errors import UserError
+from drloss.evaluation.coco import evaluate
+from drloss.evaluation.inference import run_detector
+from drloss.files import write_json
+from drloss.losses import DRLoss, dr_statistics
+from drloss.ranks import Ranks
+from drloss.training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from drloss.training.config import Config, make_loss, to_json
+from drloss.training.log import EVALUATIONS, METRICS, ScalarLog, environment
+from drloss.training.schedule import build_optimizer, learning_rate, scaled_lr, set_learning_rate
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+MODEL = "model.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite; the last checkpoint is from before."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM or Ctrl-C) and has written a checkpoint."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step, means over the global batch."""
+
+    loss: float
+    cls: float
+    box: float
+
+
+def fit(
+    config: Config,
+    train: Annotations,
+    val: Annotations | None,
+    out: Path,
+    ranks: Ranks,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Train a detector and leave it in ``out``.
+
+    Args:
+        config: what to compute.
+        train: training split.
+        val: split to evaluate on, or None.
+        out: run folder: ``config.json``, ``environment.json``, ``metrics.csv``, ``evaluations.csv``,
+            ``tensorboard/``, ``checkpoints/`` and, at the end, ``model.safetensors``.
+        ranks: this process among its peers.
+        resume: go on from the newest checkpoint in ``out``.
+        console: where rank 0 prints.
+    Raises:
+        UserError: if the configuration, the data or the run folder do not fit.
+        NonFiniteLoss: if the loss is not finite on some rank.
+        Stopped: after a stop signal, with a checkpoint written.
+    """
+    console = console or Console(quiet=not ranks.first)
+    trainer = _Trainer(config, train, val, out, ranks=ranks, console=console)
+    trainer.prepare(resume)
+    trainer.run()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        config: Config,
+        train: Annotations,
+        val: Annotations | None,
+        out: Path,
+        *,
+        ranks: Ranks,
+        console: Console,
+    ) -> None:
+        parts = ranks.size * config.accumulate
+        if config.batch_size % parts:
+            raise UserError(
+                f"batch_size must be a multiple of {ranks.size} processes × {config.accumulate} micro-batches, "
+                f"got {config.batch_size}"
+            )
+        if ranks.device.type == "cpu" and config.precision == "fp16":
+            raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
+        if val is not None and val.class_names != train.class_names:
+            raise UserError(
+                f"{val.name} has other classes than {train.name}: {val.class_names} != {train.class_names}"
+            )
+        self.config = replace(config, detector=resolve_norm(config.detector, config.weights))
+        self.train, self.val, self.out, self.ranks, self.console = train, val, out, ranks, console
+        self.augmentation = Augmentation(
+            short_sides=(config.train_short_sides[0], config.train_short_sides[-1]),
+            max_side=config.detector.max_side,
+            flip=config.flip,
+        )
+        torch.manual_seed(config.seed)
+        loss = make_loss(config.loss)
+        self.model = RetinaNet(self.config.detector, len(train.class_names), float(loss.prior_probability))  # type: ignore[arg-type]
+        self.objective = Objective(loss, self.config.detector)
+        self.iteration = 0
+        self.last_ap = math.nan
+        self.stop_wanted = False
+
+    # ------------------------------------------------------------------ before the first step
+
+    def prepare(self, resume: bool) -> None:
+        """Initialise or resume, move to the device, and write down what is about to happen."""
+        self.fingerprint = fingerprint(self.train)
+        state = self._saved_state(resume)
+        start_from = "a checkpoint" if state else initialise(self.model, self.config.weights)
+        if state:
+            self.model.load_state_dict(state["model"])
+            self.iteration = state["iteration"]
+            self.last_ap = state["last_ap"]
+        self.model.to(self.ranks.device)
+        if self.config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.config.precision == "fp16")
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        self.parallel = self._parallel()
+        self._announce(start_from)
+        if self.ranks.first:
+            self._write_records()
+            self.log = ScalarLog(self.out, self.iteration)
+        self.ranks.wait()
+
+    def _saved_state(self, resume: bool) -> dict[str, Any] | None:
+        found = load_checkpoint(self.out / CHECKPOINTS) if (self.out / CHECKPOINTS).is_dir() else None
+        if not resume:
+            if (self.out / CONFIG).exists():
+                raise UserError(f"--out {self.out}: holds a run already; go on with --resume or name another folder")
+            return None
+        if found is None:
+            self.console.print(f"no checkpoint in {self.out} yet: starting from the beginning")
+            return None
+        state, damaged = found
+        for message in damaged:
+            self.console.print(f"[yellow]{message}; using the one before[/]")
+        if state["data"] != self.fingerprint:
+            raise UserError(f"--resume {self.out}: the data have changed since the run began ({self.train.name})")
+        ours, theirs = to_json(self.config), json.loads(state["config"])
+        changed = [k for k in ours if ours[k] != theirs.get(k) and k not in ("workers", "log_every", "expects")]
+        if changed:
+            raise UserError(
+                f"--resume {self.out}: {changed[0]} was {theirs.get(changed[0])} and is now {ours[changed[0]]}; "
+                "resume with the settings the run began with"
+            )
+        return state
+
+    def _parallel(self) -> torch.nn.Module:
+        if self.config.compile:
+            for part in (self.model.backbone, self.model.cls_head, self.model.box_head):
+                part.compile()
+        if self.ranks.size == 1:
+            return self.model
+        devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=devices)
+
+    def _announce(self, start_from: str) -> None:
+        config, say = self.config, self.console.print
+        boxes, classes = int((~self.train.ignore).sum()), len(self.train.class_names)
+        say(f"[bold]{self.train.name}[/]: {len(self.train)} images, {boxes} boxes, {classes} classes")
+        say(f"{config.detector.backbone} ({config.detector.norm} norm) from {start_from}; loss {config.loss}")
+        epochs = config.max_iters * config.batch_size / max(len(self.train), 1)
+        say(
+            f"{config.max_iters} iterations of {config.batch_size} images ({epochs:.1f} epochs) on {self.ranks.size} "
+            f"process(es), {self.ranks.device}, {config.precision}"
+        )
+        if scaled_lr(config) != config.lr:
+            say(
+                f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "
+                f"{config.batch_size} (Remark 2; --no-scale-lr keeps it)"
+            )
+        if self.iteration:
+            say(f"resuming after iteration {self.iteration}")
+
+    def _write_records(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / CONFIG, to_json(self.config))
+        data = {"name": self.train.name, "images": len(self.train), "classes": list(self.train.class_names)}
+        record = environment(self.ranks.device, self.ranks.size) | {"data": data | {"fingerprint": self.fingerprint}}
+        path = self.out / ENVIRONMENT
+        earlier = json.loads(path.read_text()) if path.exists() and self.iteration else []
+        write_json(path, [*earlier, record | {"from_iteration": self.iteration}])
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Train to the last iteration, evaluate, and write the weights."""
+        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with self._progress() as progress:
+                bar = progress.add_task("", total=self.config.max_iters, completed=self.iteration, loss="-", ap="-")
+                self._loop(progress, bar)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if self.ranks.first:
+                self.log.close()
+        if self.ranks.first:
+            about = DetectorFile(
+                detector=self.config.detector,
+                class_names=self.train.class_names,
+                category_ids=tuple(int(i) for i in self.train.category_ids),
+                loss=self.config.loss,
+            )
+            save_detector(self.out / MODEL, self.model.state_dict(), about)
+        self.ranks.wait()
+
+    def _loop(self, progress: Progress, bar: Any) -> None:
+        config = self.config
+        batches = self._batches()
+        self.model.train()
+        last = time.perf_counter()
+        while self.iteration < config.max_iters:
+            logged = (self.iteration + 1) % config.log_every == 0 or self.iteration + 1 == config.max_iters
+            report, statistics = self._step([next(batches) for _ in range(config.accumulate)], logged)
+            self.iteration += 1
+            progress.update(bar, completed=self.iteration, loss=f"{report.loss:.3f}", ap=f"{self.last_ap:.1f}")
+            if logged:
+                now = time.perf_counter()
+                self._log(report, statistics, now - last)
+                last = now
+            done = self.iteration == config.max_iters
+            if self.val is not None and (done or (config.eval_every and self.iteration % config.eval_every == 0)):
+                last += self._evaluate()
+            if done or self.stop_wanted or self.iteration % config.checkpoint_every == 0:
+                self._save()
+            if self.stop_wanted and not done:
+                raise Stopped(f"stopped after iteration {self.iteration}; go on with --resume")
+
+    def _step(self, micro_batches: list[Batch], logged: bool) -> tuple[StepReport, Tensor | None]:
+        """One optimiser step; what it reports is the same on every rank."""
+        set_learning_rate(self.optimizer, learning_rate(self.config, self.iteration))
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        statistics: list[Tensor] = []
+        for number, batch in enumerate(micro_batches):
+            with self._no_sync(number < len(micro_batches) - 1):
+                outputs, terms = self._forward(batch)
+                self.scaler.scale(terms.total / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+            totals += torch.stack([terms.total, terms.cls, terms.box]).detach() / len(micro_batches)
+            if logged:
+                statistics.append(self._statistics(outputs, terms))
+        self._agree(totals, micro_batches)
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        mean = self.ranks.mean(torch.stack(statistics).mean(dim=0)) if logged else None
+        loss, cls, box = totals.tolist()
+        return StepReport(loss, cls, box), mean
+
+    def _forward(self, batch: Batch) -> tuple[HeadOutputs, LossTerms]:
+        device, precision = self.ranks.device, self.config.precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
+            outputs = self.parallel(batch.images.to(device, non_blocking=True))
+        return outputs, self.objective(outputs, [o.to(device) for o in batch.objects])
+
+    def _agree(self, totals: Tensor, micro_batches: list[Batch]) -> None:
+        """Average the loss over ranks in place, and decide together whether to go on."""
+        finite = torch.isfinite(totals).all()
+        flags = torch.stack([(~finite).double(), finite.new_tensor(self.stop_wanted).double()])
+        shared = self.ranks.sum(torch.cat([totals, flags]))
+        if shared[3] > 0:
+            ids = [int(self.train.image_ids[i]) for b in micro_batches for i in b.indices]
+            culprits = [(r, i) for r, (bad, i) in enumerate(self.ranks.gather((not bool(finite), ids))) if bad]
+            where = "; ".join(f"rank {r}, image ids {', '.join(map(str, i))}" for r, i in culprits)
+            kept = sorted(p.name for p in (self.out / CHECKPOINTS).glob("*.pt"))[-1:]
+            raise NonFiniteLoss(
+                f"iteration {self.iteration + 1}: the loss is not finite ({where}); "
+                + (f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet")
+                + "; a lower --lr, a longer --warmup-iters or a --clip-norm may help"
+            )
+        self.stop_wanted = bool(shared[4] > 0)
+        totals.copy_(shared[:3] / self.ranks.size)
+
+    def _statistics(self, outputs: HeadOutputs, terms: LossTerms) -> Tensor:
+        """Means over the images of what the DR loss sees: P̂₊, P̂₋, margin, effective numbers, positives."""
+        loss = self.objective.loss
+        lambdas: dict[str, float] = (
+            {"pos_lambda": loss.pos_lambda, "neg_lambda": loss.neg_lambda} if isinstance(loss, DRLoss) else {}
+        )
+        s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **lambdas)  # type: ignore[arg-type]
+        positives = (terms.labels > 0).sum(dim=1).float()
+        each = (s.expected_pos, s.expected_neg, s.margin, s.effective_pos, s.effective_neg, positives)
+        return torch.stack([value.mean() for value in each])
+
+    def _no_sync(self, wait: bool) -> AbstractContextManager[Any]:
+        if wait and isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def _batches(self) -> Iterator[Batch]:
+        config, ranks = self.config, self.ranks
+        order = TrainingOrder(self.train, self.augmentation, config.batch_size, config.seed, config.keep_empty)
+        share = config.batch_size // ranks.size
+        micro = share // config.accumulate
+
+        def own_keys() -> Iterator[list[Key]]:
+            for keys in order.batches(self.iteration):
+                for first in range(ranks.rank * share, (ranks.rank + 1) * share, micro):
+                    yield keys[first : first + micro]
+
+        loader: DataLoader[Batch] = DataLoader(
+            TrainingImages(self.train, self.augmentation, config.seed),  # type: ignore[arg-type]
+            batch_sampler=_Stream(own_keys()),
+            num_workers=config.workers,
+            collate_fn=collate,
+            pin_memory=ranks.device.type == "cuda",
+            timeout=300 if config.workers else 0,
+        )
+        return iter(loader)
+
+    # ------------------------------------------------------------------ now and then
+
+    def _log(self, report: StepReport, statistics: Tensor | None, seconds: float) -> None:
+        if not self.ranks.first or statistics is None:
+            return
+        names = ("expected_pos", "expected_neg", "margin", "effective_pos", "effective_neg", "positives")
+        values = {"loss": report.loss, "loss_cls": report.cls, "loss_box": report.box}
+        values |= dict(zip(names, statistics.tolist(), strict=True))
+        values |= {"lr": learning_rate(self.config, self.iteration - 1), "seconds": seconds}
+        self.log.write(METRICS, self.iteration, values)
+        if not self.console.is_terminal:
+            self.console.print(
+                f"{self.iteration}/{self.config.max_iters} loss {report.loss:.4f} (cls {report.cls:.4f}, box "
+                f"{report.box:.4f}) P+ {values['expected_pos']:.3f} P- {values['expected_neg']:.3f}"
+            )
+
+    def _evaluate(self) -> float:
+        """Evaluate on the validation split; returns the seconds it took."""
+        assert self.val is not None
+        began = time.perf_counter()
+        detections = run_detector(
+            self.model, self.val, self.ranks, batch_size=self.config.eval_batch_size, workers=self.config.workers
+        )
+        if self.ranks.first:
+            metrics = evaluate(self.val, detections).metrics
+            self.last_ap = metrics["AP"]
+            self.log.write(EVALUATIONS, self.iteration, metrics)
+            numbers = ", ".join(f"{k} {v:.1f}" for k, v in metrics.items())
+            self.console.print(f"iteration {self.iteration}: {numbers}")
+        self.ranks.wait()
+        return time.perf_counter() - began
+
+    def _save(self) -> None:
+        if self.ranks.first:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "iteration": self.iteration,
+                "last_ap": self.last_ap,
+                "config": json.dumps(to_json(self.config)),
+                "class_names": list(self.train.class_names),
+                "category_ids": [int(i) for i in self.train.category_ids],
+                "data": self.fingerprint,
+            }
+            save_checkpoint(self.out / CHECKPOINTS, self.iteration, state)
+        self.ranks.wait()
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_wanted = True
+
+    def _progress(self) -> Progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]} AP {task.fields[ap]}"))
+        hidden = not self.ranks.first or not self.console.is_terminal
+        return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=hidden)
+
+
+class _Stream:
+    """An iterator as a DataLoader's batch sampler."""
+
+    def __init__(self, keys: Iterator[list[Key]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.keys

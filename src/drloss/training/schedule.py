@@ -1,0 +1,66 @@
+"""Learning rate of each iteration, and the optimiser it drives."""
+
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from drloss.training.config import Config
+
+
+def scaled_lr(config: Config) -> float:
+    r"""Learning rate after warm-up, before any decay.
+
+    Paper: Remark 2, §3.2: with the batch m' = m / α and the same epochs, η' = η / α. The rule is derived for SGD;
+    AdamW's steps do not shrink with the gradient's noise in the same way, so its rate scales with the square root.
+    """
+    if not config.scale_lr:
+        return config.lr
+    ratio = config.batch_size / config.reference_batch
+    return config.lr * (ratio if config.optimizer == "sgd" else ratio**0.5)
+
+
+def learning_rate(config: Config, iteration: int) -> float:
+    """Learning rate of ``iteration`` (0 is the first): warm-up, then steps or a half cosine to 0."""
+    rate = scaled_lr(config)
+    if config.schedule == "cosine":
+        rate *= 0.5 * (1 + cos(pi * iteration / config.max_iters))
+    else:
+        rate *= 0.1 ** sum(iteration >= step for step in config.steps)
+    if iteration < config.warmup_iters:
+        rate *= config.warmup_factor + (1 - config.warmup_factor) * iteration / config.warmup_iters
+    return rate
+
+
+def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Optimiser over the trainable parameters; weights decay, biases and norms do not.
+
+    Each group carries ``lr_factor``, which :func:`set_learning_rate` multiplies in: 2 for biases by default.
+    """
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, nn.GroupNorm):
+                norms.append(parameter)
+            else:
+                (biases if name == "bias" else weights).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": config.bias_lr},
+        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
