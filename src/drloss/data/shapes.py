@@ -45,8 +45,8 @@ class ShapesConfig:
     test: int = 256
     seed: int = 0
     objects: int = 6
-    smallest: float = 0.08
-    largest: float = 0.36
+    smallest: float = 0.12
+    largest: float = 0.4
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,13 @@ def _from_labels(logits: Tensor, labels: Tensor) -> Candidates:
             f"labels must have shape (N, A) = {tuple(logits.shape[:2])} to fit the logits, or (N, A, K) as dense "
             f"targets, got {tuple(labels.shape)}"
         )
+    labels = labels.to(torch.int64)
     if _values_can_be_checked(labels) and (labels.min() < -1 or labels.max() > num_classes):
         raise ValueError(
             f"labels must be -1 (ignored), 0 (background) or 1..{num_classes} (class), "
             f"got values from {int(labels.min())} to {int(labels.max())}"
         )
-    labels = labels.to(device=logits.device, dtype=torch.int64)
+    labels = labels.to(logits.device)
     classes = torch.arange(1, num_classes + 1, device=logits.device)
     negative_mask = (labels.unsqueeze(2) != classes) & (labels >= 0).unsqueeze(2)
     positive_mask = labels > 0

@@ -43,8 +43,8 @@ def cross_entropy_loss(
     """
     candidates = split_candidates(logits, labels, ignore)
     return _sum_candidates(
-        functional.softplus(-candidates.positive),
-        functional.softplus(-candidates.negative),
+        -functional.logsigmoid(candidates.positive),
+        -functional.logsigmoid(candidates.negative),
         candidates,
         normalizer,
         reduction,
@@ -85,7 +85,7 @@ def focal_loss(
     candidates = split_candidates(logits, labels, ignore)
 
     def focal(signed: Tensor) -> Tensor:
-        return torch.sigmoid(-signed) ** gamma * functional.softplus(-signed)
+        return -(torch.sigmoid(-signed) ** gamma) * functional.logsigmoid(signed)
 
     return _sum_candidates(
         alpha * focal(candidates.positive),
