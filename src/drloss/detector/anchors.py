@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from drloss.detector.config import DetectorConfig
 
@@ -13,7 +12,8 @@ from drloss.detector.config import DetectorConfig
 def level_anchors(config: DetectorConfig, grids: tuple[tuple[int, int], ...], device: torch.device) -> list[Tensor]:
     """Anchors of each level, centred on the cells of its grid.
 
-    Paper: §4.1, "each location has 3 scales and 3 aspect ratios".
+    Paper: §4.1, "each location has 3 scales and 3 aspect ratios". torchvision's generator is not used: it rounds the
+    corners to whole pixels, which is 5 % of the side of a 16-pixel anchor, and centres anchors on cell corners.
 
     Args:
         config: strides, scale, octaves and ratios.
@@ -21,12 +21,17 @@ def level_anchors(config: DetectorConfig, grids: tuple[tuple[int, int], ...], de
         device: where the anchors live.
     Returns:
         One (H_l * W_l * B, 4) float32 xyxy tensor per level, in pixels of the padded image; the B anchors of a
-        location are neighbours, as in the heads' outputs.
+        location are neighbours, as in the heads' outputs: ratio by ratio, each in all octaves.
     """
-    sizes = tuple(
-        tuple(config.anchor_scale * stride * 2 ** (i / config.anchor_octaves) for i in range(config.anchor_octaves))
-        for stride in config.strides
-    )
-    generator = AnchorGenerator(sizes, (config.anchor_ratios,) * len(sizes))
-    corners = generator.grid_anchors(grids, [(stride, stride) for stride in config.strides])
-    return [(a + stride / 2).to(device) for a, stride in zip(corners, config.strides, strict=True)]
+    octaves = 2 ** (torch.arange(config.anchor_octaves) / config.anchor_octaves)
+    ratios = torch.tensor(config.anchor_ratios).reshape(-1, 1)
+    shapes = torch.stack([octaves / ratios.sqrt(), octaves * ratios.sqrt()], dim=2).reshape(
+        -1, 2
+    )  # (B, 2) width, height
+    levels = []
+    for stride, (height, width) in zip(config.strides, grids, strict=True):
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        centres = stride * torch.stack([x, y], dim=2).reshape(-1, 1, 2)
+        half = config.anchor_scale * stride * shapes / 2
+        levels.append(torch.cat([centres - half, centres + half], dim=2).reshape(-1, 4).to(device))
+    return levels

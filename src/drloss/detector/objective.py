@@ -52,6 +52,13 @@ def box_loss(deltas: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     return torch.where(positive, error, 0.0).sum(dim=1) / (4 * positive.sum(dim=1).clamp(min=1))
 
 
+def assign_batch(anchors: list[Tensor], objects: list[Objects], config: DetectorConfig) -> tuple[Tensor, Tensor]:
+    """Labels (N, A) and box deltas (N, A, 4) of N images over all levels; see :func:`assign_targets`."""
+    joined = torch.cat(anchors)
+    assigned = [assign_targets(joined, o, config) for o in objects]
+    return torch.stack([labels for labels, _ in assigned]), torch.stack([deltas for _, deltas in assigned])
+
+
 class Objective(nn.Module):
     """Classification loss plus box loss of a batch.
 
@@ -72,9 +79,6 @@ class Objective(nn.Module):
             outputs: of :class:`drloss.detector.model.RetinaNet` on the N images.
             objects: the annotated objects of each image.
         """
-        anchors = torch.cat(outputs.anchors)
-        assigned = [assign_targets(anchors, o, self.config) for o in objects]
-        labels = torch.stack([labels for labels, _ in assigned])
-        targets = torch.stack([deltas for _, deltas in assigned])
+        labels, targets = assign_batch(outputs.anchors, objects, self.config)
         box = box_loss(torch.cat(outputs.deltas, dim=1), targets, labels)
         return LossTerms(cls=self.loss(outputs.logits, labels), box=box.mean(), labels=labels)

@@ -4,6 +4,7 @@ AP is the mean precision at 101 points of recall, averaged over the IoU threshol
 classes that have objects. Every number is in percent, as the paper prints it.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan
@@ -64,9 +65,7 @@ class Evaluation:
         )
 
 
-def evaluate(
-    annotations: Annotations, detections: Sequence["Detection"], *, max_detections: int = 100
-) -> Evaluation:
+def evaluate(annotations: Annotations, detections: Sequence["Detection"], *, max_detections: int = 100) -> Evaluation:
     """Average precision of detections, in total and per class.
 
     Args:
@@ -140,8 +139,6 @@ def to_results(annotations: Annotations, detections: Sequence["Detection"]) -> l
 
 def write_results(path: Path, annotations: Annotations, detections: Sequence["Detection"]) -> None:
     """Write :func:`to_results` as one JSON file, one detection a line."""
-    import json
-
     lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in to_results(annotations, detections))
     write_text(path, f"[\n{lines}\n]\n" if lines else "[]\n")
 
@@ -155,9 +152,9 @@ def metrics_table(evaluation: Evaluation, title: str | None = None) -> "Table":
     table.add_column("class", overflow="fold")
     for metric in METRICS:
         table.add_column(metric, justify="right", no_wrap=True)
-    rows = {"all": evaluation.metrics} if len(evaluation.per_class) != 1 else {}
-    for name, metrics in (rows | evaluation.per_class if "all" not in evaluation.per_class else {}).items():
-        table.add_row(Text(name), *(percent(metrics[m]) for m in METRICS), end_section=metrics is evaluation.metrics)
+    table.add_row("all", *(percent(evaluation.metrics[m]) for m in METRICS), end_section=True)
+    for name, metrics in evaluation.per_class.items():
+        table.add_row(Text(name), *(percent(metrics[m]) for m in METRICS))
     return table
 
 

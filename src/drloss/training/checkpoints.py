@@ -1,6 +1,7 @@
 """Checkpoints that survive: written beside and renamed, two kept, the older one used where the newer is damaged."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,15 @@ from typing import Any
 import torch
 
 from drloss.data.annotations import Annotations
+from drloss.detector.model import RetinaNet
+from drloss.detector.weights import DetectorFile, load_detector, load_weights
 from drloss.errors import UserError
 from drloss.files import write_atomic
+from drloss.training.config import from_json
 
+CHECKPOINTS = "checkpoints"
+MODEL = "model.safetensors"
+"""Names inside a run folder: the checkpoints, and the weights of a run that has ended."""
 KEPT = 2
 
 
@@ -70,3 +77,26 @@ def fingerprint(annotations: Annotations) -> str:
     ):
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
+    """The detector of a run folder or of an exported file, in evaluation mode on the CPU.
+
+    A run that has not ended is taken at its newest checkpoint.
+
+    Raises:
+        UserError: if there is neither, or it is damaged.
+    """
+    if path.is_file():
+        return load_detector(path)
+    if (path / MODEL).is_file():
+        return load_detector(path / MODEL)
+    found = load_checkpoint(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
+    if found is None:
+        raise UserError(f"{path}: neither an exported .safetensors file nor a run folder with a checkpoint")
+    state, _ = found
+    config = from_json(json.loads(state["config"]), str(path))
+    about = DetectorFile(config.detector, tuple(state["class_names"]), tuple(state["category_ids"]), config.loss)
+    model = RetinaNet(config.detector, len(about.class_names), prior_probability=0.5)
+    load_weights(model, state["model"], str(path))
+    return model.eval(), about

@@ -35,15 +35,13 @@ from drloss.evaluation.inference import run_detector
 from drloss.files import write_json
 from drloss.losses import DRLoss, dr_statistics
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_checkpoint, save_checkpoint
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, ScalarLog, environment
 from drloss.training.schedule import build_optimizer, learning_rate, scaled_lr, set_learning_rate
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
-MODEL = "model.safetensors"
-CHECKPOINTS = "checkpoints"
 
 
 class NonFiniteLoss(UserError):

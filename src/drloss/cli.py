@@ -1,0 +1,351 @@
+"""The command line: ``drloss train | eval | predict | export | check-data | make-shapes | demo``.
+
+Heavy imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and
+exit code 2; only a fault of ours shows a traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from drloss.errors import UserError
+
+if TYPE_CHECKING:
+    from drloss.training.config import Config
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in two lines instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"drloss: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("drloss: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "drloss":
+            raise
+        print(f"drloss: error: {error.name} is missing: pip install 'drloss[detector]'", file=sys.stderr)
+        return USER_ERROR
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="drloss", description="Dense object detection with the DR loss.", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (describe, add) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=describe, description=describe, allow_abbrev=False)
+        # Only the command that is asked for defines its options: train's need the configuration, and so torch.
+        if name in arguments[:1]:
+            sub.set_defaults(run=add(sub))
+    options = parser.parse_args(arguments)
+    if options.version:
+        import drloss
+
+        print(f"drloss {drloss.__version__}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    code: int = options.run(options)
+    return code
+
+
+_Command = Callable[[argparse.Namespace], int]
+
+
+def _data_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--data",
+        required=required,
+        help="shapes (generated; shapes:size=128,train=1024,...), a COCO, VOC or YOLO folder, or a .toml file",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad boxes and images out and list them, instead of refusing"
+    )
+
+
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
+# ---------------------------------------------------------------------- train
+
+
+def _add_train(parser: argparse.ArgumentParser) -> _Command:
+    from drloss.training.config import OPTIONS
+    from drloss.training.presets import PRESETS
+
+    _data_option(parser)
+    parser.add_argument("--preset", required=True, choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
+    parser.add_argument("--out", required=True, type=Path, help="run folder to make")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
+    parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
+    _device_option(parser)
+    settings = parser.add_argument_group("settings", "each replaces the preset's value; lists with commas")
+    for name, kind in OPTIONS.items():
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            settings.add_argument(flag, metavar=_metavar(kind))
+    return _train
+
+
+def _metavar(kind: Any) -> str:
+    return {int: "INT", float: "NUMBER", str: "NAME"}.get(kind, "LIST")
+
+
+def _configuration(options: argparse.Namespace) -> "Config":
+    from drloss.training.config import OPTIONS, override, parse_value
+    from drloss.training.presets import PRESETS
+
+    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    values = {name: parse_value(name, v) if isinstance(v, str) else v for name, v in given.items()}
+    return override(PRESETS[options.preset], values)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.training.fit import Stopped, fit
+
+    config = _configuration(options)
+    source = open_data(options.data)
+    with join_ranks(options.device) as ranks:
+        console = Console(quiet=not ranks.first, highlight=False)
+        train, val = _read_splits(source, options, console)
+        try:
+            fit(config, train, val, options.out, ranks, resume=options.resume, console=console)
+        except Stopped as stopped:
+            console.print(str(stopped))
+            return INTERRUPTED
+        console.print(f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}")
+    return 0
+
+
+def _read_splits(source: Any, options: argparse.Namespace, console: Any) -> tuple[Any, Any]:
+    """Training split and, where there is one, validation split."""
+    train = _read(source, options.train_split, options.skip_bad, console)
+    if options.val_split is None and "val" not in source.splits:
+        console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
+        return train, None
+    return train, _read(source, options.val_split or "val", options.skip_bad, console)
+
+
+def _read(source: Any, split: str, skip_bad: bool, console: Any) -> Any:
+    from drloss.data.images import require_images
+
+    annotations, report = source.read(split, strict=not skip_bad)
+    annotations, report = require_images(annotations, report, strict=not skip_bad)
+    if report.problems:
+        console.print(report.text())
+    return annotations
+
+
+# ---------------------------------------------------------------------- eval, predict, export
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
+    _data_option(parser)
+    parser.add_argument("--split", default="val", help="split to evaluate (default: val)")
+    parser.add_argument("--out", type=Path, help="folder for results and plots (default: RUN/eval_SPLIT)")
+    parser.add_argument("--batch-size", type=int, default=2, help="images at a time (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="data-loading processes (default: 2)")
+    parser.add_argument("--score-threshold", type=float, help="drop detections below this score (default: the run's)")
+    _device_option(parser)
+    return _eval
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.evaluate import evaluate_run
+
+    with join_ranks(options.device) as ranks:
+        console = Console(quiet=not ranks.first, highlight=False)
+        annotations = _read(open_data(options.data), options.split, options.skip_bad, console)
+        out = options.out or _default_out(options.run_or_file, f"eval_{options.split}")
+        evaluate_run(
+            options.run_or_file,
+            annotations,
+            out,
+            ranks,
+            batch_size=_at_least("--batch-size", options.batch_size, 1),
+            workers=_at_least("--workers", options.workers, 0),
+            score_threshold=_share("--score-threshold", options.score_threshold),
+            console=console,
+        )
+    return 0
+
+
+def _default_out(run: Path, name: str) -> Path:
+    return run / name if run.is_dir() else run.parent / f"{run.stem}_{name}"
+
+
+def _at_least(option: str, value: int, least: int) -> int:
+    if value < least:
+        raise UserError(f"{option} must be at least {least}, got {value}")
+    return value
+
+
+def _share(option: str, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise UserError(f"{option} must lie in 0..1, got {value}")
+    return value
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
+    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
+    parser.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="draw detections from this score on (default: 0.5)"
+    )
+    _device_option(parser)
+    return _predict
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.ranks import join_ranks
+    from drloss.studies.predict import predict_images
+
+    threshold = _share("--threshold", options.threshold)
+    assert threshold is not None
+    with join_ranks(options.device) as ranks:
+        predict_images(
+            options.run_or_file,
+            options.images,
+            options.out,
+            ranks,
+            threshold=threshold,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
+def _add_export(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.safetensors", help="file to write")
+    return _export
+
+
+def _export(options: argparse.Namespace) -> int:
+    from drloss.detector.weights import save_detector
+    from drloss.training.checkpoints import load_run
+
+    if options.out.suffix != ".safetensors":
+        raise UserError(f"--out must end in .safetensors, got {options.out}")
+    model, about = load_run(options.run_or_file)
+    save_detector(options.out, model.state_dict(), about)
+    print(f"{options.out}: {about.detector.backbone}, {len(about.class_names)} classes, loss {about.loss}")
+    return 0
+
+
+# ---------------------------------------------------------------------- data and demo
+
+
+def _add_check_data(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("data", metavar="DATA", help="as for train --data")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
+    return _check_data
+
+
+def _check_data(options: argparse.Namespace) -> int:
+    from drloss.data.check import check_data
+    from drloss.files import write_json
+
+    result = check_data(options.data)
+    print(result.text())
+    if options.report:
+        write_json(options.report, result.to_json())
+        print(f"all of it is in {options.report}")
+    return 0 if result.ok else 1
+
+
+def _add_make_shapes(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("folder", type=Path, help="folder to write")
+    parser.add_argument("--data", default="shapes", help="shapes:key=value,... (default: shapes)")
+    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")
+    return _make_shapes
+
+
+def _make_shapes(options: argparse.Namespace) -> int:
+    from drloss.data import writing
+    from drloss.data.shapes import open_shapes
+
+    write = {"coco": writing.write_coco, "voc": writing.write_voc, "yolo": writing.write_yolo}[options.format]
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise UserError(f"{options.folder} is not empty; name a new folder")
+    if options.data.partition(":")[0] != "shapes":
+        raise UserError(f"--data must be shapes or shapes:key=value,..., got {options.data}")
+    source = open_shapes(options.data)
+    for split in source.splits:
+        annotations, _ = source.read(split)
+        write(annotations, options.folder, split)
+        print(f"{options.folder}: {split}, {len(annotations)} images, {len(annotations.boxes)} boxes")
+    return 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument("--data", default="shapes", help="as for train (default: shapes)")
+    parser.add_argument("--max-iters", type=int, help="iterations of each run (default: the cpu preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="of both runs (default: 0)")
+    _device_option(parser)
+    return _demo
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.demo import run_demo
+
+    with join_ranks(options.device) as ranks:
+        if ranks.size > 1:
+            raise UserError("drloss demo runs in one process; torchrun is for drloss train")
+        run_demo(
+            open_data(options.data),
+            options.out,
+            ranks,
+            max_iters=options.max_iters,
+            seed=options.seed,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], _Command]]] = {
+    "train": ("Train a detector on images with boxes.", _add_train),
+    "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", _add_eval),
+    "predict": ("Detect objects in pictures and draw them.", _add_predict),
+    "export": ("Write a run's weights and description to one safetensors file.", _add_export),
+    "check-data": ("Read a data set once and say what is in it and what is wrong.", _add_check_data),
+    "make-shapes": ("Write the generated data set to a folder.", _add_make_shapes),
+    "demo": ("Train focal and DR on generated data and write a report.", _add_demo),
+}

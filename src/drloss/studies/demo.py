@@ -1,0 +1,188 @@
+"""``drloss demo``: focal and DR from the same start on the same data, side by side in one page.
+
+The two runs share the seed, and with it the initial weights but for the classifier's bias, the order of the images
+and their augmentation; and the schedule, the learning rate and the budget. Each has its own best-known prior and
+weight: what :data:`drloss.losses.LOSSES` gives it.
+"""
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from drloss.data.annotations import Annotations
+from drloss.data.sources import DataSource
+from drloss.detector.detections import Detection
+from drloss.evaluation.coco import METRICS, evaluate
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.drawing import draw_detections, mosaic
+from drloss.evaluation.inference import run_detector
+from drloss.evaluation.thresholds import threshold_sweep
+from drloss.files import write_json
+from drloss.ranks import Ranks
+from drloss.studies.evaluate import observe_scores
+from drloss.studies.report import RunSummary, write_report
+from drloss.training.checkpoints import load_run
+from drloss.training.config import Config, make_loss, override
+from drloss.training.fit import fit
+from drloss.training.log import EVALUATIONS, environment, read_scalars
+from drloss.training.log import METRICS as SCALARS
+from drloss.training.presets import PRESETS
+
+LOSSES = {"focal": "Focal", "dr": "DR"}
+"""The two losses and what the report calls them."""
+REPORT = "report.html"
+SUMMARY = "summary.json"
+PICTURES = 6
+"""Images of the validation split in the mosaic."""
+
+
+def run_demo(
+    source: DataSource, out: Path, ranks: Ranks, *, max_iters: int | None, seed: int, console: Console
+) -> Path:
+    """Train both losses with the ``cpu`` preset, evaluate them and write ``report.html``.
+
+    Args:
+        source: data with the splits train and val.
+        out: folder of the report and of one run folder per loss; a run that was interrupted is resumed.
+        ranks: for the device.
+        max_iters: iterations of each run, or the preset's.
+        seed: of both.
+        console: where to print.
+    Returns:
+        The report's path.
+    """
+    began = time.perf_counter()
+    train, _ = source.read("train")
+    val, _ = source.read("val")
+    summaries, detections = [], []
+    for loss, name in LOSSES.items():
+        values: dict[str, object] = {"loss": loss, "seed": seed}
+        config = override(PRESETS["cpu"], values if max_iters is None else {**values, "max_iters": max_iters})
+        console.rule(f"{name}: {config.max_iters} iterations")
+        run = out / loss
+        started = time.perf_counter()
+        fit(config, train, val, run, ranks, resume=run.exists(), console=console)
+        summary, found = _summarise(name, config, run, val, ranks, seconds=time.perf_counter() - started)
+        summaries.append(summary)
+        detections.append(found)
+    seconds = time.perf_counter() - began
+    facts = _facts(source.name, train, val, ranks, seconds)
+    report = out / REPORT
+    write_report(
+        report,
+        summaries,
+        title=f"Focal and DR loss on {source.name}",
+        facts=facts,
+        mosaic_png=_mosaic(val, summaries, detections),
+    )
+    write_json(out / SUMMARY, _to_json(summaries, facts))
+    for summary in summaries:
+        numbers = ", ".join(f"{m} {summary.evaluation.metrics[m]:.1f}" for m in METRICS)
+        console.print(f"[bold]{summary.name}[/]: {numbers}")
+    console.print(
+        f"{seconds / 60:.1f} minutes on {ranks.device}, {torch.get_num_threads()} threads; report: {report}"
+    )
+    return report
+
+
+def _summarise(
+    name: str, config: Config, run: Path, val: Annotations, ranks: Ranks, *, seconds: float
+) -> tuple[RunSummary, list[Detection]]:
+    """Evaluate a finished run and gather what the report shows of it."""
+    model, about = load_run(run)
+    model.to(ranks.device)
+    histogram = ScoreHistogram()
+    detections = run_detector(
+        model,
+        val,
+        ranks,
+        batch_size=config.eval_batch_size,
+        workers=config.workers,
+        observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
+    )
+    curves = read_scalars(run / SCALARS) | read_scalars(run / EVALUATIONS)
+    loss = make_loss(config.loss)
+    settings = {
+        "loss": repr(loss),
+        "prior probability": f"{loss.prior_probability:g}",
+        "backbone": f"{about.detector.backbone}, {about.detector.norm} norm, random weights",
+        "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
+        "batch": str(config.batch_size),
+        "iterations": str(config.max_iters),
+        "seed": str(config.seed),
+        "score threshold": f"{about.detector.score_threshold:g}",
+        "NMS threshold": f"{about.detector.nms_threshold:g}",
+    }
+    summary = RunSummary(
+        name=name,
+        loss=config.loss,
+        evaluation=evaluate(val, detections),
+        sweep=threshold_sweep(val, detections),
+        histogram=histogram,
+        curves=curves,
+        settings=settings,
+        seconds=seconds,
+        iterations=config.max_iters,
+    )
+    return summary, detections
+
+
+def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, seconds: float) -> dict[str, str]:
+    where = environment(ranks.device, ranks.size)
+    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
+    return {
+        "data": f"{name}: {len(train)} images to train on, {len(val)} to evaluate on",
+        "device": f"{where['device']}, {where['threads']} threads",
+        "time": f"{seconds / 60:.1f} minutes for everything",
+        "date": where["started"],
+        "drloss": f"{where['drloss']}, commit {where['commit'] or 'unknown'}",
+        "versions": f"Python {where['python']}, {versions}",
+    }
+
+
+def _mosaic(val: Annotations, summaries: Sequence[RunSummary], detections: Sequence[list[Detection]]) -> bytes:
+    """PNG with a row per image: the truth, then what each run detects."""
+    filled = [i for i in range(len(val)) if val.first_box[i + 1] - val.first_box[i] >= 3]
+    tiles = []
+    for i in (filled or list(range(len(val))))[:PICTURES]:
+        own = val.boxes_of(i)
+        truth: Detection = {
+            "boxes": torch.from_numpy(val.boxes[own]).float(),
+            "scores": torch.ones(own.stop - own.start),
+            "labels": torch.from_numpy(val.labels[own]),
+        }
+        image = val.load_image(i)
+        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0))
+        for summary, found in zip(summaries, detections, strict=True):
+            tiles.append(draw_detections(image, found[i], val.class_names, threshold=_threshold(summary)))
+    buffer = io.BytesIO()
+    mosaic(tiles, columns=1 + len(summaries)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _threshold(summary: RunSummary) -> float:
+    """The highest threshold of the sweep that costs less than one point of AP: fair to both losses' scores."""
+    best = max(row["AP"] for row in summary.sweep)
+    return max(float(row["threshold"]) for row in summary.sweep if row["AP"] >= best - 1)
+
+
+def _to_json(summaries: Sequence[RunSummary], facts: dict[str, str]) -> dict[str, object]:
+    runs = [
+        {
+            "name": s.name,
+            "loss": s.loss,
+            "settings": s.settings,
+            "seconds": s.seconds,
+            "evaluation": s.evaluation.to_json(),
+            "thresholds": s.sweep,
+        }
+        for s in summaries
+    ]
+    # NaN has no place in JSON; the evaluation's own to_json has dropped it already.
+    return json.loads(json.dumps({"facts": facts, "runs": runs}).replace("NaN", "null"))  # type: ignore[no-any-return]

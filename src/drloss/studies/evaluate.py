@@ -1,0 +1,99 @@
+"""``drloss eval``: a trained detector on a split of data, in numbers, files and plots."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from drloss.data.annotations import Annotations
+from drloss.data.loading import Batch
+from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.detector.objective import assign_batch
+from drloss.detector.weights import DetectorFile
+from drloss.errors import UserError
+from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, write_results
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.inference import run_detector
+from drloss.evaluation.thresholds import threshold_sweep
+from drloss.files import write_json
+from drloss.ranks import Ranks
+from drloss.studies.figures import save_evaluation_figures
+from drloss.training.checkpoints import load_run
+
+RESULTS = "results.json"
+METRICS = "metrics.json"
+
+
+def evaluate_run(
+    run: Path,
+    annotations: Annotations,
+    out: Path,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    workers: int,
+    score_threshold: float | None,
+    console: Console,
+) -> Evaluation | None:
+    """Evaluate a run folder or an exported file and write what comes of it.
+
+    Args:
+        run: run folder or ``.safetensors`` file.
+        annotations: the split.
+        out: folder for ``results.json`` (COCO results format), ``metrics.json`` and the plots.
+        ranks: this process among its peers.
+        batch_size, workers: of data loading.
+        score_threshold: replaces the run's own.
+        console: where rank 0 prints.
+    Returns:
+        The evaluation on rank 0, None elsewhere.
+    Raises:
+        UserError: if the run cannot be loaded or knows other classes than the data.
+    """
+    model, about = load_run(run)
+    require_same_classes(about, annotations, run)
+    if score_threshold is not None:
+        model.config = replace(model.config, score_threshold=score_threshold)
+    model.to(ranks.device)
+    histogram = ScoreHistogram()
+    with Progress(console=console, disable=not ranks.first) as progress:
+        task = progress.add_task("evaluating", total=len(annotations))
+        detections = run_detector(
+            model,
+            annotations,
+            ranks,
+            batch_size=batch_size,
+            workers=workers,
+            observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
+            progress=lambda images: progress.advance(task, images * ranks.size),
+        )
+    for other in ranks.gather(histogram.to_json())[1:]:
+        histogram.merge(ScoreHistogram.from_json(other))
+    if not ranks.first:
+        return None
+    evaluation = evaluate(annotations, detections)
+    sweep = threshold_sweep(annotations, detections)
+    write_results(out / RESULTS, annotations, detections)
+    write_json(out / METRICS, evaluation.to_json() | {"data": annotations.name, "run": str(run), "thresholds": sweep})
+    save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
+    console.print(metrics_table(evaluation))
+    console.print(f"results, metrics and plots are in {out}")
+    return evaluation
+
+
+def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
+    """Add a batch's scores to a histogram, sorted by the labels that training would give its anchors."""
+    device = outputs.logits[0].device
+    labels, _ = assign_batch(outputs.anchors, [o.to(device) for o in batch.objects], model.config)
+    histogram.update(outputs.logits, labels)
+
+
+def require_same_classes(about: DetectorFile, annotations: Annotations, run: Path) -> None:
+    """Raise UserError unless a detector knows just the classes of the data, in their order."""
+    if about.class_names != annotations.class_names:
+        raise UserError(
+            f"{run} was trained on the classes {json.dumps(about.class_names)}, but {annotations.name} has "
+            f"{json.dumps(annotations.class_names)}"
+        )

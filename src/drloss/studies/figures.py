@@ -1,0 +1,277 @@
+"""The figures of a comparison: drawn once, shown on light and on dark pages.
+
+Every function returns a Matplotlib figure without a ground of its own; :func:`to_svg` and :func:`to_png` render it.
+A loss has the same colour in every figure, and a second run of it a paler one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from drloss.evaluation.coco import Evaluation, percent
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.files import write_atomic
+
+# Told apart by the colour-blind, and of about the same contrast on white and on near-black.
+PALETTE = {"dr": "#2B83D6", "focal": "#D96B00", "cross_entropy": "#0E9A74", "ap": "#B25C9E"}
+OTHER = "#8A7B5C"
+# Text and axes. In SVG it gives way to the colour of the page's text; in PNG it has to do on any ground.
+NEUTRAL = "#7f8081"
+WIDTH = 5.2
+FONT = 10.5
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: the run it belongs to, that run's loss (which says the colour) and its points."""
+
+    name: str
+    loss: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def colours(losses: Sequence[str]) -> list[str]:
+    """A colour for each run, given the runs' losses: the loss's own, paler for each further run of it."""
+    chosen = []
+    for index, loss in enumerate(losses):
+        base = PALETTE.get(loss, OTHER)
+        share = 0.65 ** losses[:index].count(loss)
+        ends = zip(_rgb(base), _rgb("#b4b4b4"), strict=True)
+        chosen.append("#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in ends))
+    return chosen
+
+
+def training_curves(series: Sequence[Series], label: str) -> Figure:
+    """One quantity over training: each run's own values light, their running mean on top.
+
+    Args:
+        series: one per run.
+        label: what the vertical axis says.
+    """
+    figure, (axes,) = _figure(1)
+    for line, colour in zip(series, colours([s.loss for s in series]), strict=True):
+        x, y = _finite(line)
+        window = max(1, len(x) // 25)
+        if window > 1:
+            axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(x, _running_mean(y, window), color=colour, linewidth=2, label=line.name)
+    # Losses start with a burst that would press all the rest onto the axis.
+    settled = [v for line in series for v in _finite(line)[1][len(line.y) // 20 :]]
+    if settled and min(settled) >= 0:
+        axes.set_ylim(0, 1.08 * float(np.quantile(settled, 0.995)) or 1.0)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(label)
+    _legend(axes)
+    return figure
+
+
+def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> Figure:
+    """P̂₊ (solid) and P̂₋ (dashed) over training, the expected scores of Equations 5 and 6 of the paper.
+
+    Args:
+        positive: P̂₊ of each run.
+        negative: P̂₋ of each run, in the same order.
+    """
+    figure, (axes,) = _figure(1)
+    for group, dashes, sign in ((positive, "-", "₊"), (negative, (0, (4, 2)), "₋")):
+        for line, colour in zip(group, colours([s.loss for s in group]), strict=True):
+            x, y = _finite(line)
+            window = max(1, len(x) // 25)
+            axes.plot(
+                x, _running_mean(y, window), color=colour, linestyle=dashes, linewidth=2, label=f"{line.name} P̂{sign}"
+            )
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("expected score")
+    _legend(axes, columns=2)
+    return figure
+
+
+def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, float]]]], metric: str = "AP") -> Figure:
+    """A metric against the score threshold (Table 5 of the paper).
+
+    Args:
+        sweeps: of each run its name, its loss and what :func:`drloss.evaluation.thresholds.threshold_sweep` returned.
+        metric: its name.
+    """
+    figure, (axes,) = _figure(1)
+    for (name, _, sweep), colour in zip(sweeps, colours([s[1] for s in sweeps]), strict=True):
+        x = [record["threshold"] for record in sweep]
+        axes.plot(x, [record[metric] for record in sweep], color=colour, linewidth=2, marker="o", label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("score threshold")
+    axes.set_ylabel(f"{metric} (%)")
+    _legend(axes)
+    return figure
+
+
+def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Figure:
+    """Densities of the scores of positives (above) and of negatives (below, log scale), as in Figure 4 of the paper.
+
+    Args:
+        histograms: of each run its name, its loss and its scores.
+    """
+    figure, panels = _figure(2, height=4.6)
+    for (name, _, histogram), colour in zip(histograms, colours([h[1] for h in histograms]), strict=True):
+        sides = (
+            (panels[0], histogram.positive_density(), histogram.positive_mean),
+            (panels[1], histogram.negative_density(), histogram.negative_mean),
+        )
+        for axes, density, mean in sides:
+            coarse = density.reshape(40, -1).mean(axis=1)
+            edges = np.linspace(0, 1, 41)
+            label = f"{name}, mean {mean:.3f}" if mean == mean else f"{name}, none"  # noqa: PLR0124
+            axes.stairs(coarse, edges, color=colour, alpha=0.14, fill=True)
+            axes.stairs(coarse, edges, color=colour, linewidth=1.8, label=label)
+            axes.axvline(mean, color=colour, linestyle=(0, (3, 2)), linewidth=1.2)
+    panels[0].set_ylabel("positives")
+    panels[0].set_ylim(bottom=0)
+    panels[1].set_ylabel("negatives (log)")
+    panels[1].set_yscale("log")
+    panels[1].set_xlabel("score")
+    panels[0].tick_params(labelbottom=False)
+    for axes in panels:
+        axes.set_xlim(0, 1)
+        _legend(axes)
+    return figure
+
+
+def precision_recall(name: str, loss: str, evaluation: Evaluation) -> Figure:
+    """Precision against recall at IoU .50: the mean over classes bold, each class light."""
+    figure, (axes,) = _figure(1)
+    colour = colours([loss])[0]
+    defined = evaluation.precision[(evaluation.precision > -1).all(axis=1)]
+    for index, row in enumerate(defined):
+        label = "each class" if index == 0 else None
+        axes.plot(evaluation.recall_points, row, color=colour, alpha=0.35, linewidth=1, label=label)
+    if len(defined):
+        label = f"{name}, mean: AP50 {percent(evaluation.metrics['AP50'])}"
+        axes.plot(evaluation.recall_points, defined.mean(axis=0), color=colour, linewidth=2.6, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    _legend(axes)
+    return figure
+
+
+def save_run_figures(
+    folder: Path,
+    *,
+    name: str,
+    loss: str,
+    evaluation: Evaluation,
+    sweep: Sequence[Mapping[str, float]],
+    histogram: ScoreHistogram | None = None,
+) -> list[Path]:
+    """Write the figures of one evaluated run as PNG files.
+
+    Args:
+        folder: where to; it is made if need be.
+        name: what the legends call the run.
+        loss: its loss, which says the colour.
+        evaluation: at IoU .50 it gives ``precision_recall.png``.
+        sweep: it gives ``thresholds.png``.
+        histogram: it gives ``densities.png``; without it there is no such file.
+
+    Returns:
+        The files written.
+    """
+    figures = {
+        "precision_recall": precision_recall(name, loss, evaluation),
+        "thresholds": threshold_curves([(name, loss, sweep)]),
+    }
+    if histogram is not None:
+        figures["densities"] = score_densities([(name, loss, histogram)])
+    paths = []
+    for stem, figure in figures.items():
+        paths.append(folder / f"{stem}.png")
+        write_atomic(paths[-1], lambda beside, png=to_png(figure): beside.write_bytes(png))  # type: ignore[misc]
+    return paths
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an ``<svg>`` element to stand in a page.
+
+    Args:
+        figure: to render. Its text and axes take the colour of the page's text.
+        name: prefix of the ids inside, unique in the page: letters, digits and hyphens.
+        description: said by screen readers.
+    """
+    from html import escape
+
+    file = BytesIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drloss"}):
+        figure.savefig(file, format="svg", transparent=True)
+    svg = file.getvalue().decode()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # A page shows several figures, and an id may stand in it once.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace(NEUTRAL, "currentColor")
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1).strip()
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file of about 1040 pixels width, without ground."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=200, transparent=True)
+    return file.getvalue()
+
+
+def _figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+    """Panels one below the other, with what all figures share."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    rows = [figure.add_subplot(panels, 1, row + 1) for row in range(panels)]
+    for axes in rows:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(NEUTRAL)
+        axes.tick_params(colors=NEUTRAL, labelsize=FONT)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set(color=NEUTRAL, fontsize=FONT)
+        axes.grid(color=NEUTRAL, alpha=0.18, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, rows
+
+
+def _legend(axes: Axes, *, columns: int = 1) -> None:
+    """Above the panel, where it hides nothing."""
+    count = len(axes.get_legend_handles_labels()[0])
+    if count:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns if columns > 1 else min(2, count),
+            frameon=False,
+            fontsize=FONT,
+            labelcolor=NEUTRAL,
+            handlelength=1.6,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+
+
+def _finite(series: Series) -> tuple[Floats, Floats]:
+    x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)
+    return x[np.isfinite(y)], y[np.isfinite(y)]
+
+
+def _running_mean(values: Floats, window: int) -> Floats:
+    """Mean over up to ``window`` values on either side, (n,)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    first, last = np.maximum(0, centre - window), np.minimum(len(values), centre + window + 1)
+    return np.asarray((sums[last] - sums[first]) / (last - first), dtype=np.float64)
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
