@@ -5,7 +5,8 @@ that is forked from the trainer shares their pages instead of copying them, and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,30 @@ class Annotations:
         """The image's path relative to ``image_root``, or a made-up name for a generated image."""
         return bytes(self.image_names[index]).decode()
 
+    def select(self, images: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Annotations":
+        """The store of some of the images, with their boxes.
+
+        Args:
+            images: (N,) bool mask, or positions in the order wanted, each at most once.
+        """
+        index = np.arange(len(self))[images]
+        counts = np.diff(self.first_box)[index]
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        boxes = np.arange(first[-1]) + np.repeat(self.first_box[index] - first[:-1], counts)
+        draw = self.draw
+        return replace(
+            self,
+            image_ids=self.image_ids[index],
+            image_names=self.image_names[index],
+            sizes=self.sizes[index],
+            first_box=first,
+            boxes=self.boxes[boxes],
+            labels=self.labels[boxes],
+            ignore=self.ignore[boxes],
+            areas=self.areas[boxes],
+            draw=None if draw is None else partial(_draw_selected, draw, index),
+        )
+
     def load_image(self, index: int) -> Tensor:
         """Read or draw one image: uint8 (3, H, W), RGB, of the size that ``sizes`` states.
 
@@ -73,3 +98,7 @@ class Annotations:
         assert self.image_root is not None
         height, width = (int(s) for s in self.sizes[index])
         return read_image(self.image_root / self.image_name(index), height=height, width=width)
+
+
+def _draw_selected(draw: Callable[[int], Tensor], images: npt.NDArray[np.int64], index: int) -> Tensor:
+    return draw(int(images[index]))

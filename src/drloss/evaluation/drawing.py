@@ -40,7 +40,7 @@ def draw_detections(
         image: uint8 (3, H, W), RGB. One whose short side is below 480 pixels is enlarged to that.
         detection: boxes in pixels of ``image``, scores and labels.
         class_names: K names; the name of label k is at position k - 1.
-        threshold: only scores above it are drawn.
+        threshold: least score of what is drawn.
         truth: (G, 4) xyxy ground-truth boxes, dashed in white; none if left out.
     """
     height, width = image.shape[1:]
@@ -51,7 +51,7 @@ def draw_detections(
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)
     line, font = max(3, round(short / 180)), _font(max(14, round(short / 32)))
-    best = torch.nonzero(detection["scores"] > threshold).squeeze(1)
+    best = torch.nonzero(detection["scores"] >= threshold).squeeze(1)
     best = best[detection["scores"][best].argsort(descending=False)]
     entries = [
         (_scaled(detection["boxes"][i], scale), int(detection["labels"][i]), float(detection["scores"][i]))

@@ -7,7 +7,10 @@ A loss has the same colour in every figure, and a second run of it a paler one.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from html import escape
 from io import BytesIO
+from math import isnan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,8 +24,8 @@ from drloss.evaluation.densities import ScoreHistogram
 from drloss.files import write_atomic
 
 # Told apart by the colour-blind, and of about the same contrast on white and on near-black.
-PALETTE = {"dr": "#2B83D6", "focal": "#D96B00", "cross_entropy": "#0E9A74", "ap": "#B25C9E"}
-OTHER = "#8A7B5C"
+PALETTE = {"dr": "#2B83D6", "focal": "#D96B00", "ce": "#0E9A74"}
+OTHER = "#B25C9E"
 # Text and axes. In SVG it gives way to the colour of the page's text; in PNG it has to do on any ground.
 NEUTRAL = "#7f8081"
 WIDTH = 5.2
@@ -131,7 +134,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
         for axes, density, mean in sides:
             coarse = density.reshape(40, -1).mean(axis=1)
             edges = np.linspace(0, 1, 41)
-            label = f"{name}, mean {mean:.3f}" if mean == mean else f"{name}, none"  # noqa: PLR0124
+            label = f"{name}, none" if isnan(mean) else f"{name}, mean {mean:.3f}"
             axes.stairs(coarse, edges, color=colour, alpha=0.14, fill=True)
             axes.stairs(coarse, edges, color=colour, linewidth=1.8, label=label)
             axes.axvline(mean, color=colour, linestyle=(0, (3, 2)), linewidth=1.2)
@@ -147,14 +150,14 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     return figure
 
 
-def precision_recall(name: str, loss: str, evaluation: Evaluation) -> Figure:
-    """Precision against recall at IoU .50: the mean over classes bold, each class light."""
+def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: str | None = None) -> Figure:
+    """Precision against recall at IoU .50: the mean over classes bold, each class light; in the loss's colour."""
     figure, (axes,) = _figure(1)
-    colour = colours([loss])[0]
+    colour = colour or colours([loss])[0]
     defined = evaluation.precision[(evaluation.precision > -1).all(axis=1)]
     for index, row in enumerate(defined):
         label = "each class" if index == 0 else None
-        axes.plot(evaluation.recall_points, row, color=colour, alpha=0.35, linewidth=1, label=label)
+        axes.plot(evaluation.recall_points, row, color=colour, alpha=0.5, linewidth=1.1, label=label)
     if len(defined):
         label = f"{name}, mean: AP50 {percent(evaluation.metrics['AP50'])}"
         axes.plot(evaluation.recall_points, defined.mean(axis=0), color=colour, linewidth=2.6, label=label)
@@ -163,38 +166,40 @@ def precision_recall(name: str, loss: str, evaluation: Evaluation) -> Figure:
     return figure
 
 
-def save_run_figures(
+def save_evaluation_figures(
     folder: Path,
-    *,
-    name: str,
-    loss: str,
     evaluation: Evaluation,
     sweep: Sequence[Mapping[str, float]],
     histogram: ScoreHistogram | None = None,
+    *,
+    loss: str,
+    name: str | None = None,
 ) -> list[Path]:
     """Write the figures of one evaluated run as PNG files.
 
     Args:
         folder: where to; it is made if need be.
-        name: what the legends call the run.
-        loss: its loss, which says the colour.
         evaluation: at IoU .50 it gives ``precision_recall.png``.
         sweep: it gives ``thresholds.png``.
         histogram: it gives ``densities.png``; without it there is no such file.
+        loss: that the run was trained with; it says the colour.
+        name: what the legends call the run; the loss if left out.
 
     Returns:
         The files written.
     """
-    figures = {
+    name = name or loss
+    drawn = {
         "precision_recall": precision_recall(name, loss, evaluation),
         "thresholds": threshold_curves([(name, loss, sweep)]),
     }
     if histogram is not None:
-        figures["densities"] = score_densities([(name, loss, histogram)])
+        drawn["densities"] = score_densities([(name, loss, histogram)])
     paths = []
-    for stem, figure in figures.items():
-        paths.append(folder / f"{stem}.png")
-        write_atomic(paths[-1], lambda beside, png=to_png(figure): beside.write_bytes(png))  # type: ignore[misc]
+    for stem, figure in drawn.items():
+        path = folder / f"{stem}.png"
+        write_atomic(path, partial(_save_png, figure))
+        paths.append(path)
     return paths
 
 
@@ -206,8 +211,6 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         name: prefix of the ids inside, unique in the page: letters, digits and hyphens.
         description: said by screen readers.
     """
-    from html import escape
-
     file = BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drloss"}):
         figure.savefig(file, format="svg", transparent=True)
@@ -226,6 +229,10 @@ def to_png(figure: Figure) -> bytes:
     file = BytesIO()
     figure.savefig(file, format="png", dpi=200, transparent=True)
     return file.getvalue()
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    path.write_bytes(to_png(figure))
 
 
 def _figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:

@@ -1,0 +1,45 @@
+# make demo   set up, train focal and DR on generated data, write demo/report.html
+# make test   set up, run the tests
+# make check  ruff and mypy        make slow  the slow tests too      make bench  benchmarks
+# make clean  remove what was made, but for .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+JOBS ?= auto
+
+.PHONY: setup demo test slow check format bench clean
+.DEFAULT_GOAL := test
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "drloss needs Python 3.11 or later, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/drloss demo --out $(OUT)
+
+test: setup
+	$(BIN)/python -m pytest -n $(JOBS)
+
+slow: setup
+	$(BIN)/python -m pytest -n $(JOBS) --slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/losses.py
+
+clean:
+	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
