@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class DataError(UserError):
     """A data set, an annotation file or an image cannot be used as it is."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

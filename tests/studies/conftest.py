@@ -106,7 +106,6 @@ def fake_mosaic(all_detections, images=3):
     return file.getvalue()
 
 
-
 @pytest.fixture(scope="session")
 def two_runs():
     """A better run (DR) and a worse one (focal), and a mosaic of their detections."""

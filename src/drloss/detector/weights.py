@@ -17,7 +17,7 @@ from torchvision.models import get_model_weights
 
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
-from drloss.errors import UserError
+from drloss.errors import UserError, first_line
 from drloss.files import write_atomic
 
 FORMAT = "drloss.detector/1"
@@ -92,7 +92,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"weights {path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"weights {path}: cannot be read: {first_line(error)}") from None
     except Exception as error:  # torch raises its unpickling errors as pickle.UnpicklingError
         if type(error).__name__ != "UnpicklingError":
             raise
@@ -168,7 +168,7 @@ def _about(path: Path) -> DetectorFile | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+        raise UserError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
     if metadata.get("format") != FORMAT:
         return None
     try:

@@ -33,6 +33,7 @@ def draw_detections(
     *,
     threshold: float,
     truth: Tensor | npt.NDArray[np.float64] | None = None,
+    show_scores: bool = True,
 ) -> Image.Image:
     """One image with its detections, the best on top.
 
@@ -42,6 +43,7 @@ def draw_detections(
         class_names: K names; the name of label k is at position k - 1.
         threshold: least score of what is drawn.
         truth: (G, 4) xyxy ground-truth boxes, dashed in white; none if left out.
+        show_scores: whether labels state the score beside the class.
     """
     height, width = image.shape[1:]
     scale = max(1.0, SHORT_SIDE / min(height, width))
@@ -63,7 +65,7 @@ def draw_detections(
         _dashes(pen, _scaled(row, scale), line)
     taken: list[Box] = []
     for box, label, score in reversed(entries):
-        text = f"{class_names[label - 1]} {100 * score:.0f}%"
+        text = f"{class_names[label - 1]} {100 * score:.0f}%" if show_scores else class_names[label - 1]
         taken.append(_label(pen, box, text, _colour(label), font=font, size=picture.size, taken=taken))
     return picture
 

@@ -158,7 +158,7 @@ def _mosaic(val: Annotations, summaries: Sequence[RunSummary], detections: Seque
             "labels": torch.from_numpy(val.labels[own]),
         }
         image = val.load_image(i)
-        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0))
+        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
         for summary, found in zip(summaries, detections, strict=True):
             tiles.append(draw_detections(image, found[i], val.class_names, threshold=_threshold(summary)))
     buffer = io.BytesIO()

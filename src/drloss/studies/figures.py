@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from drloss.evaluation.coco import Evaluation, percent
 from drloss.evaluation.densities import ScoreHistogram
@@ -30,6 +31,8 @@ OTHER = "#B25C9E"
 NEUTRAL = "#7f8081"
 WIDTH = 5.2
 FONT = 10.5
+MANY = 50
+"""Values from which on a curve is smoothed."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,10 +68,10 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
     figure, (axes,) = _figure(1)
     for line, colour in zip(series, colours([s.loss for s in series]), strict=True):
         x, y = _finite(line)
-        window = max(1, len(x) // 25)
-        if window > 1:
+        if len(x) >= MANY:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
-        axes.plot(x, _running_mean(y, window), color=colour, linewidth=2, label=line.name)
+        marker = "" if len(x) >= MANY else "o"
+        axes.plot(x, running_mean(y), color=colour, linewidth=2, marker=marker, label=line.name)
     # Losses start with a burst that would press all the rest onto the axis.
     settled = [v for line in series for v in _finite(line)[1][len(line.y) // 20 :]]
     if settled and min(settled) >= 0:
@@ -90,10 +93,8 @@ def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> F
     for group, dashes, sign in ((positive, "-", "₊"), (negative, (0, (4, 2)), "₋")):
         for line, colour in zip(group, colours([s.loss for s in group]), strict=True):
             x, y = _finite(line)
-            window = max(1, len(x) // 25)
-            axes.plot(
-                x, _running_mean(y, window), color=colour, linestyle=dashes, linewidth=2, label=f"{line.name} P̂{sign}"
-            )
+            label = f"{line.name} P̂{sign}"
+            axes.plot(x, running_mean(y), color=colour, linestyle=dashes, linewidth=2, label=label)
     axes.set_ylim(0, 1)
     axes.set_xlabel("iteration")
     axes.set_ylabel("expected score")
@@ -112,7 +113,8 @@ def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, floa
     for (name, _, sweep), colour in zip(sweeps, colours([s[1] for s in sweeps]), strict=True):
         x = [record["threshold"] for record in sweep]
         axes.plot(x, [record[metric] for record in sweep], color=colour, linewidth=2, marker="o", label=name)
-    axes.set_ylim(bottom=0)
+    values = [float(record[metric]) for _, _, sweep in sweeps for record in sweep if not isnan(record[metric])]
+    axes.set_ylim(0, 1.08 * max(values, default=0) or 1)
     axes.set_xlabel("score threshold")
     axes.set_ylabel(f"{metric} (%)")
     _legend(axes)
@@ -141,7 +143,8 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     panels[0].set_ylabel("positives")
     panels[0].set_ylim(bottom=0)
     panels[1].set_ylabel("negatives (log)")
-    panels[1].set_yscale("log")
+    if any(histogram.negative.any() for _, _, histogram in histograms):
+        panels[1].set_yscale("log")
     panels[1].set_xlabel("score")
     panels[0].tick_params(labelbottom=False)
     for axes in panels:
@@ -237,12 +240,12 @@ def _save_png(figure: Figure, path: Path) -> None:
 
 def _figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
     """Panels one below the other, with what all figures share."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     rows = [figure.add_subplot(panels, 1, row + 1) for row in range(panels)]
     for axes in rows:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(NEUTRAL)
-        axes.tick_params(colors=NEUTRAL, labelsize=FONT)
+        axes.tick_params(which="both", colors=NEUTRAL, labelsize=FONT)
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set(color=NEUTRAL, fontsize=FONT)
         axes.grid(color=NEUTRAL, alpha=0.18, linewidth=0.8)
@@ -272,11 +275,12 @@ def _finite(series: Series) -> tuple[Floats, Floats]:
     return x[np.isfinite(y)], y[np.isfinite(y)]
 
 
-def _running_mean(values: Floats, window: int) -> Floats:
-    """Mean over up to ``window`` values on either side, (n,)."""
+def running_mean(values: Floats) -> Floats:
+    """Mean over a twenty-fifth of the values around each (n,); fewer than :data:`MANY` stay as they are."""
+    reach = len(values) // MANY
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))
-    first, last = np.maximum(0, centre - window), np.minimum(len(values), centre + window + 1)
+    first, last = np.maximum(0, centre - reach), np.minimum(len(values), centre + reach + 1)
     return np.asarray((sums[last] - sums[first]) / (last - first), dtype=np.float64)
 
 

@@ -61,10 +61,9 @@ figcaption { margin-top: .6rem; }
 .wide { overflow-x: auto; }
 .wide > div { min-width: var(--least); }
 .columns { display: grid; text-align: center; font-weight: 600; font-size: .92rem; margin-bottom: .5rem; }
-details { margin: .9rem 0; }
-summary { cursor: pointer; font-weight: 550; }
 @media (max-width: 760px) { figure.single { display: block; } }
-@media (max-width: 560px) { table.text th:first-child { width: 31%; } main { padding: 1.5rem .8rem 3rem; } h2 { margin-top: 2.3rem; }
+@media (max-width: 560px) { table.text th:first-child { width: 31%; }
+  main { padding: 1.5rem .8rem 3rem; } h2 { margin-top: 2.3rem; }
   th, td { padding: .42rem .38rem; } table { font-size: .82rem; } figure { padding: .5rem .45rem .8rem; }
   figcaption { padding: 0 .3rem; } .columns { font-size: .8rem; } }
 @media print { body { background: #fff; } h2 { break-after: avoid; } figure, .scroll { break-inside: avoid; } }

@@ -1,5 +1,6 @@
 """``drloss predict``: pictures with boxes, and the same as JSON."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
         detection = detect_image(model, image, ranks.device)
         picture = draw_detections(image, detection, about.class_names, threshold=threshold)
         # The name keeps its own suffix inside: a.jpg and a.png must not become one picture.
-        write_atomic(out / name.parent / f"{name.name}.png", lambda beside, p=picture: p.save(beside, format="PNG"))
+        write_atomic(out / name.parent / f"{name.name}.png", partial(picture.save, format="PNG"))
         records.append(_record(str(name), image, detection, about.class_names))
     write_json(out / PREDICTIONS, records)
     shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)

@@ -102,11 +102,8 @@ def headline(runs: Sequence[RunSummary], facts: Mapping[str, str]) -> str:
     words = ", ".join([f"{first.name} reaches {reached(first)}", *rest[:-1]])
     if rest:
         words += f" and {rest[-1]}"
-    single = len({run.name for run in runs}) == len(runs)
-    scope = "one run of each, no evidence beyond this data and budget" if single else f"{len(runs)} runs"
-    if len(runs) == 1:
-        scope = "one run, no evidence beyond this data and budget"
-    return f"After {iterations} iterations{where}, {words}: {scope}."
+    scope = "one run" if len(runs) == 1 else "one run of each"
+    return f"After {iterations} iterations{where}, {words}: {scope}, no evidence beyond this data and budget."
 
 
 def _cards(runs: Sequence[RunSummary]) -> str:

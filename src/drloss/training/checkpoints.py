@@ -11,7 +11,7 @@ import torch
 from drloss.data.annotations import Annotations
 from drloss.detector.model import RetinaNet
 from drloss.detector.weights import DetectorFile, load_detector, load_weights
-from drloss.errors import UserError
+from drloss.errors import UserError, first_line
 from drloss.files import write_atomic
 from drloss.training.config import from_json
 
@@ -52,7 +52,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
         try:
             return torch.load(path, map_location="cpu", weights_only=True), damaged
         except Exception as error:
-            damaged.append(f"{path}: damaged ({str(error).splitlines()[0][:80]})")
+            damaged.append(f"{path}: damaged ({first_line(error)[:80]})")
     if damaged:
         raise UserError(f"no readable checkpoint in {folder}: {'; '.join(damaged)}")
     return None

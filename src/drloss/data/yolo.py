@@ -1,0 +1,276 @@
+"""YOLO data sets: a ``data.yaml``, folders or lists of images, and one text file of labels per image.
+
+Rules:
+
+- ``names`` is a list, or a dict of 0..K-1; ``nc``, if given, must agree. ``path`` is relative to the YAML file, and
+  ``train``, ``val`` and ``test`` to ``path``; each is a folder (read with its subfolders), a ``.txt`` list of images, or a
+  list of those. Other keys are passed over: nothing is downloaded or executed.
+- The labels of ``.../images/x.jpg`` are ``.../labels/x.txt`` (the last folder named ``images`` counts), or ``x.txt`` beside
+  the image. No such file: an image without objects, which is noted. No label file for any image is an error.
+- A line is ``class cx cy w h``, in shares of the image's width and height, within 0..1. A longer line is a polygon,
+  ``class x1 y1 x2 y2 x3 y3 ...``; its bounding box is taken, which is noted.
+- Sizes come from the image headers, after EXIF rotation.
+- The YAML file is at most 1 MB, without anchors, aliases or tags. Label files are at most 10 MB.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+from drloss.data.annotations import Annotations
+from drloss.data.building import AnnotationsBuilder, Box
+from drloss.data.decoding import header_size, quiet
+from drloss.data.paths import Inside, clean_name, common_folder, list_images
+from drloss.data.plain_yaml import Plain, read_yaml
+from drloss.data.problems import Report, printable, shown
+from drloss.data.reading import read_text
+from drloss.errors import DataError
+
+SPLITS = ("train", "val", "test")
+_MAX_LABEL_BYTES = 10 * 1024**2
+_MAX_LIST_BYTES = 256 * 1024**2
+_TOLERANCE = 1e-6
+"""By which a share may pass 0 or 1: files have about six digits."""
+
+
+@dataclass(frozen=True)
+class YoloData:
+    """What a ``data.yaml`` says.
+
+    Attributes:
+        file: the YAML file, or another file that says the same.
+        root: the folder that ``splits`` are relative to.
+        class_names: K names.
+        splits: split to image folders and lists.
+    """
+
+    file: Path
+    root: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[Path, ...]]
+
+
+def open_yolo(path: Path) -> YoloData:
+    """Read a ``data.yaml``.
+
+    Raises:
+        DataError: if it is not usable, with the key, the value and what is allowed.
+    """
+    content = read_yaml(path)
+    file = printable(str(path))
+    base = _string(file, content, "path")
+    root = path.parent / base if base else path.parent
+    splits = {}
+    for split in SPLITS:
+        value = content.get(split)
+        if value in (None, "", []):
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, str) for v in values):
+            raise DataError(f"{file}: {split}, got {shown(value)}; allowed: a path or a list of paths")
+        splits[split] = tuple(_existing(file, split, root, str(v)) for v in values)
+    if not splits:
+        raise DataError(f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path")
+    return YoloData(path, root, _names(file, content), splits)
+
+
+def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
+    value = content.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{file}: {key}, got {shown(value)}; allowed: a string")
+    return value
+
+
+def _existing(file: str, split: str, root: Path, value: str) -> Path:
+    # Exports write ../train/images next to a folder train: tried second, as other readers do.
+    candidates = [root / value] + ([root / value[3:]] if value.startswith("../") else [])
+    for path in candidates:
+        if "\0" not in value and path.exists():
+            return path
+    raise DataError(
+        f"{file}: {split}, got {shown(value)}; allowed: a folder or list that exists (not {candidates[0]})"
+    )
+
+
+def _names(file: str, content: dict[str, Plain]) -> tuple[str, ...]:
+    names, nc = content.get("names"), _string(file, content, "nc")
+    if isinstance(names, dict):
+        order = [str(k) for k in range(len(names))]
+        if set(names) != set(order):
+            raise DataError(f"{file}: keys of names, got {shown(list(names))}; allowed: 0 to {len(names) - 1}")
+        names = [names[k] for k in order]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise DataError(f"{file}: names, got {shown(names)}; allowed: a list of class names, or a dict of 0..K-1")
+    if nc is not None and nc != str(len(names)):
+        raise DataError(f"{file}: nc, got {shown(nc)}; allowed: {len(names)}, the number of names")
+    return tuple(str(n) for n in names)
+
+
+def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
+    """Read one split.
+
+    Args:
+        name: what messages call it.
+        data: from :func:`open_yolo`.
+        split: a key of ``data.splits``.
+        strict: raise at the first problem once everything is read, instead of leaving bad records out.
+
+    Raises:
+        DataError: if a list cannot be read, if no image has labels, or as ``strict`` says.
+    """
+    sources = data.splits[split]
+    folders = [path if path.is_dir() else data.root for path in sources]
+    root = common_folder([data.root, *folders])
+    ids = range(len(data.class_names))
+    builder = AnnotationsBuilder(name, data.class_names, ids, root, str(data.file))
+    reader = _Reader(builder, root)
+    for source, folder in zip(sources, folders, strict=True):
+        folder = common_folder([folder])
+        entries = list(_listed(source, data.root) if source.is_file() else _in_folder(source))
+        with quiet(), ThreadPoolExecutor(8) as pool:
+            sizes = pool.map(lambda entry, folder=folder: _header(folder, entry[2]), entries)  # type: ignore[misc]
+            for (file, record, image), size in zip(entries, sizes, strict=True):
+                reader.image(file, record, folder, image, size)
+    if reader.images and not reader.labelled:
+        raise DataError(
+            f"{printable(name)}: no label file for any of {reader.images:,} images, looked for {reader.looked_for}; "
+            "allowed: labels/x.txt for images/x.jpg, or x.txt beside x.jpg"
+        )
+    return builder.finish(strict=strict)
+
+
+_Entry = tuple[str, str, str]
+"""File and record that list an image, and its name relative to its folder (as it stands, unchecked)."""
+
+
+def _in_folder(folder: Path) -> Iterator[_Entry]:
+    names = list_images(folder)
+    if not names:
+        raise DataError(f"{printable(str(folder))}: no image file in this folder or below")
+    return ((str(folder / name), "", name) for name in names)
+
+
+def _listed(path: Path, root: Path) -> Iterator[_Entry]:
+    """Lines of a list: relative to the list's folder or to ``root``, or absolute below ``root``."""
+    for k, line in enumerate(read_text(path, _MAX_LIST_BYTES).splitlines(), start=1):
+        text = line.strip()
+        if not text:
+            continue
+        name = text
+        if text.startswith("/") and "\0" not in text:
+            name = text.removeprefix(f"{common_folder([root])}/")
+        elif path.parent != root and _is_file(path.parent, text) and not _is_file(root, text):
+            name = (common_folder([path.parent]) / text).as_posix().removeprefix(f"{common_folder([root])}/")
+        yield str(path), f"line {k}", name
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    try:
+        return (folder / clean_name(name)).is_file()
+    except (ValueError, OSError):
+        return False
+
+
+def _header(folder: Path, name: str) -> tuple[int, int] | str:
+    """Height and width, or why there are none; None of it for names that lead elsewhere."""
+    try:
+        clean = clean_name(name)
+        return header_size(folder / clean) if Inside(folder)(clean) else ""
+    except ValueError:
+        return ""
+    except DataError as error:
+        return str(error).removeprefix(f"{folder / clean}: ")
+
+
+class _Reader:
+    """Hands images and their labels to the builder."""
+
+    def __init__(self, builder: AnnotationsBuilder, root: Path) -> None:
+        self.builder = builder
+        self.root = root
+        self.images = 0
+        self.labelled = 0
+        self.looked_for: Path | None = None
+
+    def image(self, file: str, record: str, folder: Path, name: str, size: tuple[int, int] | str) -> None:
+        self.images += 1
+        key = self.images
+        bad: tuple[str, object, str] | None = None
+        if isinstance(size, str):
+            bad = ("image not readable", size, "an image file") if size else None
+            height, width = 1, 1
+        else:
+            height, width = size
+        lines: list[str] = []
+        try:
+            label = self._label_file(folder, clean_name(name))
+            if label is not None:
+                lines = read_text(label, _MAX_LABEL_BYTES).splitlines()
+        except ValueError:
+            label = None
+        except DataError as error:
+            bad = bad or ("label file not readable", str(error), "a text file")
+        add = self.builder.add_image
+        add(file, record, key=key, name=name, height=height, width=width, folder=folder, bad=bad)
+        if label is None:
+            self.builder.note(file, record, "image without a label file, taken as without objects")
+            return
+        self.labelled += 1
+        for k, line in enumerate(lines, start=1):
+            if line.strip():
+                self._line(str(label), f"line {k}", key, line.split(), height, width)
+
+    def _label_file(self, folder: Path, name: str) -> Path | None:
+        path = folder / name
+        parts = list(path.parts)
+        beside = path.with_suffix(".txt")
+        candidates = [beside]
+        if "images" in parts[:-1]:
+            last = len(parts) - 2 - parts[:-1][::-1].index("images")
+            candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
+        self.looked_for = self.looked_for or candidates[0]
+        return next((c for c in candidates if c.is_file()), None)
+
+    def _line(self, file: str, record: str, key: int, words: list[str], height: int, width: int) -> None:
+        drop = self.builder.drop_box
+        allowed = "class cx cy w h, or class and at least three points"
+        if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
+            drop(file, record, "number of columns", f"{len(words)} columns", allowed)
+            return
+        values = [_number(word) for word in words]
+        for word, value in zip(words, values, strict=True):
+            if value is None or not isfinite(value):
+                drop(file, record, "not a number", word, "finite numbers")
+                return
+        numbers = [v for v in values if v is not None]
+        category, shares = numbers[0], numbers[1:]
+        outside = next((v for v in shares if not -_TOLERANCE <= v <= 1 + _TOLERANCE), None)
+        if outside is not None:
+            drop(file, record, "coordinate outside 0..1", outside, "shares of the image's width and height")
+            return
+        if len(shares) > 4:
+            self.builder.note(file, record, "polygon, of which the bounding box is taken")
+        box = _xyxy(shares, height, width)
+        self.builder.add_box(file, record, key=key, category=category, box=box)
+
+
+def _number(word: str) -> float | None:
+    if not word.isascii() or "_" in word:
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _xyxy(shares: Sequence[float], height: int, width: int) -> Box:
+    """Pixels from cx, cy, w, h or from the points of a polygon."""
+    if len(shares) == 4:
+        x, y, w, h = shares
+        x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    else:
+        xs, ys = shares[::2], shares[1::2]
+        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    return x1 * width, y1 * height, x2 * width, y2 * height

@@ -1,0 +1,138 @@
+import io
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.studies.figures import (
+    MANY,
+    NEUTRAL,
+    PALETTE,
+    Series,
+    colours,
+    expected_scores,
+    precision_recall,
+    running_mean,
+    save_evaluation_figures,
+    score_densities,
+    threshold_curves,
+    to_png,
+    to_svg,
+    training_curves,
+)
+
+
+def lines(figure):
+    return {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+
+
+def test_a_loss_has_one_colour_and_its_further_runs_paler_ones():
+    first, other, second = colours(["dr", "focal", "dr"])
+    assert (first, other) == (PALETTE["dr"].lower(), PALETTE["focal"].lower())
+    assert len({first, other, second}) == 3
+    assert colours(["focal", "dr"])[1] == first
+    assert len({*colours(["dr", "focal", "ce", "another"])}) == 4
+
+
+def test_few_values_stay_as_they_are_and_many_are_smoothed_without_a_shift():
+    few = np.random.default_rng(0).random(MANY - 1)
+    np.testing.assert_allclose(running_mean(few), few, rtol=1e-12)
+    many = np.arange(200.0)
+    np.testing.assert_allclose(running_mean(many)[4:-4], many[4:-4])
+    assert running_mean(many)[0] == np.mean(many[:5])
+    noise = np.random.default_rng(0).normal(size=1000)
+    assert running_mean(noise).std() < 0.3 * noise.std()
+
+
+def test_training_curves_leave_out_values_that_are_not_finite():
+    figure = training_curves([Series("DR", "dr", [1, 2, 3], [1.0, float("nan"), 3.0])], "loss")
+    assert lines(figure)["DR"].get_xydata().tolist() == [[1, 1], [3, 3]]
+
+
+def test_expected_scores_have_a_colour_per_run_and_dashes_for_the_negatives():
+    x, runs = [1, 2], (("DR", "dr"), ("Focal", "focal"))
+    figure = expected_scores([Series(*r, x, [0.5, 0.6]) for r in runs], [Series(*r, x, [0.2, 0.1]) for r in runs])
+    drawn = lines(figure)
+    assert set(drawn) == {"DR P̂₊", "DR P̂₋", "Focal P̂₊", "Focal P̂₋"}
+    assert drawn["DR P̂₊"].get_color() == drawn["DR P̂₋"].get_color() != drawn["Focal P̂₊"].get_color()
+    assert (drawn["DR P̂₊"].get_linestyle(), drawn["DR P̂₋"].get_linestyle()) == ("-", "--")
+
+
+def test_the_threshold_figure_shows_the_sweep(two_runs):
+    run = two_runs[0][0]
+    figure = threshold_curves([(run.name, run.loss, run.sweep)], "AP50")
+    (line,) = lines(figure).values()
+    assert line.get_xydata().tolist() == [[r["threshold"], r["AP50"]] for r in run.sweep]
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom == 0
+    assert top > 1.05 * max(r["AP50"] for r in run.sweep), "the markers are not cut"
+
+
+def test_densities_mark_the_means(two_runs):
+    histogram = two_runs[0][0].histogram
+    figure = score_densities([("DR", "dr", histogram)])
+    marked = [line.get_xdata()[0] for axes in figure.axes for line in axes.get_lines()]
+    assert marked == [histogram.positive_mean, histogram.negative_mean]
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
+
+
+def test_densities_of_nothing_are_drawn_empty():
+    figure = score_densities([("DR", "dr", ScoreHistogram())])
+    labels = [text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()]
+    assert labels == ["DR, none", "DR, none"]
+    assert "<svg" in to_svg(figure, "empty", "nothing")
+
+
+def test_the_mean_precision_over_recall_is_ap50(two_runs):
+    run = two_runs[0][0]
+    label = f"DR, mean: AP50 {run.evaluation.metrics['AP50']:.1f}"
+    bold = lines(precision_recall("DR", "dr", run.evaluation))[label]
+    assert 100 * bold.get_ydata().mean() == pytest.approx(run.evaluation.metrics["AP50"])
+
+
+def test_svg_takes_the_colour_of_the_page_and_shares_no_id_with_another(two_runs):
+    run = two_runs[0][0]
+    svgs = [
+        to_svg(precision_recall("a < b & c", "dr", run.evaluation), "one", 'says "so" & <more>'),
+        to_svg(score_densities([("DR", "dr", run.histogram)]), "two", "densities"),
+    ]
+    ids = []
+    for svg in svgs:
+        root = ElementTree.fromstring(svg)
+        assert root.get("viewBox")
+        assert root.get("width") is root.get("height") is None, "the page says how large"
+        own = [element.get("id") for element in root.iter() if element.get("id")]
+        used = re.findall(r'href="#([^"]+)"', svg) + re.findall(r"url\(#([^)]+)\)", svg)
+        assert used
+        assert set(used) <= set(own)
+        ids += own
+        assert NEUTRAL not in svg
+        assert "currentColor" in svg
+    assert len(ids) == len(set(ids))
+    assert ElementTree.fromstring(svgs[0]).get("aria-label") == 'says "so" & <more>'
+
+
+def test_the_same_figure_gives_the_same_svg(two_runs):
+    run = two_runs[0][0]
+    assert len({to_svg(precision_recall("DR", "dr", run.evaluation), "pr", "x") for _ in range(2)}) == 1
+
+
+def test_png_has_no_ground(two_runs):
+    image = Image.open(io.BytesIO(to_png(threshold_curves([("DR", "dr", two_runs[0][0].sweep)]))))
+    assert image.mode == "RGBA"
+    assert image.getpixel((2, 2))[3] == 0
+    assert image.width >= 1000
+
+
+def test_an_evaluated_run_leaves_its_figures_as_files(two_runs, tmp_path):
+    run = two_runs[0][1]
+    without = save_evaluation_figures(tmp_path / "a", run.evaluation, run.sweep, loss="focal")
+    assert {p.name for p in without} == {"precision_recall.png", "thresholds.png"}
+    written = save_evaluation_figures(tmp_path / "b", run.evaluation, run.sweep, run.histogram, loss="focal")
+    assert {p.name for p in written} == {"precision_recall.png", "thresholds.png", "densities.png"}
+    assert {p.name for p in (tmp_path / "b").iterdir()} == {p.name for p in written}
+    for path in written:
+        Image.open(path).verify()

@@ -1,0 +1,283 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from drloss.data.shapes import open_shapes
+from drloss.errors import UserError
+from drloss.ranks import Ranks
+from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, load_run
+from drloss.training.config import from_json, override
+from drloss.training.fit import NonFiniteLoss, Stopped, fit
+from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+from drloss.training.presets import PRESETS
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+SPEC = "shapes:train=24,val=6,size=64"
+TINY = override(
+    PRESETS["cpu"],
+    {
+        "max_iters": 6,
+        "batch_size": 4,
+        "scale_lr": False,
+        "short_side": 64,
+        "fpn_channels": 32,
+        "head_channels": 32,
+        "workers": 0,
+        "log_every": 1,
+        "eval_every": 0,
+        "checkpoint_every": 2,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    source = open_shapes(SPEC)
+    return source.read("train")[0], source.read("val")[0]
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    """Train in a folder of the test's own and say what it printed."""
+
+    def train(name="run", resume=False, val=False, **settings):
+        console = Console(record=True, width=200, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+        config = override(TINY, settings)
+        fit(config, data[0], data[1] if val else None, tmp_path / name, ALONE, resume=resume, console=console)
+        console.file.close()
+        return tmp_path / name, console.export_text()
+
+    return train
+
+
+def losses(folder):
+    return read_scalars(folder / METRICS)["loss"][1]
+
+
+def test_a_run_leaves_everything_behind(run):
+    folder, said = run(val=True)
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json",
+        "environment.json",
+        METRICS,
+        EVALUATIONS,
+        "tensorboard",
+        CHECKPOINTS,
+        "model.safetensors",
+    }
+    scalars = read_scalars(folder / METRICS)
+    assert scalars["loss"][0] == [1, 2, 3, 4, 5, 6]
+    assert {"loss_cls", "loss_box", "expected_pos", "expected_neg", "margin", "effective_neg", "lr"} <= set(scalars)
+    assert np.allclose(np.add(scalars["loss_cls"][1], scalars["loss_box"][1]), scalars["loss"][1], atol=1e-6)
+    assert np.allclose(
+        np.subtract(scalars["expected_pos"][1], scalars["expected_neg"][1]), scalars["margin"][1], atol=1e-6
+    )
+    (record,) = json.loads((folder / "environment.json").read_text())
+    assert {"started", "command", "commit", "versions", "device", "data"} <= set(record)
+    assert from_json(json.loads((folder / "config.json").read_text()), "config.json").max_iters == 6
+    assert list(folder.glob("tensorboard/events*"))
+    assert "24 images" in said
+    model, about = load_run(folder)
+    assert about.class_names == ("disc", "square", "triangle", "star")
+    assert not model.training
+
+
+def test_focal_and_dr_start_from_the_same_weights_but_for_the_bias(run):
+    states = [load_run(run(name, loss=name, max_iters=1, lr=1e-12)[0])[0].state_dict() for name in ("dr", "focal")]
+    different = [k for k in states[0] if not torch.allclose(states[0][k], states[1][k], atol=1e-9)]
+    assert different == ["cls_head.predict.bias"]
+
+
+def test_a_run_is_the_same_twice_and_on_workers(run):
+    one, two, three = run("one")[0], run("two")[0], run("three", workers=2)[0]
+    assert losses(one) == losses(two) == losses(three)
+
+
+def test_an_interrupted_run_resumes_where_it_was(run):
+    whole, _ = run("whole")
+    part, _ = run("part", max_iters=6)
+    for path in (part / CHECKPOINTS).glob("*6.pt"):  # as if it had been killed after iteration 4's checkpoint
+        path.unlink()
+    part, said = run("part", resume=True)
+    assert "resuming after iteration 4" in said
+    assert losses(part) == losses(whole)
+    for key, value in load_run(whole)[0].state_dict().items():
+        assert torch.equal(load_run(part)[0].state_dict()[key], value), key
+
+
+def test_a_finished_run_resumes_to_nothing(run):
+    folder, _ = run()
+    before = losses(folder)
+    run(resume=True)
+    assert losses(folder) == before
+
+
+def test_a_run_folder_is_not_overwritten(run):
+    run()
+    with pytest.raises(UserError, match="holds a run already"):
+        run()
+
+
+def test_resume_refuses_other_settings_and_other_data(run, data, tmp_path):
+    run()
+    with pytest.raises(UserError, match=r"lr was 0\.002 and is now 0\.1"):
+        run(resume=True, lr=0.1)
+    changed = replace(data[0], boxes=data[0].boxes + 0.5)
+    with pytest.raises(UserError, match="the data have changed"):
+        fit(TINY, changed, None, tmp_path / "run", ALONE, resume=True, console=Console(quiet=True))
+
+
+def test_resume_without_a_checkpoint_starts(run):
+    _, said = run(resume=True)
+    assert "no checkpoint" in said
+
+
+def test_accumulation_and_batch_give_the_same_losses(run):
+    settings = {"optimizer": "sgd", "lr": 0.01}
+    whole, parts = run("whole", **settings)[0], run("parts", accumulate=2, **settings)[0]
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["focal", "ce", "dr:neg_lambda=0.05"])
+def test_every_loss_trains(run, loss):
+    folder, _ = run(loss=loss, max_iters=2)
+    assert np.isfinite(losses(folder)).all()
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"channels_last": True}, {"optimizer": "sgd"}])
+def test_other_modes_train(run, settings):
+    folder, _ = run(max_iters=3, **settings)
+    assert losses(folder) == pytest.approx(losses(run("plain", max_iters=3)[0]), rel=0.5)
+
+
+def test_images_without_any_object_train(run, data, tmp_path):
+    nothing = np.zeros(0)
+    empty = replace(
+        data[0],
+        first_box=np.zeros(25, dtype=np.int64),
+        boxes=nothing.reshape(0, 4),
+        labels=nothing.astype(np.int64),
+        ignore=nothing.astype(bool),
+        areas=nothing,
+    )
+    fit(TINY, empty, None, tmp_path / "empty", ALONE, console=Console(quiet=True))
+    assert np.isfinite(losses(tmp_path / "empty")).all()
+
+
+def test_a_non_finite_loss_stops_with_step_and_images_and_keeps_the_checkpoint(run, monkeypatch, tmp_path):
+    from drloss.detector import objective
+
+    calls = []
+
+    def poisoned(*args):
+        calls.append(1)
+        return box_loss(*args) * (float("nan") if len(calls) == 4 else 1)
+
+    box_loss = objective.box_loss
+    monkeypatch.setattr(objective, "box_loss", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"iteration 4: .*rank 0, image ids \d+, \d+, \d+, \d+\).*00000002\.pt"):
+        run()
+    state, _ = load_checkpoint(tmp_path / "run" / CHECKPOINTS)
+    assert state["iteration"] == 2
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):
+    from drloss.training.fit import _Trainer
+
+    step = _Trainer._step
+
+    def interrupted(self, *args):
+        if self.iteration == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args)
+
+    monkeypatch.setattr(_Trainer, "_step", interrupted)
+    with pytest.raises(Stopped, match="iteration 3"):
+        run()
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINTS)[0]["iteration"] == 3
+    folder, _ = run(resume=True)
+    assert losses(folder) == losses(run("whole")[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"accumulate": 3}, "batch_size must be a multiple"),
+        ({"precision": "fp16"}, "fp16 needs a CUDA device"),
+        ({"weights": "no/such/file.pth"}, r"weights no/such/file\.pth: no such file"),
+    ],
+)
+def test_what_cannot_run_is_refused(run, settings, words):
+    with pytest.raises(UserError, match=words):
+        run(**settings)
+
+
+def test_validation_must_have_the_same_classes(data, tmp_path):
+    other = replace(data[1], class_names=("a", "b", "c", "d"))
+    with pytest.raises(UserError, match="other classes"):
+        fit(TINY, data[0], other, tmp_path / "run", ALONE, console=Console(quiet=True))
+
+
+# ---------------------------------------------------------------------- processes
+
+COMMAND = [
+    *("train", "--data", SPEC, "--preset", "cpu", "--batch-size", "4", "--no-scale-lr", "--short-side", "64"),
+    *("--fpn-channels", "32", "--head-channels", "32", "--workers", "0", "--log-every", "1", "--eval-every", "0"),
+    *("--device", "cpu", "--optimizer", "sgd", "--lr", "0.01"),
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def drloss(*arguments, launcher=("-m", "drloss")):
+    return subprocess.Popen(
+        [sys.executable, *launcher, *COMMAND, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_processes_equal_one_for_twenty_steps(tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "drloss")
+    settings = ("--max-iters", "20", "--checkpoint-every", "1000")
+    runs = [
+        drloss("--out", str(tmp_path / "one"), *settings),
+        drloss("--out", str(tmp_path / "two"), *settings, launcher=torchrun),
+    ]
+    for process in runs:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    # Evaluation, too: every image once, on both.
+    one, two = (read_scalars(tmp_path / name / EVALUATIONS) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+
+
+def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path):
+    settings = ("--max-iters", "12", "--checkpoint-every", "2", "--out")
+    process = drloss(*settings, str(tmp_path / "killed"))
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("checkpoints/iteration_*4.pt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    whole = drloss(*settings, str(tmp_path / "whole"))
+    resumed = drloss(*settings, str(tmp_path / "killed"), "--resume")
+    for process in (whole, resumed):
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
