@@ -31,13 +31,13 @@ import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drloss.data.annotations import Annotations
+from drloss.data.boxes import Box, fit_box, whole
 from drloss.data.paths import Inside, clean_name
 from drloss.data.problems import (
     BOX_CLIPPED,
@@ -57,14 +57,6 @@ MAX_BOXES = 100_000
 """Boxes of one image."""
 MAX_SIDE = 65_535
 """Pixels; the largest side that a JPEG can have."""
-MIN_BOX_SIDE = 0.01
-"""Pixels; a thinner box has no area to learn."""
-ROUNDING = 1.0
-"""Pixels by which a box may pass its image's border as a matter of rounding."""
-_FLOAT_DUST = 1e-6
-_INT64 = 2**63
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass
@@ -85,11 +77,11 @@ class _Image:
 class _Boxes:
     """Columns of the boxes kept so far."""
 
-    image: array[int] = field(default_factory=lambda: array("q"))
-    xyxy: array[float] = field(default_factory=lambda: array("d"))
-    label: array[int] = field(default_factory=lambda: array("q"))
-    ignore: array[int] = field(default_factory=lambda: array("b"))
-    area: array[float] = field(default_factory=lambda: array("d"))
+    image: "array[int]" = field(default_factory=lambda: array("q"))
+    xyxy: "array[float]" = field(default_factory=lambda: array("d"))
+    label: "array[int]" = field(default_factory=lambda: array("q"))
+    ignore: "array[int]" = field(default_factory=lambda: array("b"))
+    area: "array[float]" = field(default_factory=lambda: array("d"))
 
 
 class AnnotationsBuilder:
@@ -114,7 +106,7 @@ class AnnotationsBuilder:
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.image_root = image_root
-        self._labels = {category: k for k, category in enumerate(category_ids, start=1)}
+        self._labels: dict[int | None, int] = {category: k for k, category in enumerate(category_ids, start=1)}
         self._images: list[_Image] = []
         self._by_key: dict[Any, int] = {}
         self._by_name: dict[str, int] = {}
@@ -129,7 +121,7 @@ class AnnotationsBuilder:
     # ------------------------------------------------------------------ problems
 
     def problem(
-        self, file: str, record: str, kind: str, value: object, allowed: str, consequence: str, **more: Any
+        self, file: str, record: str, kind: str, *, value: object, allowed: str, consequence: str, **more: Any
     ) -> int:
         """Add a problem and return its position; ``value`` is shortened for the message, None is left away."""
         text = "" if value is None else shown(value)
@@ -140,7 +132,9 @@ class AnnotationsBuilder:
         """Add something that is not refused; notes of one kind are gathered into the first, which counts them."""
         position = self._notes.get(kind)
         if position is None:
-            self._notes[kind] = self.problem(file, record, kind, value, "", consequence, refused=False)
+            self._notes[kind] = self.problem(
+                file, record, kind, value=value, allowed="", consequence=consequence, refused=False
+            )
         else:
             first = self._problems[position]
             self._problems[position] = replace(first, count=first.count + 1)
@@ -148,7 +142,7 @@ class AnnotationsBuilder:
     def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str) -> None:
         """Count a box that cannot even be handed to :meth:`add_box`, and leave it out."""
         self._boxes_in += 1
-        self.problem(file, record, kind, value, allowed, BOX_LEFT_OUT, boxes=1)
+        self.problem(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1)
 
     # ------------------------------------------------------------------ images
 
@@ -192,7 +186,9 @@ class AnnotationsBuilder:
             self._same_name(image, position)
 
     def _leave_out(self, image: _Image, kind: str, value: object, allowed: str) -> None:
-        image.bad = self.problem(image.file, image.record, kind, value, allowed, IMAGE_LEFT_OUT)
+        image.bad = self.problem(
+            image.file, image.record, kind, value=value, allowed=allowed, consequence=IMAGE_LEFT_OUT
+        )
 
     def _name_problem(self, image: _Image, name: object, folder: Path | None) -> tuple[str, object, str] | None:
         folder = self.image_root if folder is None else folder
@@ -270,25 +266,36 @@ class AnnotationsBuilder:
         position = self._by_key.get(key)
         if position is None:
             allowed = "the id of an image that the file lists"
-            self.problem(file, record, "image not listed", key, allowed, BOX_LEFT_OUT, boxes=1)
+            self.problem(
+                file, record, "image not listed", value=key, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
+            )
             return
         image = self._images[position]
         image.boxes += 1
         if image.bad is not None:  # finish() counts the box in the image's problem
             return
-        label = self._labels.get(category) if whole(category) is not None else None
+        label = self._labels.get(whole(category))
         if label is None:
-            self.problem(file, record, "unknown class", category, self._known(), BOX_LEFT_OUT, boxes=1)
+            known = self._known()
+            self.problem(
+                file, record, "unknown class", value=category, allowed=known, consequence=BOX_LEFT_OUT, boxes=1
+            )
             image.boxes -= 1
             return
-        x1, y1, x2, y2 = box
-        good = 0 <= x1 and x2 <= image.width and 0 <= y1 and y2 <= image.height
-        if not (good and x2 - x1 >= MIN_BOX_SIDE and y2 - y1 >= MIN_BOX_SIDE):
-            repaired = self._repair(file, record, image, box)
-            if repaired is None:
+        fit = fit_box(box, image.height, image.width)
+        if fit is not None:
+            values, consequence = [float(f"{v:.10g}") for v in box], BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
+            if fit.refused:
+                gone = int(fit.box is None)
+                self.problem(
+                    file, record, fit.kind, value=values, allowed=fit.allowed, consequence=consequence, boxes=gone
+                )
+            elif fit.kind:
+                self.note(file, record, fit.kind, values, consequence)
+            if fit.box is None:
                 image.boxes -= 1
                 return
-            box = repaired
+            box = fit.box
         columns = self._boxes
         columns.image.append(position)
         columns.xyxy.extend(box)
@@ -299,35 +306,6 @@ class AnnotationsBuilder:
     def _known(self) -> str:
         listed = ", ".join(f"{c} ({printable(n)})" for c, n in zip(self.category_ids, self.class_names, strict=True))
         return listed if len(listed) <= 200 else listed[:200] + "..."
-
-    def _repair(self, file: str, record: str, image: _Image, box: Box) -> Box | None:
-        """The box clipped to its image, or None where nothing is left of it."""
-        width, height = image.width, image.height
-        values = [float(f"{v:.10g}") for v in box]
-        where = f"a box within the image, {width} x {height} px, as x1, y1, x2, y2"
-        x1, y1, x2, y2 = box
-        kind = ""
-        if not all(isfinite(v) for v in box):
-            kind, where = "box with a coordinate that is not finite", "finite numbers"
-        elif x2 - x1 < MIN_BOX_SIDE or y2 - y1 < MIN_BOX_SIDE:
-            kind, where = "box without width or height", f"x1 < x2 and y1 < y2, by {MIN_BOX_SIDE} px at least"
-        elif x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            kind = "box outside its image"
-        if kind:
-            self.problem(file, record, kind, values, where, BOX_LEFT_OUT, boxes=1)
-            return None
-        clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-        if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
-            self.problem(file, record, "box outside its image", values, where, BOX_LEFT_OUT, boxes=1)
-            return None
-        excess = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-        if excess <= _FLOAT_DUST:
-            return clipped
-        if excess <= ROUNDING:
-            self.note(file, record, "box over the image border by at most 1 px", values, BOX_CLIPPED)
-        else:
-            self.problem(file, record, "box partly outside its image", values, where, BOX_CLIPPED)
-        return clipped
 
     # ------------------------------------------------------------------ the store
 
@@ -381,25 +359,6 @@ class AnnotationsBuilder:
             ignore=np.array(columns.ignore, dtype=np.bool_)[order],
             areas=np.array(columns.area, dtype=np.float64)[order],
         )
-
-
-def whole(value: object) -> int | None:
-    """``value`` if it is an integer, as int or as a float without fraction, and fits int64; else None."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, float) and isfinite(value) and value == int(value):
-        value = int(value)
-    return value if isinstance(value, int) and -_INT64 <= value < _INT64 else None
-
-
-def number(value: object) -> float | None:
-    """``value`` as float if it is a number (NaN and infinities too), else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
 
 
 def _check_classes(file: str, names: Sequence[str], ids: Sequence[int]) -> None:

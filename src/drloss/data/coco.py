@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.annotations import Annotations
-from drloss.data.building import AnnotationsBuilder, number, whole
+from drloss.data.boxes import number, whole
+from drloss.data.building import AnnotationsBuilder
 from drloss.data.paths import clean_name, common_folder
 from drloss.data.problems import Report, shown
 from drloss.data.reading import read_bytes

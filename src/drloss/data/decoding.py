@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from drloss.data.problems import printable
 from drloss.errors import DataError, UserError
 
 MAX_PIXELS = 50_000_000
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 _ORIENTATION = 0x0112
 _T = Image.Transpose
@@ -144,7 +144,7 @@ def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise DataError(f"{name}: far more pixels than the {limit:,} allowed") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise DataError(f"{name}: {'empty file' if empty else 'not an image of a known format'}") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files

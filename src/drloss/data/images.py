@@ -92,9 +92,12 @@ def check_images(
 def _result(
     annotations: Annotations, report: Report, found: list[_Found], notes: list[Problem], strict: bool
 ) -> tuple[Annotations, Report]:
+    earlier = len(report.problems)
     kept, report = without_images(annotations, report, found, notes)
     if strict:
-        report.refuse()
+        replace(
+            report, problems=report.problems[earlier:]
+        ).refuse()  # what was found here; the reader has had its say
     if not len(kept):
         raise DataError(f"{annotations.name}: no usable image of {report.images_in:,}; {found[0][1].message}")
     return kept, report

@@ -1,8 +1,8 @@
 """Paths that a data set's files name: they may lead nowhere but into the data set's own folder.
 
-A name is a relative path with ``/`` between folders. Refused before anything is touched on disk: absolute paths, ``..``,
-drives (``C:``), UNC and other backslash forms, URLs, control characters, names that no file system takes, and Windows'
-device names. A symbolic link that leads out of the folder is refused as well; the folder itself may be a link.
+A name is a relative path with ``/`` between folders. Refused before anything is touched on disk: absolute paths,
+``..``, drives (``C:``), UNC and other backslash forms, URLs, control characters, names that no file system takes, and
+Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself may be one.
 """
 
 import os

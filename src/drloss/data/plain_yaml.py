@@ -1,7 +1,7 @@
 """YAML as plain data: dicts, lists and strings, and nothing that could grow or run.
 
-Every scalar is the text that stands in the file, so that a class named ``no`` or ``1`` keeps its name. Anchors, aliases
-and tags are refused, and so are keys given twice.
+Every scalar is the text that stands in the file, so that a class named ``no`` or ``1`` keeps its name. Anchors,
+aliases and tags are refused, and so are keys given twice.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def _document(file: str, text: str) -> Plain:
     root: list[Plain] = []
     stack: list[tuple[list[Plain] | dict[str, Plain], list[str]]] = [(root, [])]
     for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise DataError(f"{file}: line {line}: an anchor or alias; allowed: plain values")
         tag = getattr(event, "tag", None)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from drloss.data.annotations import Annotations
+from drloss.data.problems import Report, report_of
 from drloss.errors import UserError
 
 CLASS_NAMES = ("disc", "square", "triangle", "star")
@@ -71,8 +72,8 @@ class Shapes:
         self.config = config
         self.name = name
 
-    def read(self, split: str, *, strict: bool = True) -> Annotations:
-        """Annotations of a split; ``strict`` changes nothing, generated data are good."""
+    def read(self, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
+        """Annotations of a split and their report; ``strict`` changes nothing, generated data are good."""
         if split not in SPLITS:
             raise UserError(f"{self.name} has the splits {', '.join(SPLITS)}, got {split!r}")
         config = self.config
@@ -87,7 +88,7 @@ class Shapes:
                     boxes.append(_box(shape))
             first.append(len(boxes))
         array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-        return Annotations(
+        annotations = Annotations(
             name=f"{self.name} {split}",
             class_names=CLASS_NAMES,
             category_ids=np.arange(1, len(CLASS_NAMES) + 1, dtype=np.int64),
@@ -102,6 +103,7 @@ class Shapes:
             areas=(array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1]),
             draw=partial(draw, config, split),
         )
+        return annotations, report_of(annotations)
 
 
 def open_shapes(spec: str) -> Shapes:

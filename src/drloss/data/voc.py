@@ -4,26 +4,27 @@ Rules:
 
 - A split is the lines of its list; the image and the XML file are found by that stem. The XML's own ``<filename>``
   is not trusted: tools copy and rename files without changing it. Where it differs, that is noted.
-- Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are what PASCAL wrote: counted from 1, both ends inside
-  the box, so 1 is subtracted from xmin and ymin. In every other tree they are taken as they stand, as the
+- Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are what PASCAL wrote: counted from 1, both ends
+  inside the box, so 1 is subtracted from xmin and ymin. In every other tree they are taken as they stand, as the
   tools that export this format write them: from 0, with width xmax - xmin. ``one_based`` overrides this.
 - Classes. A ``VOC20xx`` tree has PASCAL's 20, in their order. Elsewhere they are the names given, else all names in
   the tree's ``Annotations`` folder in alphabetical order, so that every split has the same.
-- ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's; where it
-  is missing or 0, the header of the image file tells.
+- ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's;
+  where it is missing or 0, the header of the image file tells.
 - XML is UTF-8 or what its declaration says, at most 10 MB, nested at most 32 deep, without a DOCTYPE: no entity is
   ever expanded and nothing outside the file is read.
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 from drloss.data.annotations import Annotations
-from drloss.data.building import AnnotationsBuilder, Box
+from drloss.data.boxes import Box
+from drloss.data.building import AnnotationsBuilder
 from drloss.data.decoding import image_size
 from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder
 from drloss.data.problems import Report, printable, shown
@@ -119,7 +120,7 @@ def read_voc(
     """
     trees = [tree for tree, _ in sets]
     if classes is None:
-        classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes(tuple(t.folder for t in trees))
+        classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes([t.folder for t in trees])
     root = trees[0].folder if len(trees) == 1 else common_folder(t.folder for t in trees)
     builder = AnnotationsBuilder(name, classes, range(1, len(classes) + 1), root, str(trees[0].folder))
     for tree, image_set in sets:
@@ -130,8 +131,7 @@ def read_voc(
     return builder.finish(strict=strict)
 
 
-@cache
-def found_classes(folders: tuple[Path, ...]) -> tuple[str, ...]:
+def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
     """All object names in the trees' ``Annotations``, sorted; files that cannot be read are passed over.
 
     Raises:
@@ -158,10 +158,12 @@ class _Reader:
         self.tree = tree
         self.labels = labels
         self.inside = Inside(tree.folder)
+        self.listed = 0
 
     def image(self, listing: Path, record: str, stem: str) -> None:
         add = self.builder.add_image
-        key = (self.tree.folder, stem)
+        self.listed += 1
+        key = (self.tree.folder, self.listed)
         try:
             stem = clean_name(stem)
         except ValueError as error:
@@ -201,17 +203,15 @@ class _Reader:
         if named and named not in (stem, Path(stem).name) and Path(named).stem != Path(stem).name:
             self.builder.note(str(path), "", "<filename> differs from the file's own name, and is not used", named)
 
-    def _size(self, root: ElementTree.Element, names: list[str]) -> tuple[object, object]:
+    def _size(self, root: ElementTree.Element, names: list[str]) -> Sequence[object]:
         """Height and width as the XML has them, or of the image's header where it has none."""
-        height, width = (_number(_text(root, f"size/{side}")) for side in ("height", "width"))
-        if height and width:
-            return height, width
-        if names and Inside(self.tree.images)(names[0]):
-            try:
+        texts = [_text(root, f"size/{side}") for side in ("height", "width")]
+        height, width = (_number(text) for text in texts)
+        unknown = any(not text or value == 0 for text, value in zip(texts, (height, width), strict=True))
+        if unknown and names and Inside(self.tree.images)(names[0]):
+            with suppress(DataError):  # the builder then names the size that the XML has
                 return image_size(self.tree.images / names[0])
-            except DataError:
-                pass
-        return height, width
+        return [value if value is not None else text for value, text in zip((height, width), texts, strict=True)]
 
     def _object(self, file: str, record: str, key: object, item: ElementTree.Element) -> None:
         drop = self.builder.drop_box

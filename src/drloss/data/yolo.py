@@ -3,10 +3,10 @@
 Rules:
 
 - ``names`` is a list, or a dict of 0..K-1; ``nc``, if given, must agree. ``path`` is relative to the YAML file, and
-  ``train``, ``val`` and ``test`` to ``path``; each is a folder (read with its subfolders), a ``.txt`` list of images, or a
-  list of those. Other keys are passed over: nothing is downloaded or executed.
-- The labels of ``.../images/x.jpg`` are ``.../labels/x.txt`` (the last folder named ``images`` counts), or ``x.txt`` beside
-  the image. No such file: an image without objects, which is noted. No label file for any image is an error.
+  ``train``, ``val`` and ``test`` to ``path``; each is a folder (read with its subfolders), a ``.txt`` list of
+  images, or a list of those. Other keys are passed over: nothing is downloaded or executed.
+- The labels of ``.../images/x.jpg`` are ``.../labels/x.txt`` (the last folder named ``images`` counts), or ``x.txt``
+  beside the image. No such file: an image without objects, which is noted. No label file for any image is an error.
 - A line is ``class cx cy w h``, in shares of the image's width and height, within 0..1. A longer line is a polygon,
   ``class x1 y1 x2 y2 x3 y3 ...``; its bounding box is taken, which is noted.
 - Sizes come from the image headers, after EXIF rotation.
@@ -20,7 +20,8 @@ from math import isfinite
 from pathlib import Path
 
 from drloss.data.annotations import Annotations
-from drloss.data.building import AnnotationsBuilder, Box
+from drloss.data.boxes import Box
+from drloss.data.building import AnnotationsBuilder
 from drloss.data.decoding import header_size, quiet
 from drloss.data.paths import Inside, clean_name, common_folder, list_images
 from drloss.data.plain_yaml import Plain, read_yaml
@@ -121,16 +122,15 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
         DataError: if a list cannot be read, if no image has labels, or as ``strict`` says.
     """
     sources = data.splits[split]
-    folders = [path if path.is_dir() else data.root for path in sources]
+    folders = [common_folder([path if path.is_dir() else data.root]) for path in sources]
     root = common_folder([data.root, *folders])
     ids = range(len(data.class_names))
     builder = AnnotationsBuilder(name, data.class_names, ids, root, str(data.file))
     reader = _Reader(builder, root)
     for source, folder in zip(sources, folders, strict=True):
-        folder = common_folder([folder])
         entries = list(_listed(source, data.root) if source.is_file() else _in_folder(source))
         with quiet(), ThreadPoolExecutor(8) as pool:
-            sizes = pool.map(lambda entry, folder=folder: _header(folder, entry[2]), entries)  # type: ignore[misc]
+            sizes = pool.map(lambda entry, folder=folder: _header(folder, entry[2]), entries)
             for (file, record, image), size in zip(entries, sizes, strict=True):
                 reader.image(file, record, folder, image, size)
     if reader.images and not reader.labelled:
@@ -204,23 +204,23 @@ class _Reader:
         else:
             height, width = size
         lines: list[str] = []
+        label: Path | None = None
         try:
             label = self._label_file(folder, clean_name(name))
             if label is not None:
                 lines = read_text(label, _MAX_LABEL_BYTES).splitlines()
-        except ValueError:
-            label = None
+        except ValueError:  # the builder refuses the name
+            pass
         except DataError as error:
             bad = bad or ("label file not readable", str(error), "a text file")
         add = self.builder.add_image
         add(file, record, key=key, name=name, height=height, width=width, folder=folder, bad=bad)
-        if label is None:
+        if label is None and bad is None:
             self.builder.note(file, record, "image without a label file, taken as without objects")
-            return
-        self.labelled += 1
+        self.labelled += label is not None or bad is not None
         for k, line in enumerate(lines, start=1):
             if line.strip():
-                self._line(str(label), f"line {k}", key, line.split(), height, width)
+                self._line(str(label), f"line {k}", key, line.split(), size=(height, width))
 
     def _label_file(self, folder: Path, name: str) -> Path | None:
         path = folder / name
@@ -231,9 +231,14 @@ class _Reader:
             last = len(parts) - 2 - parts[:-1][::-1].index("images")
             candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
         self.looked_for = self.looked_for or candidates[0]
-        return next((c for c in candidates if c.is_file()), None)
+        found = next((c for c in candidates if c.is_file()), None)
+        if found is not None:
+            base = self.root if found.is_relative_to(self.root) else found.parent
+            if not Inside(base)(found.relative_to(base).as_posix()):
+                raise DataError(f"{printable(str(found))}: a link out of {printable(str(base))}")
+        return found
 
-    def _line(self, file: str, record: str, key: int, words: list[str], height: int, width: int) -> None:
+    def _line(self, file: str, record: str, key: int, words: list[str], *, size: tuple[int, int]) -> None:
         drop = self.builder.drop_box
         allowed = "class cx cy w h, or class and at least three points"
         if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
@@ -252,7 +257,7 @@ class _Reader:
             return
         if len(shares) > 4:
             self.builder.note(file, record, "polygon, of which the bounding box is taken")
-        box = _xyxy(shares, height, width)
+        box = _xyxy(shares, *size)
         self.builder.add_box(file, record, key=key, category=category, box=box)
 
 

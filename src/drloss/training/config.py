@@ -20,8 +20,8 @@ class Config:
         loss: a name of :data:`drloss.losses.LOSSES`, with parameters if wanted: ``dr:neg_lambda=0.05,margin=0.4``.
         weights: ``"imagenet"`` (torchvision's, downloaded), ``"none"``, or a file of a backbone's or a detector's.
         detector: structure and test-time settings.
-        batch_size: images of one optimiser step, over all devices and micro-batches.
-        accumulate: micro-batches that each device splits its share into.
+        batch_size: images of one optimiser step, over all devices.
+        micro_batch: images that a device takes at a time; it accumulates gradients over its share of the batch.
         optimizer: ``"sgd"`` or ``"adamw"``.
         lr: learning rate for ``reference_batch`` images.
         reference_batch: batch size that ``lr`` and the iterations are meant for.
@@ -54,7 +54,7 @@ class Config:
     weights: str = "imagenet"
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     batch_size: int = 16
-    accumulate: int = 1
+    micro_batch: int = 2
     optimizer: str = "sgd"
     lr: float = 0.01
     reference_batch: int = 16

@@ -104,11 +104,12 @@ class _Trainer:
         ranks: Ranks,
         console: Console,
     ) -> None:
-        parts = ranks.size * config.accumulate
-        if config.batch_size % parts:
+        self.share = config.batch_size // ranks.size
+        self.micro = min(config.micro_batch, self.share)
+        if config.batch_size % ranks.size or self.share % self.micro:
             raise UserError(
-                f"batch_size must be a multiple of {ranks.size} processes × {config.accumulate} micro-batches, "
-                f"got {config.batch_size}"
+                f"batch_size must be a multiple of {ranks.size} processes × {max(self.micro, 1)} images at a time "
+                f"(micro_batch), got {config.batch_size}"
             )
         if ranks.device.type == "cpu" and config.precision == "fp16":
             raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
@@ -247,7 +248,7 @@ class _Trainer:
         last = time.perf_counter()
         while self.iteration < config.max_iters:
             logged = (self.iteration + 1) % config.log_every == 0 or self.iteration + 1 == config.max_iters
-            report, statistics = self._step([next(batches) for _ in range(config.accumulate)], logged)
+            report, statistics = self._step([next(batches) for _ in range(self.share // self.micro)], logged)
             self.iteration += 1
             progress.update(bar, completed=self.iteration, loss=f"{report.loss:.3f}", ap=f"{self.last_ap:.1f}")
             if logged:
@@ -327,22 +328,20 @@ class _Trainer:
         return nullcontext()
 
     def _batches(self) -> Iterator[Batch]:
-        config, ranks = self.config, self.ranks
+        config, rank, share = self.config, self.ranks.rank, self.share
         order = TrainingOrder(self.train, self.augmentation, config.batch_size, config.seed, config.keep_empty)
-        share = config.batch_size // ranks.size
-        micro = share // config.accumulate
 
         def own_keys() -> Iterator[list[Key]]:
             for keys in order.batches(self.iteration):
-                for first in range(ranks.rank * share, (ranks.rank + 1) * share, micro):
-                    yield keys[first : first + micro]
+                for first in range(rank * share, (rank + 1) * share, self.micro):
+                    yield keys[first : first + self.micro]
 
         loader: DataLoader[Batch] = DataLoader(
             TrainingImages(self.train, self.augmentation, config.seed),  # type: ignore[arg-type]
             batch_sampler=_Stream(own_keys()),
             num_workers=config.workers,
             collate_fn=collate,
-            pin_memory=ranks.device.type == "cuda",
+            pin_memory=self.ranks.device.type == "cuda",
             timeout=300 if config.workers else 0,
         )
         return iter(loader)

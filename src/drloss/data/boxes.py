@@ -1,0 +1,79 @@
+"""Numbers and boxes as files have them: what is a number, and what is a box of an image."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+MIN_BOX_SIDE = 0.01
+"""Pixels; a thinner box has no area to learn."""
+ROUNDING = 1.0
+"""Pixels by which a box may pass its image's border as a matter of rounding."""
+DUST = 0.01
+"""Pixels by which it may pass it without a note: files with six digits do."""
+_INT64 = 2**63
+
+Box = tuple[float, float, float, float]
+"""xyxy in absolute pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A box that is not as it should be.
+
+    Attributes:
+        kind: what is wrong; empty if no more than the rounding of floats.
+        allowed: what would be right.
+        refused: whether strict reading stops at it.
+        box: the box to use instead; None if there is none.
+    """
+
+    kind: str
+    allowed: str
+    refused: bool
+    box: Box | None
+
+
+def fit_box(box: Box, height: int, width: int) -> Misfit | None:
+    """What is wrong with a box in an image of this size, in pixels; None if nothing.
+
+    >>> fit_box((0, 0, 8, 8), height=8, width=8)
+    >>> fit_box((-0.5, 0, 8, 8), height=8, width=8).box
+    (0.0, 0, 8, 8)
+    """
+    x1, y1, x2, y2 = box
+    solid = x2 - x1 >= MIN_BOX_SIDE and y2 - y1 >= MIN_BOX_SIDE
+    if solid and x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
+        return None
+    if not all(isfinite(v) for v in box):
+        return Misfit("box with a coordinate that is not finite", "finite numbers", True, None)
+    if not solid:
+        allowed = f"x1 < x2 and y1 < y2, by {MIN_BOX_SIDE} px at least"
+        return Misfit("box without width or height", allowed, True, None)
+    allowed = f"a box within the image, {width} x {height} px, as x1, y1, x2, y2"
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
+    if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
+        return Misfit("box outside its image", allowed, True, None)
+    excess = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
+    if excess <= DUST:
+        return Misfit("", allowed, False, clipped)
+    if excess <= ROUNDING:
+        return Misfit("box over the image border by at most 1 px", allowed, False, clipped)
+    return Misfit("box partly outside its image", allowed, True, clipped)
+
+
+def whole(value: object) -> int | None:
+    """``value`` if it is an integer, as int or as a float without fraction, and fits int64; else None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and isfinite(value) and value == int(value):
+        value = int(value)
+    return value if isinstance(value, int) and -_INT64 <= value < _INT64 else None
+
+
+def number(value: object) -> float | None:
+    """``value`` as float if it is a number (NaN and infinities too), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")

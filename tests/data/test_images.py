@@ -1,0 +1,373 @@
+"""Image files of every kind, pixel for pixel as the module's rules say."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drloss.data.images import check_images, image_size, read_image, require_images
+from drloss.data.sources import open_data
+from drloss.errors import DataError, UserError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = PIXELS[:, :, 0].copy()
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def chw(pixels):
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def grey_rgb(grey):
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+TURNED = {
+    1: PIXELS,
+    2: PIXELS[:, ::-1],
+    3: PIXELS[::-1, ::-1],
+    4: PIXELS[::-1],
+    5: PIXELS.transpose(1, 0, 2),
+    6: PIXELS[::-1].transpose(1, 0, 2),
+    7: PIXELS[::-1, ::-1].transpose(1, 0, 2),
+    8: PIXELS[:, ::-1].transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_orientation_is_applied_once(orientation, suffix, tmp_path):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"x.{suffix}", Image.fromarray(PIXELS), exif=exif(orientation), **options)
+    expected = chw(TURNED[orientation])
+    assert torch.equal(read_image(path), expected)
+    assert image_size(path) == tuple(expected.shape[1:])
+    assert torch.equal(read_image(path, height=expected.shape[1], width=expected.shape[2]), expected)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_orientation_is_not_applied_where_the_stored_size_is_listed(orientation, tmp_path):
+    path = save(tmp_path / "x.png", Image.fromarray(PIXELS), exif=exif(orientation))
+    assert torch.equal(read_image(path, height=5, width=7), chw(PIXELS))
+
+
+def test_a_turn_that_keeps_the_size_is_applied(tmp_path):
+    path = save(tmp_path / "x.png", Image.fromarray(PIXELS), exif=exif(3))
+    assert torch.equal(read_image(path, height=5, width=7), chw(TURNED[3]))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientations_that_do_not_exist_count_as_none(orientation, tmp_path):
+    path = save(tmp_path / "x.png", Image.fromarray(PIXELS), exif=exif(orientation))
+    assert torch.equal(read_image(path), chw(PIXELS))
+
+
+def test_damaged_exif_counts_as_none(tmp_path):
+    path = save(tmp_path / "x.png", Image.fromarray(PIXELS), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03")
+    assert torch.equal(read_image(path), chw(PIXELS))
+
+
+def palette(transparency=None):
+    image = Image.frombytes("P", (7, 5), (GREY % 4).tobytes())
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 255, 0, 1])
+    return image
+
+
+COLOURS = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [255, 0, 1]], dtype=np.uint8)
+ALPHA = np.concatenate([PIXELS, GREY[:, :, None] // 2], axis=2)
+WIDE = (GREY.astype(np.uint16) << 8) + 77
+
+
+def grey16(path):
+    return save(path, Image.frombytes("I;16", (7, 5), WIDE.astype("<u2").tobytes()))
+
+
+ZOO = {
+    "rgb.png": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
+    "rgb.bmp": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
+    "rgb.ppm": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
+    "rgb.tiff": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
+    "rgb.webp": (lambda p: save(p, Image.fromarray(PIXELS), lossless=True), PIXELS),
+    "png called jpg.jpg": (lambda p: save(p, Image.fromarray(PIXELS), format="PNG"), PIXELS),
+    "optimised.png": (lambda p: save(p, Image.fromarray(PIXELS), optimize=True), PIXELS),
+    "grey.png": (lambda p: save(p, Image.fromarray(GREY)), grey_rgb(GREY)),
+    "grey.bmp": (lambda p: save(p, Image.fromarray(GREY)), grey_rgb(GREY)),
+    "grey.pgm": (lambda p: save(p, Image.fromarray(GREY)), grey_rgb(GREY)),
+    "grey with a transparent level.png": (
+        lambda p: save(p, Image.fromarray(GREY), transparency=int(GREY[0, 0])),
+        grey_rgb(GREY),
+    ),
+    "rgb with a transparent colour.png": (
+        lambda p: save(p, Image.fromarray(PIXELS), transparency=tuple(PIXELS[0, 0].tolist())),
+        PIXELS,
+    ),
+    "one bit.png": (
+        lambda p: save(p, Image.fromarray(GREY > 127)),
+        grey_rgb(np.where(GREY > 127, 255, 0).astype(np.uint8)),
+    ),
+    "one bit.bmp": (
+        lambda p: save(p, Image.fromarray(GREY > 127)),
+        grey_rgb(np.where(GREY > 127, 255, 0).astype(np.uint8)),
+    ),
+    "grey16.png": (grey16, grey_rgb(GREY)),
+    "grey16.tiff": (grey16, grey_rgb(GREY)),
+    "grey16.pgm": (lambda p: (p.write_bytes(b"P5 7 5 65535\n" + WIDE.astype(">u2").tobytes()), p)[1], grey_rgb(GREY)),
+    "palette.png": (lambda p: save(p, palette()), COLOURS[GREY % 4]),
+    "palette.bmp": (lambda p: save(p, palette()), COLOURS[GREY % 4]),
+    "palette.gif": (lambda p: save(p, palette()), COLOURS[GREY % 4]),
+    "palette with an alpha table.png": (
+        lambda p: save(p, palette(), transparency=bytes([0, 9, 255, 3])),
+        COLOURS[GREY % 4],
+    ),
+    "palette with a transparent index.png": (lambda p: save(p, palette(), transparency=1), COLOURS[GREY % 4]),
+    "palette with a transparent index.gif": (lambda p: save(p, palette(), transparency=1), COLOURS[GREY % 4]),
+    "rgba.png": (lambda p: save(p, Image.fromarray(ALPHA)), PIXELS),
+    "rgba.tiff": (lambda p: save(p, Image.fromarray(ALPHA)), PIXELS),
+    "rgba.webp": (lambda p: save(p, Image.fromarray(ALPHA), lossless=True, exact=True), PIXELS),
+    "grey with alpha.png": (
+        lambda p: save(p, Image.fromarray(np.stack([GREY, GREY // 3], axis=2))),
+        grey_rgb(GREY),
+    ),
+    "animated.gif": (
+        lambda p: save(p, palette(), save_all=True, append_images=[Image.new("P", (7, 5), 1)] * 3),
+        COLOURS[GREY % 4],
+    ),
+    "animated.webp": (
+        lambda p: save(
+            p, Image.fromarray(PIXELS), save_all=True, append_images=[Image.new("RGB", (7, 5))], lossless=True
+        ),
+        PIXELS,
+    ),
+    "animated.png": (
+        lambda p: save(p, Image.fromarray(PIXELS), save_all=True, append_images=[Image.new("RGB", (7, 5))]),
+        PIXELS,
+    ),
+    "two pages.tiff": (
+        lambda p: save(p, Image.fromarray(PIXELS), save_all=True, append_images=[Image.new("RGB", (9, 9))]),
+        PIXELS,
+    ),
+    "1x1.png": (lambda p: save(p, Image.fromarray(PIXELS[:1, :1])), PIXELS[:1, :1]),
+    "1x5000.png": (
+        lambda p: save(p, Image.fromarray(np.tile(PIXELS[:1, :1], (1, 5000, 1)))),
+        np.tile(PIXELS[:1, :1], (1, 5000, 1)),
+    ),
+    "5000x1.png": (
+        lambda p: save(p, Image.fromarray(np.tile(PIXELS[:1, :1], (5000, 1, 1)))),
+        np.tile(PIXELS[:1, :1], (5000, 1, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_pixels_follow_the_stated_rule(name, tmp_path):
+    make, expected = ZOO[name]
+    path = make(tmp_path / name)
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    assert torch.equal(image, chw(expected))
+    assert image_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_is_what_pillow_decodes(mode, tmp_path):
+    path = save(tmp_path / "x.jpg", Image.fromarray(PIXELS).convert(mode), quality=95)
+    with Image.open(path) as image:
+        assert torch.equal(read_image(path), chw(np.asarray(image.convert("RGB"))))
+
+
+def test_white_of_16_bits_is_white_and_half_is_half(tmp_path):
+    wide = np.array([[0, 255, 256, 32768, 65535]], dtype="<u2")
+    path = save(tmp_path / "x.png", Image.frombytes("I;16", (5, 1), wide.tobytes()))
+    assert read_image(path)[0, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def jpeg(size=(64, 48)):
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+BAD = {
+    "missing": (None, "no such image file"),
+    "empty": (b"", "empty file"),
+    "text": (b"hello", "not an image of a known format"),
+    "truncated JPEG": (jpeg()[:-900], "truncated"),
+    "half a JPEG": (jpeg()[: len(jpeg()) // 2], "truncated"),
+    "JPEG header alone": (jpeg()[:300], "cannot be decoded"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) show\n", "not an image"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_unusable_files_are_named(kind, tmp_path):
+    data, words = BAD[kind]
+    path = tmp_path / "x.jpg"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=words) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg"])
+def test_no_truncated_file_gives_a_grey_image(suffix, tmp_path):
+    whole = save(tmp_path / f"whole.{suffix}", Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)))
+    data = whole.read_bytes()
+    expected = read_image(whole)
+    for share in np.linspace(0.02, 0.95, 25):
+        path = tmp_path / f"cut.{suffix}"
+        path.write_bytes(data[: int(share * len(data))])
+        try:
+            image = read_image(path)
+        except DataError:
+            continue
+        assert torch.equal(image, expected)  # what was cut held no pixels
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg", "ppm"])
+def test_damaged_bytes_give_an_image_or_a_named_error(suffix, tmp_path):
+    rng = np.random.default_rng(1)
+    data = save(tmp_path / f"x.{suffix}", Image.fromarray(PIXELS)).read_bytes()
+    path = tmp_path / f"damaged.{suffix}"
+    for _ in range(100):
+        changed = bytearray(data)
+        for position in rng.integers(0, min(len(data), 200), 3):
+            changed[position] = rng.integers(0, 256)
+        path.write_bytes(bytes(changed))
+        message = str(path)
+        try:
+            read_image(path, max_pixels=10_000)
+        except DataError as error:
+            message = str(error)
+        assert str(path) in message
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = save(tmp_path / "x.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
+    with pytest.raises(DataError, match="no range"):
+        read_image(path)
+
+
+def test_a_folder_or_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path, tmp_path / "pipe.png"):
+        with pytest.raises(DataError, match="not a plain file"):
+            read_image(path)
+
+
+def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
+    path = save(tmp_path / "x.png", Image.new("L", (300, 200)))
+    with pytest.raises(DataError, match="200 x 300 px; allowed: at most 59,999"):
+        read_image(path, max_pixels=59_999)
+    assert read_image(path, max_pixels=60_000).shape == (3, 200, 300)
+    monkeypatch.setenv("DRLOSS_MAX_PIXELS", "100")
+    with pytest.raises(DataError, match="DRLOSS_MAX_PIXELS"):
+        image_size(path)
+    monkeypatch.setenv("DRLOSS_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="'many'"):
+        image_size(path)
+
+
+@pytest.mark.parametrize("sides", [(30_000, 30_000), (60_000, 60_000), (10_000, 5_001)])
+def test_a_bomb_is_refused_from_its_header_without_a_warning(sides, tmp_path):
+    header = struct.pack(">IIBBBBB", *sides, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    body = b"IDAT" + zlib.compress(b"\0" * 1000)
+    data += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(DataError, match="allowed"):
+        read_image(tmp_path / "x.png")  # and warnings are errors here
+
+
+def test_a_size_that_differs_is_refused_with_both_sizes(tmp_path):
+    path = save(tmp_path / "x.png", Image.fromarray(PIXELS), exif=exif(6))
+    with pytest.raises(DataError, match=r"got 7 x 5 \(5 x 7 before EXIF rotation\); the data set lists 9 x 9"):
+        read_image(path, height=9, width=9)
+
+
+# ---------------------------------------------------------------------- whole splits
+
+
+def damage(folder, made):
+    """One image truncated, one missing, one good."""
+    made.coco(folder)
+    train = folder / "train"
+    (train / "a.png").write_bytes((train / "a.png").read_bytes()[:50])
+    (train / "b.png").unlink()
+
+
+def test_bad_images_are_left_out_with_their_boxes(tmp_path, made):
+    damage(tmp_path, made)
+    annotations, report = open_data(tmp_path).read("train")
+    seen = []
+    kept, report = check_images(annotations, report, strict=False, progress=lambda *a: seen.append(a))
+    assert kept.image_ids.tolist() == [3]
+    assert len(kept.boxes) == 0
+    assert (report.images_in, report.images_kept, report.boxes_in, report.boxes_left_out) == (3, 1, 4, 4)
+    assert [p.kind for p in report.problems] == ["image not readable", "image file missing"]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_bad_images_are_refused_by_default(tmp_path, made):
+    damage(tmp_path, made)
+    annotations, report = open_data(tmp_path).read("train")
+    with pytest.raises(DataError, match=r"a\.png: image 1: image not readable(.|\n)*first of 2 problems"):
+        check_images(annotations, report)
+    with pytest.raises(DataError, match=r"b\.png: image 2: image file missing"):
+        require_images(annotations, report)
+
+
+def test_require_images_looks_at_no_content(tmp_path, made):
+    damage(tmp_path, made)
+    kept, report = require_images(*open_data(tmp_path).read("train"), strict=False)
+    assert kept.image_ids.tolist() == [1, 3]
+    assert report.boxes_left_out == 1
+
+
+def test_a_split_without_any_good_image_is_refused_leniently_too(tmp_path, made):
+    made.coco(tmp_path)
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no usable image of 3"):
+        require_images(*open_data(tmp_path).read("train"), strict=False)
+
+
+def test_passed_over_orientation_is_noted(tmp_path, made):
+    made.coco(tmp_path)
+    Image.new("RGB", (30, 20)).save(tmp_path / "train" / "a.png", exif=exif(6))
+    _, report = check_images(*open_data(tmp_path).read("train"))
+    assert [(p.count, p.refused) for p in report.problems] == [(1, False)]
+    assert "EXIF" in report.problems[0].message
+
+
+def test_a_wrong_size_is_a_problem_that_names_both(tmp_path, made):
+    made.coco(tmp_path)
+    made.image(tmp_path / "train" / "a.png", size=(31, 20))
+    _, report = check_images(*open_data(tmp_path).read("train"), strict=False, decode=False)
+    assert "20 x 31" in report.problems[0].message
+    assert "20 x 30" in report.problems[0].message
+
+
+def test_generated_images_need_no_check():
+    annotations, report = open_data("shapes:train=4").read("train")
+    assert check_images(annotations, report)[0] is annotations
+    assert require_images(annotations)[0] is annotations

@@ -1,0 +1,219 @@
+"""File names that a data set may not use to reach outside its folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from drloss.data.images import require_images
+from drloss.data.paths import Inside, clean_name
+from drloss.data.sources import open_data
+from drloss.errors import DataError
+
+REFUSED = [
+    "../canary.png",
+    "../../canary.png",
+    "x/../../canary.png",
+    "x/../canary.png",
+    "./../canary.png",
+    ".//..//canary.png",
+    "..",
+    "../",
+    "a/..",
+    ".. /canary.png",
+    " ../canary.png",
+    "../ canary.png",
+    "...",
+    ". ./canary.png",
+    "/canary.png",
+    "//canary.png",
+    "///etc/passwd",
+    "//server/share/canary.png",
+    "\\\\server\\share\\canary.png",
+    "\\canary.png",
+    "..\\canary.png",
+    "x\\..\\..\\canary.png",
+    "x/..\\canary.png",
+    "C:canary.png",
+    "C:/canary.png",
+    "c:\\canary.png",
+    "\\\\?\\C:\\canary.png",
+    "\\\\.\\pipe\\canary",
+    "file:///etc/passwd",
+    "http://example.org/canary.png",
+    "canary.png\0.jpg",
+    "\0",
+    "can\nary.png",
+    "can\x1b[2Jary.png",
+    "canary\x7f.png",
+    "",
+    " ",
+    ".",
+    "./",
+    "/",
+    "NUL",
+    "con.png",
+    "x/AUX.jpg",
+    "com1",
+    "lpt9.txt",
+    "nul .png",
+    "\ud800.png",
+    "x" * 256,
+    "é" * 128 + ".png",
+    "/".join(["long"] * 300),
+    None,
+    5,
+    True,
+    ["a.png"],
+    {"a": 1},
+    b"a.png",
+    1.5,
+]
+
+# Odd but harmless: each is a name inside the folder, and nothing is decoded or expanded.
+INSIDE = [
+    "%2e%2e/canary.png",
+    "%2e%2e%2fcanary.png",
+    "..%2fcanary.png",
+    "．．/canary.png",
+    "․․/canary.png",
+    "..canary.png",
+    "canary..png",
+    "~/canary.png",
+    "~root/canary.png",
+    "$HOME/canary.png",
+    "${HOME}/canary.png",
+    "`id`.png",
+    "$(id).png",
+    "-rf",
+    "*.png",
+    "2020-01-01T10:20:30.png",
+    "file:canary.png",
+    "日本.png",
+    "a b.png",
+    "console.png",
+]
+
+
+@pytest.mark.parametrize("name", REFUSED, ids=lambda n: ascii(n)[:30])
+def test_names_that_lead_elsewhere_are_refused(name):
+    with pytest.raises(ValueError, match=r"."):
+        clean_name(name)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_odd_names_stay_inside(name, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    assert Inside(root)(clean_name(name))
+    assert os.path.realpath(root / clean_name(name)).startswith(str(root.resolve()) + os.sep)
+
+
+@pytest.mark.parametrize("name", REFUSED + INSIDE, ids=lambda n: ascii(n)[:30])
+def test_no_coco_file_name_reads_outside_the_root(name, tmp_path, made, monkeypatch):
+    content = made.coco_content()
+    content["images"][0]["file_name"] = name.decode() + "\\" if isinstance(name, bytes) else name
+    for folder in (tmp_path, tmp_path / "set", tmp_path / "set" / "train" / "x"):
+        made.image(folder / "canary.png")
+    made.coco(tmp_path / "set", content)
+    touched = []
+    opened = open
+    monkeypatch.setattr("builtins.open", lambda p, *a, **k: (touched.append(str(p)), opened(p, *a, **k))[1])
+    annotations, report = open_data(tmp_path / "set").read("train", strict=False)
+    annotations, report = require_images(annotations, report, strict=False)
+    for i in range(len(annotations)):
+        annotations.load_image(i)
+    assert report.boxes_in == report.boxes_kept + report.boxes_left_out == 4
+    assert report.images_left_out == 1
+    assert all(str(tmp_path / "set") in path for path in touched)
+    assert not [path for path in touched if "canary" in path]
+
+
+def test_a_link_out_of_the_root_is_refused_and_one_within_is_not(tmp_path, made):
+    made.image(tmp_path / "canary.png")
+    made.coco(tmp_path / "set")
+    train = tmp_path / "set" / "train"
+    (train / "a.png").unlink()
+    (train / "a.png").symlink_to(tmp_path / "canary.png")
+    with pytest.raises(DataError, match="a link out of the image folder"):
+        open_data(tmp_path / "set").read("train")
+    (train / "a.png").unlink()
+    (train / "a.png").symlink_to("b.png")
+    assert open_data(tmp_path / "set").read("train")[1].problems == ()
+
+
+def test_a_folder_that_links_out_is_refused(tmp_path, made):
+    made.image(tmp_path / "elsewhere" / "a.png")
+    content = made.coco_content()
+    content["images"][0]["file_name"] = "inner/a.png"
+    made.coco(tmp_path / "set", content)
+    (tmp_path / "set" / "train" / "inner").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="a link out of the image folder"):
+        open_data(tmp_path / "set").read("train")
+
+
+def test_a_link_made_after_reading_is_found_by_the_check(tmp_path, made):
+    made.image(tmp_path / "canary.png")
+    made.coco(tmp_path / "set")
+    annotations, report = open_data(tmp_path / "set").read("train")
+    (tmp_path / "set/train/a.png").unlink()
+    (tmp_path / "set/train/a.png").symlink_to(tmp_path / "canary.png")
+    with pytest.raises(DataError, match="a link out of"):
+        require_images(annotations, report)
+
+
+def test_the_root_itself_may_be_a_link(tmp_path, made):
+    made.coco(tmp_path / "set")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    annotations, _ = open_data(tmp_path / "link").read("train")
+    assert annotations.load_image(0).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "stem", ["../../canary", "/etc/passwd", "..\\canary", "C:\\canary", "x/../../../canary", "a\0b"]
+)
+def test_no_voc_stem_reads_outside_the_tree(stem, tmp_path, made):
+    made.image(tmp_path / "canary.png")
+    (tmp_path / "canary.xml").write_text(made.voc_xml("canary", [("cat", 0, 0, 5, 5)]))
+    tree = made.voc(tmp_path / "tree")
+    (tree / "ImageSets/Main/train.txt").write_text(f"a\n{stem}\n")
+    annotations, report = open_data(tree).read("train", strict=False)
+    assert annotations.image_names.tolist() == [b"JPEGImages/a.png"]
+    assert "file name refused" in report.problems[0].message
+
+
+def test_a_voc_annotation_that_links_out_is_refused(tmp_path, made):
+    (tmp_path / "canary.xml").write_text(made.voc_xml("canary", [("cat", 0, 0, 5, 5)]))
+    tree = made.voc(tmp_path / "tree")
+    (tree / "Annotations/a.xml").unlink()
+    (tree / "Annotations/a.xml").symlink_to(tmp_path / "canary.xml")
+    _, report = open_data(tree).read("train", strict=False)
+    assert "a link out of the tree" in report.problems[0].message
+
+
+@pytest.mark.parametrize(
+    "line", ["../canary.png", "/etc/passwd", "{root}/../canary.png", "..\\canary.png", "~/../x.png"]
+)
+def test_no_yolo_list_reads_outside_the_root(line, tmp_path, made):
+    made.image(tmp_path / "canary.png")
+    (tmp_path / "canary.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    yaml = made.yolo(tmp_path / "set")
+    (tmp_path / "set/list.txt").write_text(f"images/train/a.png\n{line.format(root=tmp_path / 'set')}\n")
+    yaml.write_text("train: list.txt\nnames: [cat, dog]\n")
+    annotations, report = open_data(yaml).read("train", strict=False)
+    assert annotations.image_names.tolist() == [b"images/train/a.png"]
+    assert report.images_left_out == 1
+
+
+def test_a_yolo_list_may_name_files_of_the_root_absolutely(tmp_path, made):
+    yaml = made.yolo(tmp_path)
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/images/train/a.png\n./images/train/b.png\n")
+    yaml.write_text("train: list.txt\nnames: [cat, dog]\n")
+    annotations, _ = open_data(yaml).read("train")
+    assert annotations.image_names.tolist() == [b"images/train/a.png", b"images/train/b.png"]
+    assert len(annotations.boxes) == 4
+
+
+def test_there_are_at_least_forty_hostile_names():
+    assert len(REFUSED) >= 40
+    assert Path("x").name  # the list holds names, not paths of this machine
