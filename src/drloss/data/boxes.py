@@ -1,7 +1,13 @@
 """Numbers and boxes as files have them: what is a number, and what is a box of an image."""
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 MIN_BOX_SIDE = 0.01
 """Pixels; a thinner box has no area to learn."""
@@ -58,6 +64,49 @@ def fit_box(box: Box, height: int, width: int) -> Misfit | None:
     if excess <= ROUNDING:
         return Misfit("box over the image border by at most 1 px", allowed, False, clipped)
     return Misfit("box partly outside its image", allowed, True, clipped)
+
+
+@dataclass
+class BoxColumns:
+    """Boxes of a split while it is read, in any order of their images: columns of plain numbers, to save memory."""
+
+    image: "array[int]" = field(default_factory=lambda: array("q"))
+    xyxy: "array[float]" = field(default_factory=lambda: array("d"))
+    label: "array[int]" = field(default_factory=lambda: array("q"))
+    ignore: "array[int]" = field(default_factory=lambda: array("b"))
+    area: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def append(self, image: int, box: Box, label: int, ignore: bool, area: float | None) -> None:
+        """Add a box; without an area, width times height."""
+        self.image.append(image)
+        self.xyxy.extend(box)
+        self.label.append(label)
+        self.ignore.append(ignore)
+        self.area.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
+
+    def arrays(self, images: int, kept: Sequence[int]) -> tuple[npt.NDArray[Any], ...]:
+        """The boxes of some of the images, by image, each image's in the order they were added.
+
+        Args:
+            images: number of images.
+            kept: positions of those wanted, ascending.
+
+        Returns:
+            ``first_box``, ``boxes``, ``labels``, ``ignore``, ``areas``, as the store has them.
+        """
+        place = np.full(images + 1, -1, dtype=np.int64)
+        place[kept] = np.arange(len(kept))
+        owner = place[np.array(self.image, dtype=np.int64)]
+        order = np.argsort(owner, kind="stable")
+        order = order[np.searchsorted(owner[order], 0) :]  # -1, the images left out, come first
+        counts = np.bincount(owner[order], minlength=len(kept))
+        return (
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.array(self.xyxy, dtype=np.float64).reshape(-1, 4)[order],
+            np.array(self.label, dtype=np.int64)[order],
+            np.array(self.ignore, dtype=np.bool_)[order],
+            np.array(self.area, dtype=np.float64)[order],
+        )
 
 
 def whole(value: object) -> int | None:

@@ -28,23 +28,21 @@ good images.
 """
 
 import os
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.data.boxes import Box, fit_box, whole
+from drloss.data.boxes import Box, BoxColumns, fit_box, whole
 from drloss.data.paths import Inside, clean_name
 from drloss.data.problems import (
     BOX_CLIPPED,
     BOX_LEFT_OUT,
     IMAGE_LEFT_OUT,
-    NOTE,
-    Problem,
+    ProblemLog,
     Report,
     printable,
     report_of,
@@ -71,17 +69,6 @@ class _Image:
     record: str
     bad: int | None = None
     boxes: int = 0
-
-
-@dataclass
-class _Boxes:
-    """Columns of the boxes kept so far."""
-
-    image: "array[int]" = field(default_factory=lambda: array("q"))
-    xyxy: "array[float]" = field(default_factory=lambda: array("d"))
-    label: "array[int]" = field(default_factory=lambda: array("q"))
-    ignore: "array[int]" = field(default_factory=lambda: array("b"))
-    area: "array[float]" = field(default_factory=lambda: array("d"))
 
 
 class AnnotationsBuilder:
@@ -112,37 +99,19 @@ class AnnotationsBuilder:
         self._by_name: dict[str, int] = {}
         self._by_folded: dict[str, str] = {}
         self._inside: dict[Path, Inside] = {}
-        self._boxes = _Boxes()
-        self._problems: list[Problem] = []
-        self._notes: dict[str, int] = {}
+        self._boxes = BoxColumns()
+        self._log = ProblemLog()
         self._boxes_in = 0
         self._renumber = False
 
-    # ------------------------------------------------------------------ problems
-
-    def problem(
-        self, file: str, record: str, kind: str, *, value: object, allowed: str, consequence: str, **more: Any
-    ) -> int:
-        """Add a problem and return its position; ``value`` is shortened for the message, None is left away."""
-        text = "" if value is None else shown(value)
-        self._problems.append(Problem(file, record, kind, text, allowed, consequence, **more))
-        return len(self._problems) - 1
-
-    def note(self, file: str, record: str, kind: str, value: object = None, consequence: str = NOTE) -> None:
-        """Add something that is not refused; notes of one kind are gathered into the first, which counts them."""
-        position = self._notes.get(kind)
-        if position is None:
-            self._notes[kind] = self.problem(
-                file, record, kind, value=value, allowed="", consequence=consequence, refused=False
-            )
-        else:
-            first = self._problems[position]
-            self._problems[position] = replace(first, count=first.count + 1)
+    def note(self, file: str, record: str, kind: str, value: object = None) -> None:
+        """Add something that is not refused and leaves nothing out."""
+        self._log.note(file, record, kind, value)
 
     def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str) -> None:
         """Count a box that cannot even be handed to :meth:`add_box`, and leave it out."""
         self._boxes_in += 1
-        self.problem(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1)
+        self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1)
 
     # ------------------------------------------------------------------ images
 
@@ -186,7 +155,7 @@ class AnnotationsBuilder:
             self._same_name(image, position)
 
     def _leave_out(self, image: _Image, kind: str, value: object, allowed: str) -> None:
-        image.bad = self.problem(
+        image.bad = self._log.add(
             image.file, image.record, kind, value=value, allowed=allowed, consequence=IMAGE_LEFT_OUT
         )
 
@@ -266,7 +235,7 @@ class AnnotationsBuilder:
         position = self._by_key.get(key)
         if position is None:
             allowed = "the id of an image that the file lists"
-            self.problem(
+            self._log.add(
                 file, record, "image not listed", value=key, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
             )
             return
@@ -277,7 +246,7 @@ class AnnotationsBuilder:
         label = self._labels.get(whole(category))
         if label is None:
             known = self._known()
-            self.problem(
+            self._log.add(
                 file, record, "unknown class", value=category, allowed=known, consequence=BOX_LEFT_OUT, boxes=1
             )
             image.boxes -= 1
@@ -287,21 +256,16 @@ class AnnotationsBuilder:
             values, consequence = [float(f"{v:.10g}") for v in box], BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
             if fit.refused:
                 gone = int(fit.box is None)
-                self.problem(
+                self._log.add(
                     file, record, fit.kind, value=values, allowed=fit.allowed, consequence=consequence, boxes=gone
                 )
             elif fit.kind:
-                self.note(file, record, fit.kind, values, consequence)
+                self._log.note(file, record, fit.kind, values, consequence)
             if fit.box is None:
                 image.boxes -= 1
                 return
             box = fit.box
-        columns = self._boxes
-        columns.image.append(position)
-        columns.xyxy.extend(box)
-        columns.label.append(label)
-        columns.ignore.append(ignore)
-        columns.area.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
+        self._boxes.append(position, box, label, ignore, area)
 
     def _known(self) -> str:
         listed = ", ".join(f"{c} ({printable(n)})" for c, n in zip(self.category_ids, self.class_names, strict=True))
@@ -318,13 +282,13 @@ class AnnotationsBuilder:
         self._too_many_boxes()
         for image in self._images:
             if image.bad is not None:
-                self._problems[image.bad] = replace(self._problems[image.bad], boxes=image.boxes)
+                self._log.went_with(image.bad, image.boxes)
         annotations = self._store()
-        report = report_of(annotations, self._problems, images_in=len(self._images), boxes_in=self._boxes_in)
+        report = report_of(annotations, self._log.problems, images_in=len(self._images), boxes_in=self._boxes_in)
         if strict:
             report.refuse()
         if not len(annotations):
-            found = f"; {self._problems[0].message}" if self._problems else ""
+            found = f"; {self._log.problems[0].message}" if self._log.problems else ""
             raise DataError(f"{printable(self.name)}: no usable image, got {len(self._images):,} listed{found}")
         return annotations, report
 
@@ -335,14 +299,7 @@ class AnnotationsBuilder:
 
     def _store(self) -> Annotations:
         kept = [i for i, image in enumerate(self._images) if image.bad is None]
-        place = np.full(len(self._images) + 1, -1, dtype=np.int64)
-        place[kept] = np.arange(len(kept))
-        columns = self._boxes
-        owner = place[np.array(columns.image, dtype=np.int64)]
-        # Stable: the boxes of an image stay in the order of the file.
-        order = np.argsort(owner, kind="stable")
-        order = order[np.searchsorted(owner[order], 0) :]
-        counts = np.bincount(owner[order], minlength=len(kept))
+        first, boxes, labels, ignore, areas = self._boxes.arrays(len(self._images), kept)
         images = [self._images[i] for i in kept]
         ids = range(1, len(kept) + 1) if self._renumber else (image.image_id for image in images)
         return Annotations(
@@ -353,11 +310,11 @@ class AnnotationsBuilder:
             image_names=np.array([image.name.encode() for image in images], dtype=np.bytes_),
             image_root=self.image_root,
             sizes=np.array([(i.height, i.width) for i in images], dtype=np.int32).reshape(-1, 2),
-            first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            boxes=np.array(columns.xyxy, dtype=np.float64).reshape(-1, 4)[order],
-            labels=np.array(columns.label, dtype=np.int64)[order],
-            ignore=np.array(columns.ignore, dtype=np.bool_)[order],
-            areas=np.array(columns.area, dtype=np.float64)[order],
+            first_box=first,
+            boxes=boxes,
+            labels=labels,
+            ignore=ignore,
+            areas=areas,
         )
 
 

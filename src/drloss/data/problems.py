@@ -92,6 +92,42 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE + 2 else text[:_LONGEST_VALUE] + "..."
 
 
+class ProblemLog:
+    """Problems as they are found."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._notes: dict[str, int] = {}
+
+    def add(
+        self, file: str, record: str, kind: str, *, value: object, allowed: str, consequence: str, **more: Any
+    ) -> int:
+        """Add a problem and return its position.
+
+        ``value`` is shortened for the message; None is left away, and an error says in full why a file is no good.
+        """
+        text = "" if value is None else shown(value)
+        if isinstance(value, DataError):
+            text = str(value).removeprefix(f"{printable(file)}: ")
+        self.problems.append(Problem(file, record, kind, text, allowed, consequence, **more))
+        return len(self.problems) - 1
+
+    def note(self, file: str, record: str, kind: str, value: object = None, consequence: str = NOTE) -> None:
+        """Add something that is not refused; notes of one kind are gathered into the first, which counts them."""
+        position = self._notes.get(kind)
+        if position is None:
+            self._notes[kind] = self.add(
+                file, record, kind, value=value, allowed="", consequence=consequence, refused=False
+            )
+        else:
+            first = self.problems[position]
+            self.problems[position] = replace(first, count=first.count + 1)
+
+    def went_with(self, position: int, boxes: int) -> None:
+        """Say how many boxes went with the image of a problem."""
+        self.problems[position] = replace(self.problems[position], boxes=boxes)
+
+
 @dataclass(frozen=True)
 class Report:
     """What one split holds and what is wrong with it.

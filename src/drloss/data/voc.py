@@ -164,6 +164,7 @@ class _Reader:
         add = self.builder.add_image
         self.listed += 1
         key = (self.tree.folder, self.listed)
+        bad: tuple[str, object, str]
         try:
             stem = clean_name(stem)
         except ValueError as error:
@@ -176,7 +177,7 @@ class _Reader:
                 raise DataError("a link out of the tree")
             root = parse_xml(path)
         except DataError as error:
-            bad = ("annotation file not readable", str(error).removeprefix(f"{path}: "), "a VOC XML file")
+            bad = ("annotation file not readable", error, "a VOC XML file")
             add(str(path), "", key=None, name=None, height=None, width=None, bad=bad)
             return
         names = self.tree.image_names(stem)

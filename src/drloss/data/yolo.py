@@ -173,15 +173,15 @@ def _is_file(folder: Path, name: str) -> bool:
         return False
 
 
-def _header(folder: Path, name: str) -> tuple[int, int] | str:
-    """Height and width, or why there are none; None of it for names that lead elsewhere."""
+def _header(folder: Path, name: str) -> tuple[int, int] | DataError | None:
+    """Height and width, or why there are none; None for names that lead elsewhere, which the builder refuses."""
     try:
         clean = clean_name(name)
-        return header_size(folder / clean) if Inside(folder)(clean) else ""
+        return header_size(folder / clean) if Inside(folder)(clean) else None
     except ValueError:
-        return ""
+        return None
     except DataError as error:
-        return str(error).removeprefix(f"{folder / clean}: ")
+        return error
 
 
 class _Reader:
@@ -194,15 +194,15 @@ class _Reader:
         self.labelled = 0
         self.looked_for: Path | None = None
 
-    def image(self, file: str, record: str, folder: Path, name: str, size: tuple[int, int] | str) -> None:
+    def image(
+        self, file: str, record: str, folder: Path, name: str, size: tuple[int, int] | DataError | None
+    ) -> None:
         self.images += 1
         key = self.images
         bad: tuple[str, object, str] | None = None
-        if isinstance(size, str):
-            bad = ("image not readable", size, "an image file") if size else None
-            height, width = 1, 1
-        else:
-            height, width = size
+        if isinstance(size, DataError):
+            bad = ("image not readable", size, "an image file")
+        height, width = size if isinstance(size, tuple) else (1, 1)
         lines: list[str] = []
         label: Path | None = None
         try:
@@ -212,7 +212,7 @@ class _Reader:
         except ValueError:  # the builder refuses the name
             pass
         except DataError as error:
-            bad = bad or ("label file not readable", str(error), "a text file")
+            bad = bad or ("label file not readable", error, "a text file")
         add = self.builder.add_image
         add(file, record, key=key, name=name, height=height, width=width, folder=folder, bad=bad)
         if label is None and bad is None:

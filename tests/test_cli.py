@@ -1,0 +1,210 @@
+"""The commands from end to end on a small generated set, and what a user's mistakes look like."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from drloss.cli import main
+
+SMALL = [
+    "--max-iters",
+    "4",
+    "--batch-size",
+    "4",
+    "--no-scale-lr",
+    "--workers",
+    "0",
+    "--log-every",
+    "1",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with generated data in COCO layout and a run trained on it."""
+    folder = tmp_path_factory.mktemp("workshop")
+    data = folder / "data"
+    assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=6,test=2,size=64"]) == 0
+    train = [
+        "train",
+        "--data",
+        str(data),
+        "--preset",
+        "cpu",
+        "--out",
+        str(folder / "run"),
+        "--short-side",
+        "64",
+        *SMALL,
+    ]
+    assert main(train) == 0
+    return folder
+
+
+def test_data_check_prints_what_it_found(workshop, capsys):
+    assert main(["check-data", str(workshop / "data"), "--report", str(workshop / "report.json")]) == 0
+    said = capsys.readouterr().out
+    assert "disc" in said
+    assert "12" in said
+    json.loads((workshop / "report.json").read_text())
+
+
+@pytest.mark.parametrize("layout", ["voc", "yolo"])
+def test_other_layouts_are_written_and_checked(layout, tmp_path, capsys):
+    assert (
+        main(["make-shapes", str(tmp_path / layout), "--format", layout, "--data", "shapes:train=3,val=2,test=2"])
+        == 0
+    )
+    assert main(["check-data", str(tmp_path / layout)]) == 0
+
+
+def test_eval_writes_results_metrics_and_plots(workshop, capsys):
+    options = ["--data", str(workshop / "data"), "--workers", "0", "--device", "cpu"]
+    assert main(["eval", str(workshop / "run"), *options]) == 0
+    assert "AP50" in capsys.readouterr().out
+    out = workshop / "run" / "eval_val"
+    names = {p.name for p in out.iterdir()}
+    assert {"results.json", "metrics.json", "precision_recall.png", "thresholds.png", "densities.png"} == names
+    results = json.loads((out / "results.json").read_text())
+    assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    for picture in out.glob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
+
+
+def test_an_exported_file_gives_the_runs_numbers_and_needs_nothing_else(workshop, tmp_path, capsys):
+    exported = tmp_path / "detector.safetensors"
+    assert main(["export", str(workshop / "run"), "--out", str(exported)]) == 0
+    options = ["--data", str(workshop / "data"), "--workers", "0", "--device", "cpu", "--out"]
+    assert main(["eval", str(exported), *options, str(tmp_path / "a")]) == 0
+    assert main(["eval", str(workshop / "run"), *options, str(tmp_path / "b")]) == 0
+    a, b = (json.loads((tmp_path / n / "results.json").read_text()) for n in "ab")
+    assert a == b
+
+
+def test_predict_draws_every_image_of_a_folder_with_its_subfolders(workshop, tmp_path, capsys):
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    Image.new("RGB", (90, 60), "red").save(images / "a.jpg")
+    Image.new("L", (60, 90)).save(images / "a.png")
+    Image.new("RGB", (200, 100)).save(images / "sub" / "b.webp")
+    out = tmp_path / "out"
+    assert main(["predict", str(workshop / "run"), str(images), "--out", str(out), "--device", "cpu"]) == 0
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png")) == [
+        "a.jpg.png",
+        "a.png.png",
+        "sub/b.webp.png",
+    ]
+    records = json.loads((out / "predictions.json").read_text())
+    assert [(r["image"], r["width"], r["height"]) for r in records] == [
+        ("a.jpg", 90, 60),
+        ("a.png", 60, 90),
+        ("sub/b.webp", 200, 100),
+    ]
+
+
+def test_predict_names_what_it_cannot_read_and_writes_the_rest(workshop, tmp_path, capsys):
+    Image.new("RGB", (90, 60)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    assert main(["predict", str(workshop / "run"), str(tmp_path), "--out", str(out), "--device", "cpu"]) == 2
+    assert "1 of 2 images could not be read" in capsys.readouterr().err
+    assert (out / "good.png.png").exists()
+
+
+def test_demo_writes_one_page_with_both_losses(tmp_path, capsys):
+    out = tmp_path / "demo"
+    small = "shapes:train=16,val=8,test=1"
+    assert main(["demo", "--out", str(out), "--max-iters", "2", "--data", small, "--device", "cpu"]) == 0
+    page = (out / "report.html").read_text()
+    for word in ("Focal", "DR", "AP50", "<svg"):
+        assert word in page
+    summary = json.loads((out / "summary.json").read_text())
+    assert [r["name"] for r in summary["runs"]] == ["Focal", "DR"]
+    focal, dr = (r["settings"] for r in summary["runs"])
+    different = {k for k in focal if focal[k] != dr[k]}
+    assert different == {"loss", "prior probability"}
+
+
+MISTAKES = [
+    (["train"], "the following arguments are required"),
+    (["trian"], "invalid choice: 'trian'"),
+    (["train", "--data", "shapes", "--preset", "gpu", "--out", "x"], "invalid choice: 'gpu'"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--learning-rate", "1"], "--learning-rate"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--lr", "fast"], "lr must be float, got 'fast'"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--lr", "-1"], "lr must be positive"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--max-iter", "5"], "--max-iter"),
+    (["train", "--data", "no/such/folder", "--preset", "cpu", "--out", "x"], "no/such/folder"),
+    (["train", "--data", "shapes:colour=1", "--preset", "cpu", "--out", "x"], "unknown key 'colour'"),
+    (["train", "--data", "shapes:size=big", "--preset", "cpu", "--out", "x"], "size must be of type int"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--train-split", "traning"], "train, val, test"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--device", "tpu9"], "--device"),
+    (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--device", "cuda:99"], "CUDA devices"),
+    (
+        ["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--loss", "l2"],
+        "loss must be one of dr, focal, ce",
+    ),
+    (["eval", "no/run", "--data", "shapes"], "no/run"),
+    (["eval", "no/run", "--data", "shapes", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["predict", "no/run", "no/images", "--out", "x"], "no/images: no such file or folder"),
+    (["predict", "no/run", "no/images", "--out", "x", "--threshold", "2"], "--threshold must lie in 0..1"),
+    (["export", "no/run", "--out", "x.pt"], "must end in .safetensors"),
+    (["export", "no/run", "--out", "x.safetensors"], "no/run"),
+    (["check-data", "no/such/folder"], "no/such/folder"),
+    (["make-shapes", "x", "--data", "coco"], "--data must be shapes"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(a[:1] + a[-2:]) for a, _ in MISTAKES])
+def test_a_users_mistake_ends_in_two_lines_and_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as ended:  # argparse
+        code = ended.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert words in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_classes_are_refused_by_eval(workshop, tmp_path, capsys):
+    data = json.loads((workshop / "data" / "annotations" / "instances_val.json").read_text())
+    data["categories"][0]["name"] = "blob"
+    folder = tmp_path / "data"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(data))
+    (folder / "val").symlink_to(workshop / "data" / "val")
+    assert main(["eval", str(workshop / "run"), "--data", str(folder), "--device", "cpu"]) == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check-data", "--help"], ["predict", "--help"]])
+def test_help_answers_without_torch(arguments):
+    code = f"""
+import sys
+from drloss import cli
+try:
+    cli.main({arguments!r})
+except SystemExit as ended:
+    assert ended.code == 0
+for module in ("torch", "matplotlib", "rich", "PIL"):
+    assert module not in sys.modules, module
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_missing_dependency_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in [n for n in sys.modules if n.startswith("drloss.") and n != "drloss.cli"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["predict", "run", "images", "--out", "x"]) == 2
+    assert "pip install 'drloss[detector]'" in capsys.readouterr().err
