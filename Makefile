@@ -1,6 +1,7 @@
 # make demo   set up, train focal and DR on generated data, write demo/report.html
 # make test   set up, run the tests
 # make check  ruff and mypy        make slow  the slow tests too      make bench  benchmarks
+# make docs   check that README and docs say what is true
 # make clean  remove what was made, but for .venv
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 JOBS ?= auto
 
-.PHONY: setup demo test slow check format bench clean
+.PHONY: setup demo test slow check format bench docs clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
@@ -43,3 +44,6 @@ bench: setup
 
 clean:
 	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+
+docs: setup
+	$(BIN)/python -m pytest README.md tests/test_equations.py src

@@ -5,6 +5,7 @@ exit code 2; only a fault of ours shows a traceback.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"drloss: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("drloss: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -157,7 +161,7 @@ def _read(source: Any, split: str, skip_bad: bool, console: Any) -> Any:
     annotations, report = source.read(split, strict=not skip_bad)
     annotations, report = require_images(annotations, report, strict=not skip_bad)
     if report.problems:
-        console.print(report.text())
+        console.print(report.text(), markup=False)
     return annotations
 
 

@@ -15,7 +15,8 @@ from drloss.data.sources import open_data
 from drloss.errors import DataError
 
 EXAMPLES = settings(
-    max_examples=int(os.environ.get("DRLOSS_MUTATIONS", "250")),
+    # More of them in a longer run: DRLOSS_MUTATIONS=20000.
+    max_examples=int(os.environ.get("DRLOSS_MUTATIONS", "150")),
     deadline=None,
     derandomize=True,
     database=None,

@@ -250,6 +250,7 @@ BAD_FILES = {
         "format = 'coco'\n[splits.train]\nannotations = 'no.json'",
         "allowed: a path that exists",
     ),
+    "path that is too long": (f"format = 'coco'\n[splits.train]\nannotations = '{'x' * 5000}'", "a path that exists"),
     "empty list": ("format = 'coco'\n[splits.train]\nannotations = []", "empty list"),
     "number for a path": ("format = 'coco'\n[splits.train]\nannotations = 5", "annotations, got 5"),
     "fewer images than annotations": (
@@ -276,7 +277,7 @@ def test_data_file_that_is_refused(row, tmp_path):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["", "no/such/folder", "shape", "a\0b"])
+@pytest.mark.parametrize("spec", ["", "no/such/folder", "shape", "a\0b", "x" * 5000])
 def test_nothing_by_that_name(spec):
     with pytest.raises(UserError, match="no such file or folder; allowed: shapes"):
         open_data(spec)

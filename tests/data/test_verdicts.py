@@ -406,6 +406,7 @@ YAML = {
     "names twice": "train: images/train\nnames: [cat]\nnames: [dog]",
     "name null": "train: images/train\nnames: [cat, null]",
     "nc that disagrees": "train: images/train\nnames: [cat]\nnc: 2",
+    "folder of 5,000 letters": f"train: {'x' * 5000}\nnames: [cat, dog]",
     "folder missing": "train: images/elsewhere\nnames: [cat, dog]",
     "train a mapping": "train: {a: b}\nnames: [cat, dog]",
     "a list": "- train\n- names",

@@ -37,6 +37,11 @@ def test_a_loss_has_one_colour_and_its_further_runs_paler_ones():
     assert len({*colours(["dr", "focal", "ce", "another"])}) == 4
 
 
+def test_the_parameters_of_a_loss_do_not_change_its_colour():
+    assert colours(["dr:neg_lambda=0.05", "focal:gamma=1"]) == colours(["dr", "focal"])
+    assert colours(["dr", "dr:neg_lambda=0.05"]) == colours(["dr", "dr"])
+
+
 def test_few_values_stay_as_they_are_and_many_are_smoothed_without_a_shift():
     few = np.random.default_rng(0).random(MANY - 1)
     np.testing.assert_allclose(running_mean(few), few, rtol=1e-12)
@@ -118,6 +123,12 @@ def test_svg_takes_the_colour_of_the_page_and_shares_no_id_with_another(two_runs
 def test_the_same_figure_gives_the_same_svg(two_runs):
     run = two_runs[0][0]
     assert len({to_svg(precision_recall("DR", "dr", run.evaluation), "pr", "x") for _ in range(2)}) == 1
+
+
+@pytest.mark.parametrize("name", [r"a $\frac$ b", "$5 and $6"])
+def test_dollar_signs_in_names_are_no_formulas(name):
+    svg = to_svg(threshold_curves([(name, "dr", [{"threshold": 0.1, "AP": 3.0}])]), "t", "x")
+    assert name in "".join(ElementTree.fromstring(svg).itertext())
 
 
 def test_png_has_no_ground(two_runs):

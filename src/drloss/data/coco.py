@@ -14,6 +14,7 @@ Rules:
 
 import codecs
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -149,7 +150,7 @@ def _image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
             continue
     if len(part.images) == 1:
         return part.images[0]
-    return next((f for f in part.images if any((f / n).is_file() for n in names)), part.images[0])
+    return next((f for f in part.images if any(os.path.isfile(f / n) for n in names)), part.images[0])
 
 
 class _Part:

@@ -30,6 +30,7 @@ YOLO names image folders or lists, and the classes::
 Unknown keys are refused. The paths may lead anywhere: the file is the user's own word on where the data are.
 """
 
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def _paths(file: str, key: str, value: object, root: Path) -> list[Path]:
         raise DataError(f"{file}: {key}, got an empty list; allowed: a path or a list of paths")
     paths = [root / _text(file, key, v) for v in values]
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises on names that are too long
             raise DataError(f"{file}: {key}, got {shown(str(path))}; allowed: a path that exists")
     return paths
 

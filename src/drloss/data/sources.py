@@ -18,6 +18,7 @@
 Splits called ``valid`` or ``validation`` are shown as ``val``; any of the three names opens it.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,10 @@ class FileSource:
         own = next((name for name in wanted if name in self.readers), None)
         if own is None:
             raise UserError(f"{printable(self.name)}: split, got {shown(split)}; allowed: {', '.join(self.splits)}")
-        return self.readers[own](f"{self.name} {own}", strict)
+        try:
+            return self.readers[own](f"{self.name} {own}", strict)
+        except OSError as error:
+            raise _unreadable(self.name, error) from None
 
 
 def open_data(spec: str | Path) -> DataSource:
@@ -107,11 +111,17 @@ def open_data(spec: str | Path) -> DataSource:
         return open_shapes(spec)
     path = Path(spec)
     name = printable(str(spec))
-    if not str(spec) or "\0" in str(spec) or not path.exists():
+    if not str(spec) or not os.path.exists(path):
         raise UserError(f"{name or 'DATA'}: no such file or folder; allowed: shapes, a folder, a .toml or .yaml file")
-    if path.is_dir():
-        return _open_folder(path, str(spec))
-    return open_file(path, str(spec))
+    try:
+        return _open_folder(path, str(spec)) if path.is_dir() else open_file(path, str(spec))
+    except OSError as error:
+        raise _unreadable(str(spec), error) from None
+
+
+def _unreadable(name: str, error: OSError) -> DataError:
+    """For a folder that may not be listed, a disk that fails, and the like."""
+    return DataError(f"{printable(name)}: cannot be read ({printable(str(error))})")
 
 
 def open_file(path: Path, name: str) -> FileSource:

@@ -15,6 +15,7 @@ Rules:
   ever expanded and nothing outside the file is read.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,11 +73,14 @@ class VocTree:
 
     def image_names(self, stem: str) -> list[str]:
         """The image files of a stem, relative to :attr:`images`: none, one, or several."""
-        inner, _, last = stem.rpartition("/")
+        try:
+            inner, _, last = clean_name(stem).rpartition("/")
+        except ValueError:
+            return []
         folder = self.images / inner
         if folder not in self._files:
             by_stem: dict[str, list[str]] = {}
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
                 if path.suffix.lower() in IMAGE_SUFFIXES:
                     by_stem.setdefault(path.stem, []).append(path.name)
             self._files[folder] = by_stem

@@ -13,6 +13,7 @@ Rules:
 - The YAML file is at most 1 MB, without anchors, aliases or tags. Label files are at most 10 MB.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def _existing(file: str, split: str, root: Path, value: str) -> Path:
     # Exports write ../train/images next to a folder train: tried second, as other readers do.
     candidates = [root / value] + ([root / value[3:]] if value.startswith("../") else [])
     for path in candidates:
-        if "\0" not in value and path.exists():
+        if os.path.exists(path):  # Path.exists raises on names that are too long
             return path
     raise DataError(
         f"{file}: {split}, got {shown(value)}; allowed: a folder or list that exists (not {candidates[0]})"
@@ -168,8 +169,8 @@ def _listed(path: Path, root: Path) -> Iterator[_Entry]:
 
 def _is_file(folder: Path, name: str) -> bool:
     try:
-        return (folder / clean_name(name)).is_file()
-    except (ValueError, OSError):
+        return os.path.isfile(folder / clean_name(name))
+    except ValueError:
         return False
 
 
@@ -231,7 +232,7 @@ class _Reader:
             last = len(parts) - 2 - parts[:-1][::-1].index("images")
             candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
         self.looked_for = self.looked_for or candidates[0]
-        found = next((c for c in candidates if c.is_file()), None)
+        found = next((c for c in candidates if os.path.isfile(c)), None)
         if found is not None:
             base = self.root if found.is_relative_to(self.root) else found.parent
             if not Inside(base)(found.relative_to(base).as_posix()):

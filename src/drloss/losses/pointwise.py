@@ -152,6 +152,10 @@ class CrossEntropyLoss(nn.Module):
         loss = cross_entropy_loss(logits, labels, ignore=ignore, normalizer=self.normalizer, reduction=self.reduction)
         return self.cls_weight * loss
 
+    def extra_repr(self) -> str:
+        """Parameters as they are shown by ``print(module)``."""
+        return f"cls_weight={self.cls_weight}, normalizer={self.normalizer!r}, reduction={self.reduction!r}"
+
 
 class FocalLoss(nn.Module):
     """``cls_weight`` · :func:`focal_loss` as a module.
@@ -204,3 +208,10 @@ class FocalLoss(nn.Module):
             reduction=self.reduction,
         )
         return self.cls_weight * loss
+
+    def extra_repr(self) -> str:
+        """Parameters as they are shown by ``print(module)``."""
+        return (
+            f"cls_weight={self.cls_weight}, alpha={self.alpha}, gamma={self.gamma}, "
+            f"normalizer={self.normalizer!r}, reduction={self.reduction!r}"
+        )

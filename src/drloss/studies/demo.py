@@ -64,9 +64,8 @@ def run_demo(
         config = override(PRESETS["cpu"], values if max_iters is None else {**values, "max_iters": max_iters})
         console.rule(f"{name}: {config.max_iters} iterations")
         run = out / loss
-        started = time.perf_counter()
         fit(config, train, val, run, ranks, resume=run.exists(), console=console)
-        summary, found = _summarise(name, config, run, val, ranks, seconds=time.perf_counter() - started)
+        summary, found = _summarise(name, config, run, val, ranks)
         summaries.append(summary)
         detections.append(found)
     seconds = time.perf_counter() - began
@@ -77,7 +76,7 @@ def run_demo(
         summaries,
         title=f"Focal and DR loss on {source.name}",
         facts=facts,
-        mosaic_png=_mosaic(val, summaries, detections),
+        mosaic_png=_mosaic(val, detections),
     )
     write_json(out / SUMMARY, _to_json(summaries, facts))
     for summary in summaries:
@@ -90,7 +89,7 @@ def run_demo(
 
 
 def _summarise(
-    name: str, config: Config, run: Path, val: Annotations, ranks: Ranks, *, seconds: float
+    name: str, config: Config, run: Path, val: Annotations, ranks: Ranks
 ) -> tuple[RunSummary, list[Detection]]:
     """Evaluate a finished run and gather what the report shows of it."""
     model, about = load_run(run)
@@ -125,7 +124,7 @@ def _summarise(
         histogram=histogram,
         curves=curves,
         settings=settings,
-        seconds=seconds,
+        seconds=sum(curves["seconds"][1]),
         iterations=config.max_iters,
     )
     return summary, detections
@@ -144,9 +143,10 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, second
     }
 
 
-def _mosaic(val: Annotations, summaries: Sequence[RunSummary], detections: Sequence[list[Detection]]) -> bytes:
+def _mosaic(val: Annotations, detections: Sequence[list[Detection]]) -> bytes:
     """PNG with a row per image: the truth, then what each run detects."""
     filled = [i for i in range(len(val)) if val.first_box[i + 1] - val.first_box[i] >= 3]
+    thresholds = [_threshold(found, len(val.boxes)) for found in detections]
     tiles = []
     for i in (filled or list(range(len(val))))[:PICTURES]:
         own = val.boxes_of(i)
@@ -157,17 +157,17 @@ def _mosaic(val: Annotations, summaries: Sequence[RunSummary], detections: Seque
         }
         image = val.load_image(i)
         tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
-        for summary, found in zip(summaries, detections, strict=True):
-            tiles.append(draw_detections(image, found[i], val.class_names, threshold=_threshold(summary)))
+        for found, threshold in zip(detections, thresholds, strict=True):
+            tiles.append(draw_detections(image, found[i], val.class_names, threshold=threshold))
     buffer = io.BytesIO()
-    mosaic(tiles, columns=1 + len(summaries)).save(buffer, format="PNG", optimize=True)
+    mosaic(tiles, columns=1 + len(detections)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _threshold(summary: RunSummary) -> float:
-    """The highest threshold of the sweep that costs less than one point of AP: fair to both losses' scores."""
-    best = max(row["AP"] for row in summary.sweep)
-    return max(float(row["threshold"]) for row in summary.sweep if row["AP"] >= best - 1)
+def _threshold(detections: Sequence[Detection], objects: int) -> float:
+    """Score that as many detections reach as there are objects: the same number of boxes for every loss."""
+    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
+    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0
 
 
 def _to_json(summaries: Sequence[RunSummary], facts: dict[str, str]) -> dict[str, object]:

@@ -48,11 +48,15 @@ class Series:
 
 
 def colours(losses: Sequence[str]) -> list[str]:
-    """A colour for each run, given the runs' losses: the loss's own, paler for each further run of it."""
+    """A colour for each run, given the runs' losses: the loss's own, paler for each further run of it.
+
+    Parameters, as in ``dr:neg_lambda=0.05``, make no other loss.
+    """
+    names = [loss.partition(":")[0] for loss in losses]
     chosen = []
-    for index, loss in enumerate(losses):
-        base = PALETTE.get(loss, OTHER)
-        share = 0.65 ** losses[:index].count(loss)
+    for index, name in enumerate(names):
+        base = PALETTE.get(name, OTHER)
+        share = 0.65 ** names[:index].count(name)
         ends = zip(_rgb(base), _rgb("#b4b4b4"), strict=True)
         chosen.append("#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in ends))
     return chosen
@@ -257,17 +261,19 @@ def _legend(axes: Axes, *, columns: int = 1) -> None:
     """Above the panel, where it hides nothing."""
     count = len(axes.get_legend_handles_labels()[0])
     if count:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=columns if columns > 1 else min(2, count),
-            frameon=False,
-            fontsize=FONT,
-            labelcolor=NEUTRAL,
-            handlelength=1.6,
-            columnspacing=1.2,
-            borderaxespad=0.2,
-        )
+        # The user names the runs: a dollar sign in a name starts no formula.
+        with mpl.rc_context({"text.parse_math": False}):
+            axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=columns if columns > 1 else min(2, count),
+                frameon=False,
+                fontsize=FONT,
+                labelcolor=NEUTRAL,
+                handlelength=1.6,
+                columnspacing=1.2,
+                borderaxespad=0.2,
+            )
 
 
 def _finite(series: Series) -> tuple[Floats, Floats]:

@@ -258,7 +258,8 @@ def _predictions(runs: Sequence[RunSummary], mosaic: bytes | None) -> str:
     columns = f'<div class="columns" style="grid-template-columns:repeat({len(names)},1fr)">{heads}</div>'
     image = page.picture(mosaic, f"Images with boxes, in columns: {', '.join(names)}")
     caption = (
-        "Images of the validation data, one a row. Look for objects without a box and for boxes on what is no object."
+        "Images of the validation data, one a row. Each run shows its best-scored boxes, over all these data as many "
+        "as there are objects. Look for objects without a box and for boxes on what is no object."
     )
     return page.section("predictions", "Predictions", page.figure(f"{least}{columns}{image}</div></div>", caption))
 
