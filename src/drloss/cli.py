@@ -136,7 +136,7 @@ def _train(options: argparse.Namespace) -> int:
     source = open_data(options.data)
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
-        train, val = _read_splits(source, options, console)
+        train, val = _read_splits(source, options, console, ranks.first)
         try:
             fit(config, train, val, options.out, ranks, resume=options.resume, console=console)
         except Stopped as stopped:
@@ -146,22 +146,26 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_splits(source: Any, options: argparse.Namespace, console: Any) -> tuple[Any, Any]:
+def _read_splits(source: Any, options: argparse.Namespace, console: Any, first: bool) -> tuple[Any, Any]:
     """Training split and, where there is one, validation split."""
-    train = _read(source, options.train_split, options.skip_bad, console)
+    reports = options.out if first else None
+    train = _read(source, options.train_split, options.skip_bad, console, reports)
     if options.val_split is None and "val" not in source.splits:
         console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
         return train, None
-    return train, _read(source, options.val_split or "val", options.skip_bad, console)
+    return train, _read(source, options.val_split or "val", options.skip_bad, console, reports)
 
 
-def _read(source: Any, split: str, skip_bad: bool, console: Any) -> Any:
+def _read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | None) -> Any:
+    """A split; what is left out of it is printed, and written to ``reports`` where that is a folder."""
     from drloss.data.images import require_images
 
     annotations, report = source.read(split, strict=not skip_bad)
     annotations, report = require_images(annotations, report, strict=not skip_bad)
-    if report.problems:
-        console.print(report.text(), markup=False)
+    if report.problems and reports is not None:
+        path = reports / f"data_{split}.json"
+        report.write(path)
+        console.print(report.text(path), markup=False)
     return annotations
 
 
@@ -189,8 +193,9 @@ def _eval(options: argparse.Namespace) -> int:
 
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
-        annotations = _read(open_data(options.data), options.split, options.skip_bad, console)
         out = options.out or _default_out(options.run_or_file, f"eval_{options.split}")
+        reports = out if ranks.first else None
+        annotations = _read(open_data(options.data), options.split, options.skip_bad, console, reports)
         evaluate_run(
             options.run_or_file,
             annotations,
@@ -279,10 +284,21 @@ def _add_check_data(parser: argparse.ArgumentParser) -> _Command:
 
 
 def _check_data(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from drloss.data.check import check_data
     from drloss.files import write_json
 
-    result = check_data(options.data)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = progress.add_task(f"images of {split}", total=total)
+            progress.update(tasks[split], completed=done)
+
+        result = check_data(options.data, progress=advance)
     print(result.text())
     if options.report:
         write_json(options.report, result.to_json())

@@ -205,6 +205,8 @@ class _Trainer:
                 f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "
                 f"{config.batch_size} (Remark 2; --no-scale-lr keeps it)"
             )
+        if config.expects and config.loss == "dr":
+            say(f"the preset states: {config.expects}")
         if self.iteration:
             say(f"resuming after iteration {self.iteration}")
 

@@ -9,6 +9,7 @@ _R50 = DetectorConfig()
 _R101 = replace(_R50, backbone="resnet101")
 _X101 = replace(_R50, backbone="resnext101_32x8d")
 _JITTER = (640, 800)
+_NOT_IN_PAPER = "no number: the paper has no such run"
 
 CPU = Config(
     weights="none",
@@ -82,15 +83,15 @@ def _scale(side: int) -> Config:
 
 PRESETS: dict[str, Config] = {
     "cpu": CPU,
-    "r18_1x": Config(detector=replace(_R50, backbone="resnet18")),
-    "r34_1x": Config(detector=replace(_R50, backbone="resnet34")),
+    "r18_1x": Config(detector=replace(_R50, backbone="resnet18"), expects=_NOT_IN_PAPER),
+    "r34_1x": Config(detector=replace(_R50, backbone="resnet34"), expects=_NOT_IN_PAPER),
     "r50_1x": R50_1X,
     "r50_1x_authors": _authors(R50_1X),
     "r50_1x_400": _scale(400),
     "r50_1x_500": _scale(500),
     "r50_1x_600": _scale(600),
     "r50_1x_700": _scale(700),
-    "r101_1x": Config(detector=_R101),
+    "r101_1x": Config(detector=_R101, expects=_NOT_IN_PAPER),
     "r101_2x": R101_2X,
     "x101_1.5x": X101_15X,
     "voc07": VOC07,
