@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from drloss.errors import UserError
 from drloss.files import write_atomic, write_json, write_text
 
 
@@ -28,10 +29,16 @@ def test_a_write_that_fails_halfway_changes_nothing_and_leaves_nothing(tmp_path)
         beside.write_text("ha")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written: disk full"):
         write_atomic(path, fail)
     assert path.read_text() == "good"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/a\.txt: cannot be written"):
+        write_text(tmp_path / "file" / "a.txt", "text")
 
 
 def test_nobody_sees_the_file_before_it_is_whole(tmp_path):

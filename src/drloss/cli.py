@@ -80,7 +80,7 @@ def _data_option(parser: argparse.ArgumentParser, *, required: bool = True) -> N
         help="shapes (generated; shapes:size=128,train=1024,...), a COCO, VOC or YOLO folder, or a .toml file",
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave bad boxes and images out and list them, instead of refusing"
+        "--skip-bad", action="store_true", help="read every image first; leave bad boxes and images out and list them"
     )
 
 
@@ -133,6 +133,8 @@ def _train(options: argparse.Namespace) -> int:
     from drloss.training.fit import Stopped, fit
 
     config = _configuration(options)
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a file; name a folder")
     source = open_data(options.data)
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
@@ -158,10 +160,13 @@ def _read_splits(source: Any, options: argparse.Namespace, console: Any, first: 
 
 def _read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | None) -> Any:
     """A split; what is left out of it is printed, and written to ``reports`` where that is a folder."""
-    from drloss.data.images import require_images
+    from drloss.data.images import check_images, require_images
 
     annotations, report = source.read(split, strict=not skip_bad)
-    annotations, report = require_images(annotations, report, strict=not skip_bad)
+    if skip_bad:
+        annotations, report = check_images(annotations, report, strict=False)
+    else:
+        annotations, report = require_images(annotations, report)
     if report.problems and reports is not None:
         path = reports / f"data_{split}.json"
         report.write(path)

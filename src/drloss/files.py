@@ -7,6 +7,8 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from drloss.errors import UserError
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` fill a file beside ``path``, then put it in place: the old file or the new one, never half.
@@ -14,21 +16,26 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: file to write; its folder is made if need be.
         write: writes the file it is given. If it raises, ``path`` is as it was and nothing is left beside it.
+    Raises:
+        UserError: if the folder cannot be made or the file cannot be written: no space, no permission, not a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(beside)
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -88,6 +88,8 @@ def _device(name: str | None, local_rank: int | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and local_rank is not None:
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

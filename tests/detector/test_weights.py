@@ -133,7 +133,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("drloss.detector.weights.save_file", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         save_detector(path, RetinaNet(SMALL, 2, 0.5).state_dict(), about())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

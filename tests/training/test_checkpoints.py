@@ -29,6 +29,23 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, keep):
     assert newest.name in damaged[0]
 
 
+def test_a_flipped_bit_is_found(tmp_path):
+    save_checkpoint(tmp_path, 1, {"iteration": 1})
+    newest = save_checkpoint(tmp_path, 2, {"iteration": 2, "weight": torch.ones(10_000)})
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    state, damaged = load_checkpoint(tmp_path)
+    assert state["iteration"] == 1
+    assert "checksum" in damaged[0]
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    (tmp_path / ".iteration_00000001.pt.123.part").write_bytes(b"half")
+    save_checkpoint(tmp_path, 1, {"iteration": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["iteration_00000001.pt"]
+
+
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     (tmp_path / "iteration_00000001.pt").write_bytes(b"junk")
     with pytest.raises(UserError, match="no readable checkpoint"):
@@ -57,6 +74,14 @@ def test_the_fingerprint_sees_every_array():
         changed.flat[0] += 1
         copy = type(data)(**{**vars(data), name: changed})
         assert fingerprint(copy) != first, name
+
+
+def test_an_empty_scalar_file_is_no_obstacle(tmp_path):
+    (tmp_path / METRICS).touch()
+    log = ScalarLog(tmp_path, 2)
+    log.write(METRICS, 3, {"loss": 1.0})
+    log.close()
+    assert read_scalars(tmp_path / METRICS) == {"loss": ([3.0], [1.0])}
 
 
 def test_scalars_are_read_back_and_rows_after_the_resume_point_dropped(tmp_path):

@@ -1,5 +1,7 @@
 import io
 import json
+import math
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import torch
 from rich.console import Console
 
 from drloss.data.shapes import open_shapes
-from drloss.errors import UserError
+from drloss.errors import DataError, UserError
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, load_run
 from drloss.training.config import from_json, override
@@ -190,6 +192,54 @@ def test_a_non_finite_loss_stops_with_step_and_images_and_keeps_the_checkpoint(r
     assert all(v.isfinite().all() for v in state["model"].values())
 
 
+def test_a_non_finite_gradient_stops_before_the_step(run, monkeypatch, tmp_path):
+    from drloss.detector import objective
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            calls.append(1)
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (math.inf if len(calls) == 4 else 1)
+
+    calls = []
+    box_loss = objective.box_loss
+    monkeypatch.setattr(objective, "box_loss", lambda *args: Poison.apply(box_loss(*args)))
+    with pytest.raises(NonFiniteLoss, match=r"iteration 4: the gradient is not finite"):
+        run(checkpoint_every=1)
+    state, _ = load_checkpoint(tmp_path / "run" / CHECKPOINTS)
+    assert state["iteration"] == 3
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_a_bad_image_is_named_without_a_workers_traceback(data, tmp_path):
+    def draw(index):
+        raise DataError(f"image {index}.png: cannot be decoded")
+
+    bad = replace(data[0], draw=draw)
+    with pytest.raises(DataError) as raised:
+        fit(replace(TINY, workers=2), bad, None, tmp_path / "run", ALONE, console=Console(quiet=True))
+    assert re.fullmatch(r"image \d+\.png: cannot be decoded", str(raised.value))
+
+
+def test_nothing_to_learn_from_is_refused(data, tmp_path):
+    ignored = replace(data[0], ignore=np.ones(len(data[0].boxes), dtype=bool))
+    with pytest.raises(UserError, match="no image with an object to train on"):
+        fit(replace(TINY, keep_empty=False), ignored, None, tmp_path / "run", ALONE, console=Console(quiet=True))
+
+
+def test_what_does_not_change_the_learning_may_change_on_resume(run):
+    whole = losses(run("whole")[0])
+    part, _ = run("part")
+    for path in (part / CHECKPOINTS).glob("*6.pt"):
+        path.unlink()
+    run("part", resume=True, micro_batch=2, checkpoint_every=100, score_threshold=0.3)
+    assert losses(part) == pytest.approx(whole, rel=1e-2)
+
+
 def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):
     from drloss.training.fit import _Trainer
 
@@ -214,6 +264,7 @@ def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):
     [
         ({"micro_batch": 3}, "batch_size must be a multiple"),
         ({"precision": "fp16"}, "fp16 needs a CUDA device"),
+        ({"norm": "frozen"}, "norm frozen needs weights"),
         ({"weights": "no/such/file.pth"}, r"weights no/such/file\.pth: no such file"),
     ],
 )

@@ -16,6 +16,7 @@ ROUNDING = 1.0
 DUST = 0.01
 """Pixels by which it may pass it without a note: files with six digits do."""
 _INT64 = 2**63
+_NOT_SET = frozenset({"", "0", "no", "false", "none", "null", "unspecified"})
 
 Box = tuple[float, float, float, float]
 """xyxy in absolute pixels."""
@@ -116,6 +117,19 @@ def whole(value: object) -> int | None:
     if isinstance(value, float) and isfinite(value) and value == int(value):
         value = int(value)
     return value if isinstance(value, int) and -_INT64 <= value < _INT64 else None
+
+
+def flag(value: object) -> tuple[bool, bool]:
+    """Whether a mark such as ``iscrowd`` is set, and whether its value is one of 0, 1 and none at all.
+
+    Any other value counts as set, unless it says that it is not.
+
+    >>> flag(1), flag("0"), flag("Unspecified"), flag("yes")
+    ((True, True), (False, True), (False, False), (True, False))
+    """
+    if value in (0, 1, None, "", "0", "1"):
+        return value in (1, "1"), True
+    return not (isinstance(value, str) and value.strip().lower() in _NOT_SET), False
 
 
 def number(value: object) -> float | None:

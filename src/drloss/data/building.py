@@ -28,7 +28,7 @@ good images.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ class AnnotationsBuilder:
         self._boxes = BoxColumns()
         self._log = ProblemLog()
         self._boxes_in = 0
+        self._known = known_classes(f"{c} ({printable(n)})" for c, n in zip(category_ids, class_names, strict=True))
         self._renumber = False
 
     def note(self, file: str, record: str, kind: str, value: object = None) -> None:
@@ -245,9 +246,9 @@ class AnnotationsBuilder:
             return
         label = self._labels.get(whole(category))
         if label is None:
-            known = self._known()
+            allowed = self._known
             self._log.add(
-                file, record, "unknown class", value=category, allowed=known, consequence=BOX_LEFT_OUT, boxes=1
+                file, record, "unknown class", value=category, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
             )
             image.boxes -= 1
             return
@@ -266,10 +267,6 @@ class AnnotationsBuilder:
                 return
             box = fit.box
         self._boxes.append(position, box, label, ignore, area)
-
-    def _known(self) -> str:
-        listed = ", ".join(f"{c} ({printable(n)})" for c, n in zip(self.category_ids, self.class_names, strict=True))
-        return listed if len(listed) <= 200 else listed[:200] + "..."
 
     # ------------------------------------------------------------------ the store
 
@@ -316,6 +313,12 @@ class AnnotationsBuilder:
             ignore=ignore,
             areas=areas,
         )
+
+
+def known_classes(classes: Iterable[str]) -> str:
+    """A list of what a box may be, shortened, for messages."""
+    listed = ", ".join(classes)
+    return listed if len(listed) <= 200 else listed[:200] + "..."
 
 
 def _check_classes(file: str, names: Sequence[str], ids: Sequence[int]) -> None:

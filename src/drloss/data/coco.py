@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.annotations import Annotations
-from drloss.data.boxes import number, whole
+from drloss.data.boxes import flag, number, whole
 from drloss.data.building import AnnotationsBuilder
 from drloss.data.paths import clean_name, common_folder
-from drloss.data.problems import Report, shown
+from drloss.data.problems import Report, printable, shown
 from drloss.data.reading import read_bytes
 from drloss.errors import DataError
 
@@ -59,7 +59,8 @@ def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> t
     classes = [_classes(str(part.annotations), content) for part, content in zip(parts, files, strict=True)]
     for part, other in zip(parts, classes, strict=True):
         if other != classes[0]:
-            raise DataError(f"{part.annotations}: categories differ from those of {parts[0].annotations}")
+            first, own = (printable(str(p.annotations)) for p in (parts[0], part))
+            raise DataError(f"{own}: categories differ from those of {first}")
     folders = [_image_folder(part, content) for part, content in zip(parts, files, strict=True)]
     root = folders[0] if len(parts) == 1 else common_folder(folders)
     ids, names = [c for c, _ in classes[0]], [n for _, n in classes[0]]
@@ -81,26 +82,27 @@ def load_json(path: Path) -> dict[str, Any]:
         DataError: with line and column where there is one.
     """
     data = read_bytes(path, MAX_BYTES)
+    name = printable(str(path))
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
-        raise DataError(f"{path}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")
+        raise DataError(f"{name}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start:,} is not UTF-8; allowed: a file saved as UTF-8") from None
+        raise DataError(f"{name}: byte {error.start:,} is not UTF-8; allowed: a file saved as UTF-8") from None
     del data
     try:
         content = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno:,}, column {error.colno:,}"
-        raise DataError(f"{path}: {where}: not JSON ({error.msg}); is the file complete?") from None
+        raise DataError(f"{name}: {where}: not JSON ({error.msg}); is the file complete?") from None
     except RecursionError:
-        raise DataError(f"{path}: nested too deeply to be COCO JSON") from None
+        raise DataError(f"{name}: nested too deeply to be COCO JSON") from None
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
+        raise DataError(f"{name}: not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: top level, got {shown(content)}; allowed: an object with images and annotations")
+        raise DataError(f"{name}: top level, got {shown(content)}; allowed: an object with images and annotations")
     if _TWICE in content:
-        raise DataError(f"{path}: key given twice, got {shown(content[_TWICE])}; allowed: each once")
+        raise DataError(f"{name}: key given twice, got {shown(content[_TWICE])}; allowed: each once")
     return content
 
 
@@ -108,15 +110,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without what is not used, marked if a key comes twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [k for k, _ in pairs]
-        result[_TWICE] = next(k for k in keys if keys.count(k) > 1)
+        seen: set[str] = set()
+        result[_TWICE] = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
     for key in _UNUSED:
         result.pop(key, None)
     return result
 
 
 def _list(file: str, content: dict[str, Any], key: str) -> list[Any]:
-    records = content.get(key)
+    file, records = printable(file), content.get(key)
     if not isinstance(records, list):
         found = shown(records) if key in content else "no such key"
         raise DataError(f"{file}: {key}, got {found}; allowed: a list, as COCO JSON has it")
@@ -127,7 +129,7 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
     """(id, name), sorted by id."""
     classes = []
     for position, record in enumerate(_list(file, content, "categories")):
-        where = f"{file}: category {position + 1}"
+        where = f"{printable(file)}: category {position + 1}"
         if not isinstance(record, dict) or _TWICE in record:
             raise DataError(f"{where}: got {shown(record)}; allowed: an object with id and name, each key once")
         number_, text = record.get("id"), record.get("name")
@@ -238,11 +240,11 @@ class _Part:
         return False
 
     def _flag(self, where: str, record: dict[str, Any], key: str) -> bool:
-        value = record.get(key, 0)
-        if value in (0, 1, None):
-            return bool(value)
-        self.builder.note(self.file, where, f"{key} neither 0 nor 1 (taken as 0 if it says so, else as 1)", value)
-        return value not in ("0", "", "false", "False")
+        value = record.get(key)
+        is_set, usual = flag(value)
+        if not usual:
+            self.builder.note(self.file, where, f"{key} neither 0 nor 1 (taken as 0 if it says so, else as 1)", value)
+        return is_set
 
     def _area(self, where: str, record: dict[str, Any]) -> float | None:
         value = number(record.get("area"))

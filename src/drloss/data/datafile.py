@@ -66,7 +66,7 @@ def open_datafile(path: Path, name: str) -> FileSource:
     file = printable(str(path))
     try:
         content = tomllib.loads(read_text(path, MAX_BYTES))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise DataError(f"{file}: not TOML ({error})") from None
     except RecursionError:
         raise DataError(f"{file}: not TOML (nested too deeply)") from None

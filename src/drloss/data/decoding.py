@@ -8,7 +8,8 @@
   become grey RGB, CMYK becomes RGB by Pillow's formula. Colour profiles are not applied.
 - 16-bit grey keeps its high byte, so that 65535 becomes 255. Floating-point and 32-bit pixels are refused.
 - Of an animation or a multi-page file the first frame is read.
-- A truncated file is an error, never a half-grey image. So is one of more than 50 megapixels, told from its header
+- A truncated file is an error, never a half-grey image, and so is a PNG whose pixel data do not fit their checksums
+  (other formats have none: a damaged byte there may go unseen). So is one of more than 50 megapixels, told from its header
   before anything is decoded; the environment variable ``DRLOSS_MAX_PIXELS`` sets another limit.
 """
 
@@ -23,6 +24,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from drloss.data.png import check_sums, late_exif
 from drloss.data.problems import printable
 from drloss.errors import DataError, UserError
 
@@ -40,6 +42,10 @@ _TURNS = {
     7: _T.TRANSVERSE,
     8: _T.ROTATE_90,
 }
+
+
+class SizeError(DataError):
+    """An image has another size than the data set lists."""
 
 
 def read_image(
@@ -93,15 +99,14 @@ def pixel_limit() -> int:
 def header_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
     """:func:`image_size` for callers that are :func:`quiet` already."""
     with _opened(path, max_pixels) as image:
-        return _turned_size(image, _orientation(image))
+        return _turned_size(image, _orientation(path, image))
 
 
 def decode(path: Path, height: int | None, width: int | None, max_pixels: int | None = None) -> Tensor:
     """:func:`read_image` for callers that are :func:`quiet` already."""
     with _opened(path, max_pixels) as image:
         turn = _turn(path, image, height, width)
-        image.load()
-        pixels = _rgb(image)
+        pixels = _pixels(path, image)
         if turn in _TURNS:
             pixels = pixels.transpose(_TURNS[turn])
         return torch.from_numpy(np.asarray(pixels).transpose(2, 0, 1).copy())
@@ -118,10 +123,9 @@ def check_image(path: Path, height: int, width: int, *, pixels: bool) -> bool:
         whether the EXIF orientation is passed over, because the listed size is that of the stored pixels.
     """
     with _opened(path, None) as image:
-        orientation, turn = _orientation(image), _turn(path, image, height, width)
+        orientation, turn = _orientation(path, image), _turn(path, image, height, width)
         if pixels:
-            image.load()
-            _rgb(image)
+            _pixels(path, image)
         return turn != orientation
 
 
@@ -152,12 +156,16 @@ def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
         raise DataError(f"{name}: cannot be decoded ({printable(reason)})") from None
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 that is still to be applied."""
+def _orientation(path: Path, image: Image.Image) -> int:
+    """EXIF orientation 1..8 that is still to be applied; reads no pixels."""
     if image.format == "TIFF":  # Pillow's TIFF decoder applies it itself
         return 1
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        exif = Image.Image.getexif(image)  # not PngImageFile's, which decodes the pixels
+        late = late_exif(path) if image.format == "PNG" and not exif else None
+        if late is not None:
+            exif.load(late)
+        value = exif.get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF counts as none
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
@@ -165,7 +173,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _turn(path: Path, image: Image.Image, height: int | None, width: int | None) -> int:
     """The orientation to apply so that the image has the listed size."""
-    orientation = _orientation(image)
+    orientation = _orientation(path, image)
     stored, turned = _turned_size(image, 1), _turned_size(image, orientation)
     listed = (turned[0] if height is None else height, turned[1] if width is None else width)
     if listed == turned:
@@ -173,7 +181,7 @@ def _turn(path: Path, image: Image.Image, height: int | None, width: int | None)
     if listed == stored:
         return 1
     also = "" if stored == turned else f" ({stored[0]} x {stored[1]} before EXIF rotation)"
-    raise DataError(
+    raise SizeError(
         f"{printable(str(path))}: size, got {turned[0]} x {turned[1]}{also}; "
         f"the data set lists {listed[0]} x {listed[1]} (height x width)"
     )
@@ -182,6 +190,14 @@ def _turn(path: Path, image: Image.Image, height: int | None, width: int | None)
 def _turned_size(image: Image.Image, orientation: int) -> tuple[int, int]:
     """Height and width after turning."""
     return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+
+
+def _pixels(path: Path, image: Image.Image) -> Image.Image:
+    """Decode the image, in mode RGB and not turned."""
+    if image.format == "PNG":
+        check_sums(path)
+    image.load()
+    return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

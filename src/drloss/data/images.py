@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 
 from drloss.data.annotations import Annotations
-from drloss.data.decoding import check_image, image_size, quiet, read_image
+from drloss.data.decoding import SizeError, check_image, image_size, quiet, read_image
 from drloss.data.paths import Inside
-from drloss.data.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, report_of, without_images
+from drloss.data.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, printable, report_of, without_images
 from drloss.errors import DataError
 
 __all__ = ["check_images", "image_size", "read_image", "require_images"]
@@ -133,10 +133,10 @@ def _unusable(annotations: Annotations, inside: Inside, decode: bool, index: int
     try:
         return None, check_image(path, height, width, pixels=decode)
     except DataError as error:
-        text = str(error)
-        reason = text.removeprefix(f"{path}: ")
-        kind = "image size differs from the listed one" if reason.startswith("size, got") else "image not readable"
-        return (kind, reason, "an image that decodes, of the listed size"), False
+        reason = str(error).removeprefix(f"{printable(str(path))}: ")
+        if isinstance(error, SizeError):
+            return ("image size differs from the listed one", reason, ""), False
+        return ("image not readable", reason, "an image that decodes"), False
 
 
 def _problem(annotations: Annotations, index: int, reason: _Reason) -> Problem:

@@ -4,19 +4,25 @@ Both are pure functions: the order of (seed, epoch), an image's augmentation of 
 iteration is therefore the same on any number of workers and devices, and after any interruption.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from drloss.data.annotations import Annotations
 from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
 from drloss.detector.detections import Frame
 from drloss.detector.targets import Objects
+from drloss.errors import UserError
+
+Sample = tuple[Tensor, Objects, Frame, int]
+"""Padded image uint8 (3, H, W), its objects, its sizes and its position in the annotations."""
+WORKER_TIMEOUT = 300
+"""Seconds after which a data-loading process that says nothing is given up."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class Batch:
     objects: list[Objects]
     frames: list[Frame]
     indices: list[int]
+
+    def pin_memory(self) -> "Batch":
+        """The batch with its images in page-locked memory; a DataLoader calls this."""
+        return replace(self, images=self.images.pin_memory())
 
 
 class TrainingOrder:
@@ -77,6 +87,10 @@ class TrainingOrder:
             learnable = np.add.reduceat(np.append(~annotations.ignore, False), annotations.first_box[:-1])
             learnable = np.where(np.diff(annotations.first_box) > 0, learnable, 0)
             self.candidates = np.flatnonzero(learnable)
+        if not len(self.candidates):
+            raise UserError(
+                f"{annotations.name}: there is no image {'' if keep_empty else 'with an object '}to train on"
+            )
 
     def batches(self, start: int = 0) -> Iterator[list[Key]]:
         """Batches of iterations ``start``, ``start`` + 1, ... without end."""
@@ -104,7 +118,7 @@ class TrainingOrder:
         return resized_size(height, width, short, self.augmentation.max_side)
 
 
-class TrainingImages(Dataset[tuple[Tensor, Objects, Frame, int]]):
+class TrainingImages(Dataset[Sample | UserError]):
     """Images by :class:`Key`: read, resized, flipped and padded as (seed, epoch, index) say."""
 
     def __init__(self, annotations: Annotations, augmentation: Augmentation, seed: int) -> None:
@@ -112,26 +126,14 @@ class TrainingImages(Dataset[tuple[Tensor, Objects, Frame, int]]):
         self.augmentation = augmentation
         self.seed = seed
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Objects, Frame, int]:
-        data = self.annotations
+    def __getitem__(self, key: Key) -> Sample | UserError:
         short, flip = self.augmentation.draw(self.seed, key.epoch, key.index)
-        image = data.load_image(key.index)
-        old = (image.shape[1], image.shape[2])
-        new = resized_size(*old, short, self.augmentation.max_side)
-        image = resize(image, new)
-        if flip:
-            image = image.flip(2)
-        own = data.boxes_of(key.index)
-        boxes = transform_boxes(data.boxes[own], old, new, flip)
-        objects = Objects(
-            boxes=torch.from_numpy(boxes).float(),
-            labels=torch.from_numpy(data.labels[own]),
-            ignore=torch.from_numpy(data.ignore[own]),
-        )
-        return pad(image, key.padded), objects, Frame(old, new), key.index
+        height, width = (int(v) for v in self.annotations.sizes[key.index])
+        size = resized_size(height, width, short, self.augmentation.max_side)
+        return _sample(self.annotations, key, size, flip)
 
 
-class EvaluationImages(Dataset[tuple[Tensor, Objects, Frame, int]]):
+class EvaluationImages(Dataset[Sample | UserError]):
     """Images by position: read, resized to the test size and padded as their batch needs."""
 
     def __init__(self, annotations: Annotations, short_side: int, max_side: int) -> None:
@@ -150,21 +152,68 @@ class EvaluationImages(Dataset[tuple[Tensor, Objects, Frame, int]]):
         height, width = (int(s) for s in self.annotations.sizes[index])
         return resized_size(height, width, self.short_side, self.max_side)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Objects, Frame, int]:
-        image = self.annotations.load_image(key.index)
-        new = self._size(key.index)
-        frame = Frame((image.shape[1], image.shape[2]), new)
-        own = self.annotations.boxes_of(key.index)
-        boxes = transform_boxes(self.annotations.boxes[own], frame.original, new, flip=False)
-        objects = Objects(
-            boxes=torch.from_numpy(boxes).float(),
-            labels=torch.from_numpy(self.annotations.labels[own]),
-            ignore=torch.from_numpy(self.annotations.ignore[own]),
-        )
-        return pad(resize(image, new), key.padded), objects, frame, key.index
+    def __getitem__(self, key: Key) -> Sample | UserError:
+        return _sample(self.annotations, key, self._size(key.index), flip=False)
 
 
-def collate(samples: list[tuple[Tensor, Objects, Frame, int]]) -> Batch:
-    """Stack images of one padded size."""
-    images, objects, frames, indices = zip(*samples, strict=True)
+def _sample(annotations: Annotations, key: Key, size: tuple[int, int], flip: bool) -> Sample | UserError:
+    """Read an image and lay it and its objects into the batch; one that cannot be read comes back as its error."""
+    try:
+        image = annotations.load_image(key.index)
+    except UserError as error:
+        return error
+    frame = Frame((image.shape[1], image.shape[2]), size)
+    image = resize(image, size)
+    if flip:
+        image = image.flip(2)
+    own = annotations.boxes_of(key.index)
+    boxes = transform_boxes(annotations.boxes[own], frame.original, size, flip)
+    objects = Objects(
+        boxes=torch.from_numpy(boxes).float(),
+        labels=torch.from_numpy(annotations.labels[own]),
+        ignore=torch.from_numpy(annotations.ignore[own]),
+    )
+    return pad(image, key.padded), objects, frame, key.index
+
+
+def collate(samples: list[Sample | UserError]) -> Batch | UserError:
+    """Stack images of one padded size; the first error among them wins."""
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    images, objects, frames, indices = zip(*good, strict=True)
     return Batch(torch.stack(images), list(objects), list(frames), list(indices))
+
+
+def load_batches(
+    images: TrainingImages | EvaluationImages, batches: Iterable[list[Key]], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of images, read by ``workers`` processes.
+
+    Raises:
+        DataError: in this process and without a worker's traceback, if an image cannot be read.
+    """
+    loader: DataLoader[Batch | UserError] = DataLoader(
+        images,  # type: ignore[arg-type]
+        batch_sampler=_Batches(batches),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        timeout=WORKER_TIMEOUT if workers else 0,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Batches:
+    """Any iterable as a DataLoader's batch sampler."""
+
+    def __init__(self, batches: Iterable[list[Key]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)

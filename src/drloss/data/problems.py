@@ -63,7 +63,7 @@ class Problem:
         """File, record, what is wrong, the value, what is allowed: one line."""
         where = ": ".join(printable(part) for part in (self.file, self.record) if part)
         value = f", got {self.value}" if self.value else ""
-        allowed = f"; allowed: {self.allowed}" if self.allowed else ""
+        allowed = f"; allowed: {printable(self.allowed)}" if self.allowed else ""
         more = f" (and {self.count - 1:,} more)" if self.count > 1 else ""
         return f"{where}: {self.kind}{value}{allowed}{more}"
 

@@ -24,6 +24,8 @@ DISTRACTORS = ("ring", "frame", "crescent", "hexagon", "cross")
 SPLITS = ("train", "val", "test")
 _SUPERSAMPLE = 3
 _EMPTY_SHARE = 1 / 16
+_CACHED_SIZE = 160
+"""Images up to this size are kept once drawn, 1,024 of them or 80 MB: an epoch later they are wanted again."""
 
 Polygon = npt.NDArray[np.float64]
 
@@ -132,9 +134,17 @@ def open_shapes(spec: str) -> Shapes:
     return Shapes(config, spec)
 
 
-@lru_cache(maxsize=2048)
 def draw(config: ShapesConfig, split: str, index: int) -> Tensor:
     """Image ``index`` of a split: uint8 (3, size, size). The caller must not write into it."""
+    return _draw_small(config, split, index) if config.size <= _CACHED_SIZE else _draw(config, split, index)
+
+
+@lru_cache(maxsize=1024)
+def _draw_small(config: ShapesConfig, split: str, index: int) -> Tensor:
+    return _draw(config, split, index)
+
+
+def _draw(config: ShapesConfig, split: str, index: int) -> Tensor:
     shapes = _layout(config, split, index)
     rng = np.random.default_rng((config.seed, SPLITS.index(split), index, 1))
     side = config.size * _SUPERSAMPLE

@@ -30,11 +30,10 @@ from drloss.data.annotations import Annotations
 from drloss.data.coco import CocoPart, read_coco
 from drloss.data.problems import Report, printable, shown
 from drloss.data.voc import PASCAL_TREE, VocTree, read_voc
-from drloss.data.yolo import YoloData, open_yolo, read_yolo
+from drloss.data.yolo import VAL_NAMES, YoloData, open_yolo, read_yolo
 from drloss.errors import DataError, UserError
 
 DATA_FILE = "data.toml"
-VAL_NAMES = ("val", "valid", "validation")
 _KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")
 _YEAR = re.compile(r"(?<=[a-z])20\d\d$")
 
@@ -200,7 +199,7 @@ def _coco_files(folder: Path) -> dict[str, CocoPart]:
 def _splits(parts: dict[str, CocoPart]) -> dict[str, Read]:
     """Readers by split: without the year where that is clear, ``val`` for its other names, train first."""
     bare = [_canonical(_YEAR.sub("", split)) for split in parts]
-    names = {s: b if bare.count(b) == 1 else s for s, b in zip(parts, bare, strict=True)}
+    names = {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
     order = {"train": 0, "val": 1}
     return {
         names[split]: coco_reader([parts[split]]) for split in sorted(parts, key=lambda s: order.get(names[s], 2))
@@ -257,7 +256,7 @@ def voc_splits(
         year = tree.folder.name.removeprefix("VOC") if len(trees) > 1 else ""
         sets: list[str | None] = [*image_sets(tree)] if image_set is None else [image_set]
         for chosen in sets or [None]:
-            readers[_canonical(chosen or "all") + year] = partial(_read_voc, [(tree, chosen)], classes)
+            readers[printable(_canonical(chosen or "all") + year)] = partial(_read_voc, [(tree, chosen)], classes)
     return readers
 
 

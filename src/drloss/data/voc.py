@@ -2,7 +2,7 @@
 
 Rules:
 
-- A split is the lines of its list; the image and the XML file are found by that stem. The XML's own ``<filename>``
+- A split is the lines of its list, as they stand or without the mark (-1, 0, 1) or suffix that some lists add; the image and the XML file are found by that stem. The XML's own ``<filename>``
   is not trusted: tools copy and rename files without changing it. Where it differs, that is noted.
 - Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are what PASCAL wrote: counted from 1, both ends
   inside the box, so 1 is subtracted from xmin and ymin. In every other tree they are taken as they stand, as the
@@ -24,8 +24,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from drloss.data.annotations import Annotations
-from drloss.data.boxes import Box
-from drloss.data.building import AnnotationsBuilder
+from drloss.data.boxes import Box, flag
+from drloss.data.building import AnnotationsBuilder, known_classes
 from drloss.data.decoding import image_size
 from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder
 from drloss.data.problems import Report, printable, shown
@@ -96,12 +96,19 @@ class VocTree:
         lines = read_text(path, _MAX_LIST_BYTES).splitlines()
         found = []
         for k, line in enumerate(lines, start=1):
-            stem = re.sub(r"\s+(-1|0|1)$", "", line.strip())
-            if stem and not self.image_names(stem) and Path(stem).suffix.lower() in IMAGE_SUFFIXES:
-                stem = stem[: -len(Path(stem).suffix)]
-            if stem:
-                found.append((f"line {k}", stem))
+            if line.strip():
+                found.append((f"line {k}", self._stem(line.strip())))
         return path, found
+
+    def _stem(self, entry: str) -> str:
+        """The stem that a line of a list names: all of it if there is such an image, else without what lists add."""
+        if self.image_names(entry):
+            return entry
+        stem = re.sub(r"\s+(-1|0|1)$", "", entry)
+        suffix = Path(stem).suffix
+        if suffix.lower() in IMAGE_SUFFIXES and not self.image_names(stem):
+            return stem[: -len(suffix)]
+        return stem
 
 
 def read_voc(
@@ -136,14 +143,17 @@ def read_voc(
 
 
 def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
-    """All object names in the trees' ``Annotations``, sorted; files that cannot be read are passed over.
+    """All object names in the trees' ``Annotations``, sorted; files that cannot be read or lie elsewhere are passed over.
 
     Raises:
         DataError: if there is none.
     """
     names: set[str] = set()
     for folder in folders:
+        inside = Inside(folder)
         for path in (folder / "Annotations").glob("*.xml"):
+            if not inside(f"Annotations/{path.name}"):
+                continue
             try:
                 root = parse_xml(path)
             except DataError:
@@ -161,6 +171,7 @@ class _Reader:
         self.builder = builder
         self.tree = tree
         self.labels = labels
+        self.known = known_classes(labels)
         self.inside = Inside(tree.folder)
         self.listed = 0
 
@@ -226,12 +237,15 @@ class _Reader:
             return
         label = self.labels.get(name)
         if label is None:
-            known = ", ".join(self.labels)
-            drop(file, record, "unknown class", name, known if len(known) <= 200 else known[:200] + "...")
+            drop(file, record, "unknown class", name, self.known)
             return
         box = self._box(file, record, item)
         if box is not None:
-            ignore = _text(item, "difficult") not in (None, "", "0")
+            difficult = _text(item, "difficult")
+            ignore, usual = flag(difficult)
+            if not usual:
+                kind = "difficult neither 0 nor 1 (taken as 0 if it says so, else as 1)"
+                self.builder.note(file, record, kind, difficult)
             self.builder.add_box(file, record, key=key, category=label, box=box, ignore=ignore)
 
     def _box(self, file: str, record: str, item: ElementTree.Element) -> Box | None:

@@ -4,16 +4,18 @@ Rules:
 
 - ``names`` is a list, or a dict of 0..K-1; ``nc``, if given, must agree. ``path`` is relative to the YAML file, and
   ``train``, ``val`` and ``test`` to ``path``; each is a folder (read with its subfolders), a ``.txt`` list of
-  images, or a list of those. Other keys are passed over: nothing is downloaded or executed.
+  images, or a list of those; ``valid`` and ``validation`` are ``val``. Other keys are passed over: nothing is downloaded or executed.
 - The labels of ``.../images/x.jpg`` are ``.../labels/x.txt`` (the last folder named ``images`` counts), or ``x.txt``
   beside the image. No such file: an image without objects, which is noted. No label file for any image is an error.
 - A line is ``class cx cy w h``, in shares of the image's width and height, within 0..1. A longer line is a polygon,
-  ``class x1 y1 x2 y2 x3 y3 ...``; its bounding box is taken, which is noted.
+  ``class x1 y1 x2 y2 x3 y3 ...``; its bounding box is taken, which is noted. Where the YAML file has ``kpt_shape``,
+  keypoints after the four numbers of the box are passed over, which is noted.
 - Sizes come from the image headers, after EXIF rotation.
 - The YAML file is at most 1 MB, without anchors, aliases or tags. Label files are at most 10 MB.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from drloss.data.reading import read_text
 from drloss.errors import DataError
 
 SPLITS = ("train", "val", "test")
+VAL_NAMES = ("val", "valid", "validation")
 _MAX_LABEL_BYTES = 10 * 1024**2
 _MAX_LIST_BYTES = 256 * 1024**2
 _TOLERANCE = 1e-6
@@ -46,12 +49,14 @@ class YoloData:
         root: the folder that ``splits`` are relative to.
         class_names: K names.
         splits: split to image folders and lists.
+        keypoints: numbers that follow the four of each box, and are not read; 0 without keypoints.
     """
 
     file: Path
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, tuple[Path, ...]]
+    keypoints: int = 0
 
 
 def open_yolo(path: Path) -> YoloData:
@@ -66,8 +71,9 @@ def open_yolo(path: Path) -> YoloData:
     root = path.parent / base if base else path.parent
     splits = {}
     for split in SPLITS:
-        value = content.get(split)
-        if value in (None, "", []):
+        keys = [key for key in (VAL_NAMES if split == "val" else (split,)) if content.get(key)]
+        value = content[keys[0]] if keys else None
+        if value is None:
             continue
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(v, str) for v in values):
@@ -75,7 +81,18 @@ def open_yolo(path: Path) -> YoloData:
         splits[split] = tuple(_existing(file, split, root, str(v)) for v in values)
     if not splits:
         raise DataError(f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path")
-    return YoloData(path, root, _names(file, content), splits)
+    return YoloData(path, root, _names(file, content), splits, _keypoints(file, content))
+
+
+def _keypoints(file: str, content: dict[str, Plain]) -> int:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if isinstance(shape, list) and len(shape) == 2:
+        sides = [int(s) if isinstance(s, str) and re.fullmatch("[0-9]{1,4}", s) else 0 for s in shape]
+        if sides[0] and sides[1] in (2, 3):
+            return sides[0] * sides[1]
+    raise DataError(f"{file}: kpt_shape, got {shown(shape)}; allowed: the number of keypoints, and 2 or 3")
 
 
 def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
@@ -127,7 +144,7 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
     root = common_folder([data.root, *folders])
     ids = range(len(data.class_names))
     builder = AnnotationsBuilder(name, data.class_names, ids, root, str(data.file))
-    reader = _Reader(builder, root)
+    reader = _Reader(builder, root, data.keypoints)
     for source, folder in zip(sources, folders, strict=True):
         entries = list(_listed(source, data.root) if source.is_file() else _in_folder(source))
         with quiet(), ThreadPoolExecutor(8) as pool:
@@ -188,9 +205,10 @@ def _header(folder: Path, name: str) -> tuple[int, int] | DataError | None:
 class _Reader:
     """Hands images and their labels to the builder."""
 
-    def __init__(self, builder: AnnotationsBuilder, root: Path) -> None:
+    def __init__(self, builder: AnnotationsBuilder, root: Path, keypoints: int) -> None:
         self.builder = builder
         self.root = root
+        self.keypoints = keypoints
         self.images = 0
         self.labelled = 0
         self.looked_for: Path | None = None
@@ -241,6 +259,9 @@ class _Reader:
 
     def _line(self, file: str, record: str, key: int, words: list[str], *, size: tuple[int, int]) -> None:
         drop = self.builder.drop_box
+        if self.keypoints and len(words) == 5 + self.keypoints:
+            self.builder.note(file, record, "keypoints, which are not read")
+            words = words[:5]
         allowed = "class cx cy w h, or class and at least three points"
         if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
             drop(file, record, "number of columns", f"{len(words)} columns", allowed)

@@ -36,8 +36,9 @@ def assign_targets(anchors: Tensor, objects: Objects, config: DetectorConfig) ->
     """Match the anchors of one image to its objects.
 
     An anchor of IoU >= ``positive_iou`` with an object takes the class and box of the best one; below
-    ``negative_iou`` with all of them it is background; between, it is ignored. Each object also takes all anchors
-    that tie at its best IoU. A background anchor with most of its area inside an ignored region is ignored.
+    ``negative_iou`` with all of them it is background; between, it is ignored. The anchors that tie
+    at an object's best IoU become positive too, for the object that they fit best (Detectron's rule). A background
+    anchor with most of its area inside an ignored region is ignored.
 
     Args:
         anchors: (A, 4) float32 xyxy.

@@ -1,12 +1,11 @@
 """Running a detector over a split, on one process or many."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from torch.utils.data import DataLoader
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch, EvaluationImages, collate
+from drloss.data.loading import Batch, EvaluationImages, load_batches
 from drloss.detector.detections import Detection, detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.ranks import Ranks
@@ -41,7 +40,7 @@ def run_detector(
     images = EvaluationImages(annotations, model.config.short_side, model.config.max_side)
     batches = images.batches(batch_size)[ranks.rank :: ranks.size]
     own: list[tuple[int, Detection]] = []
-    for batch in _load(images, batches, workers):
+    for batch in load_batches(images, batches, workers, ranks.device):
         outputs = model(batch.images.to(ranks.device, non_blocking=True))
         detections = detect(outputs, batch.frames, model.config)
         own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
@@ -52,14 +51,3 @@ def run_detector(
     model.train(training)
     everyone = dict(pair for part in ranks.gather(own) for pair in part)
     return [everyone[i] for i in range(len(annotations))]
-
-
-def _load(images: EvaluationImages, batches: list, workers: int) -> Iterator[Batch]:  # type: ignore[type-arg]
-    loader: DataLoader[Batch] = DataLoader(
-        images,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        timeout=300 if workers else 0,
-    )
-    return iter(loader)

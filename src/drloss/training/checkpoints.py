@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,14 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> P
         state: tensors and plain Python values: what ``torch.load(weights_only=True)`` takes back.
     """
     path = folder / f"iteration_{iteration:08d}.pt"
+    for stale in folder.glob(".iteration_*.part"):  # of a run that was killed while it wrote
+        stale.unlink(missing_ok=True)
 
     def write(beside: Path) -> None:
-        torch.save(dict(state), beside)
+        try:
+            torch.save(dict(state), beside)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(first_line(error)) from None
         torch.load(beside, map_location="cpu", weights_only=True, mmap=True)  # what cannot be read is not kept
 
     write_atomic(path, write)
@@ -50,6 +57,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
     damaged: list[str] = []
     for path in _newest_first(folder):
         try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"checksum of {part}")
             return torch.load(path, map_location="cpu", weights_only=True), damaged
         except Exception as error:
             damaged.append(f"{path}: damaged ({first_line(error)[:80]})")
@@ -94,7 +104,9 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
     found = load_checkpoint(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
     if found is None:
         raise UserError(f"{path}: neither an exported .safetensors file nor a run folder with a checkpoint")
-    state, _ = found
+    state, damaged = found
+    for message in damaged:
+        warnings.warn(f"{message}; using the one before", stacklevel=2)
     config = from_json(json.loads(state["config"]), str(path))
     about = DetectorFile(config.detector, tuple(state["class_names"]), tuple(state["category_ids"]), config.loss)
     model = RetinaNet(config.detector, len(about.class_names), prior_probability=0.5)

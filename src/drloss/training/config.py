@@ -40,7 +40,7 @@ class Config:
         keep_empty: train on images without objects too; the paper's codebase leaves them out.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast.
         compile: compile the model with torch.compile.
-        channels_last: channels-last memory format for images and convolutions.
+        channels_last: channels-last memory format of the convolutions.
         workers: data-loading processes per device.
         seed: of the initial weights, the order and the augmentation.
         log_every: iterations between lines of metrics.
@@ -162,6 +162,12 @@ def check(config: Config) -> None:
             f"negative_iou must not exceed positive_iou, got {config.detector.negative_iou} "
             f"and {config.detector.positive_iou}"
         )
+    if not config.detector.anchor_ratios or min(config.detector.anchor_ratios) <= 0:
+        raise UserError(f"anchor_ratios must be positive numbers, got {config.detector.anchor_ratios}")
+    if config.seed >= 2**63:
+        raise UserError(f"seed must be below 2^63, got {config.seed}")
+    if config.weights == "none" and config.detector.norm == "frozen":
+        raise UserError("norm frozen needs weights: random ones would stay frozen for ever; use --norm group or auto")
     if list(config.steps) != sorted(config.steps):
         raise UserError(f"steps must rise, got {config.steps}")
     make_loss(config.loss)
@@ -205,6 +211,8 @@ def make_loss(spec: str) -> nn.Module:
     parameters: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         key, _, text = option.partition("=")
+        if key == "reduction":
+            raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
         try:
             parameters[key] = float(text)
         except ValueError:

@@ -14,17 +14,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, collate
+from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_batches
 from drloss.data.transforms import Augmentation
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
@@ -44,8 +43,16 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 
 
+FREE_ON_RESUME = (
+    *("expects", "workers", "micro_batch", "compile", "channels_last", "precision"),
+    *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
+    *("score_threshold", "nms_threshold", "level_candidates", "max_detections"),
+)
+"""Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
+
+
 class NonFiniteLoss(UserError):
-    """The loss became NaN or infinite; the last checkpoint is from before."""
+    """The loss or its gradient became NaN or infinite; the last checkpoint is from before."""
 
 
 class Stopped(Exception):
@@ -130,7 +137,8 @@ class _Trainer:
         self.objective = Objective(loss, self.config.detector)
         self.iteration = 0
         self.last_ap = math.nan
-        self.stop_wanted = False
+        self.signalled = False  # this process was asked to stop
+        self.stop_wanted = False  # all processes agreed to stop after this step
 
     # ------------------------------------------------------------------ before the first step
 
@@ -172,8 +180,8 @@ class _Trainer:
             self.console.print(f"[yellow]{message}; using the one before[/]")
         if state["data"] != self.fingerprint:
             raise UserError(f"--resume {self.out}: the data have changed since the run began ({self.train.name})")
-        ours, theirs = to_json(self.config), json.loads(state["config"])
-        changed = [k for k in ours if ours[k] != theirs.get(k) and k not in ("workers", "log_every", "expects")]
+        ours, theirs = _flat(to_json(self.config)), _flat(json.loads(state["config"]))
+        changed = [k for k in ours if ours[k] != theirs.get(k) and k not in FREE_ON_RESUME]
         if changed:
             raise UserError(
                 f"--resume {self.out}: {changed[0]} was {theirs.get(changed[0])} and is now {ours[changed[0]]}; "
@@ -211,7 +219,6 @@ class _Trainer:
             say(f"resuming after iteration {self.iteration}")
 
     def _write_records(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / CONFIG, to_json(self.config))
         data = {"name": self.train.name, "images": len(self.train), "classes": list(self.train.class_names)}
         record = environment(self.ranks.device, self.ranks.size) | {"data": data | {"fingerprint": self.fingerprint}}
@@ -278,10 +285,9 @@ class _Trainer:
             totals += torch.stack([terms.total, terms.cls, terms.box]).detach() / len(micro_batches)
             if logged:
                 statistics.append(self._statistics(outputs, terms))
-        self._agree(totals, micro_batches)
-        if self.config.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        self._agree(totals, norm, micro_batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         mean = self.ranks.mean(torch.stack(statistics).mean(dim=0)) if logged else None
@@ -295,23 +301,34 @@ class _Trainer:
             outputs = self.parallel(batch.images.to(device, non_blocking=True))
         return outputs, self.objective(outputs, [o.to(device) for o in batch.objects])
 
-    def _agree(self, totals: Tensor, micro_batches: list[Batch]) -> None:
-        """Average the loss over ranks in place, and decide together whether to go on."""
-        finite = torch.isfinite(totals).all()
-        flags = torch.stack([(~finite).double(), finite.new_tensor(self.stop_wanted).double()])
+    def _agree(self, totals: Tensor, norm: Tensor, micro_batches: list[Batch]) -> None:
+        """Average the loss over ranks in place, and decide together whether to go on.
+
+        In fp16 a gradient that is not finite is everyday: the scaler skips the step and lowers its scale.
+        """
+        loss_bad = ~torch.isfinite(totals).all()
+        bad = loss_bad if self.scaler.is_enabled() else loss_bad | ~torch.isfinite(norm)
+        flags = torch.stack([bad.double(), bad.new_tensor(self.signalled).double()])
         shared = self.ranks.sum(torch.cat([totals, flags]))
         if shared[3] > 0:
-            ids = [int(self.train.image_ids[i]) for b in micro_batches for i in b.indices]
-            culprits = [(r, i) for r, (bad, i) in enumerate(self.ranks.gather((not bool(finite), ids))) if bad]
-            where = "; ".join(f"rank {r}, image ids {', '.join(map(str, i))}" for r, i in culprits)
-            kept = sorted(p.name for p in (self.out / CHECKPOINTS).glob("*.pt"))[-1:]
-            raise NonFiniteLoss(
-                f"iteration {self.iteration + 1}: the loss is not finite ({where}); "
-                + (f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet")
-                + "; a lower --lr, a longer --warmup-iters or a --clip-norm may help"
-            )
+            self._refuse_step("loss" if bool(loss_bad) else "gradient", micro_batches)
         self.stop_wanted = bool(shared[4] > 0)
         totals.copy_(shared[:3] / self.ranks.size)
+
+    def _refuse_step(self, what: str, micro_batches: list[Batch]) -> NoReturn:
+        ids = [int(self.train.image_ids[i]) for b in micro_batches for i in b.indices]
+        everyone = self.ranks.gather((what, ids))
+        # The sum over ranks spreads a bad gradient to all of them: where a loss is bad, that rank is the cause.
+        culprits = [(r, i) for r, (w, i) in enumerate(everyone) if w == "loss"] or [
+            (r, i) for r, (_, i) in enumerate(everyone)
+        ]
+        where = "; ".join(f"rank {r}, image ids {', '.join(map(str, i))}" for r, i in culprits)
+        kept = sorted(p.name for p in (self.out / CHECKPOINTS).glob("*.pt"))[-1:]
+        raise NonFiniteLoss(
+            f"iteration {self.iteration + 1}: the {what} is not finite ({where}); "
+            + (f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet")
+            + "; a lower --lr, a longer --warmup-iters or a --clip-norm may help"
+        )
 
     def _statistics(self, outputs: HeadOutputs, terms: LossTerms) -> Tensor:
         """Means over the images of what the DR loss sees: P̂₊, P̂₋, margin, effective numbers, positives."""
@@ -338,15 +355,8 @@ class _Trainer:
                 for first in range(rank * share, (rank + 1) * share, self.micro):
                     yield keys[first : first + self.micro]
 
-        loader: DataLoader[Batch] = DataLoader(
-            TrainingImages(self.train, self.augmentation, config.seed),  # type: ignore[arg-type]
-            batch_sampler=_Stream(own_keys()),
-            num_workers=config.workers,
-            collate_fn=collate,
-            pin_memory=self.ranks.device.type == "cuda",
-            timeout=300 if config.workers else 0,
-        )
-        return iter(loader)
+        images = TrainingImages(self.train, self.augmentation, config.seed)
+        return load_batches(images, own_keys(), config.workers, self.ranks.device)
 
     # ------------------------------------------------------------------ now and then
 
@@ -397,7 +407,9 @@ class _Trainer:
         self.ranks.wait()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stop_wanted = True
+        if self.signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signalled = True
 
     def _progress(self) -> Progress:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]} AP {task.fields[ap]}"))
@@ -405,11 +417,7 @@ class _Trainer:
         return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=hidden)
 
 
-class _Stream:
-    """An iterator as a DataLoader's batch sampler."""
-
-    def __init__(self, keys: Iterator[list[Key]]) -> None:
-        self.keys = keys
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self.keys
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in JSON types with the detector's settings beside the others."""
+    detector: dict[str, Any] = plain["detector"]
+    return {k: v for k, v in plain.items() if k != "detector"} | detector

@@ -38,7 +38,7 @@ class ScalarLog:
     def write(self, name: str, iteration: int, values: Mapping[str, float]) -> None:
         """Append a row to ``name`` (one of the two CSV files); NaN becomes an empty cell."""
         path = self.folder / name
-        fresh = not path.exists()
+        fresh = not path.exists() or path.stat().st_size == 0
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
@@ -73,15 +73,16 @@ def _keep_rows(path: Path, start: int) -> None:
     """Drop the rows after iteration ``start``, and a last row that was cut off."""
     if not path.exists():
         return
-    header, *rows = path.read_text().splitlines()
+    lines = path.read_text().splitlines()
+    if not lines or start == 0:
+        path.unlink()
+        return
+    header, *rows = lines
     columns = header.count(",")
     kept = [
         r for r in rows if r.count(",") == columns and r.split(",")[0].isdigit() and int(r.split(",")[0]) <= start
     ]
-    if start == 0:
-        path.unlink()
-    else:
-        write_text(path, "\n".join([header, *kept]) + "\n")
+    write_text(path, "\n".join([header, *kept]) + "\n")
 
 
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
@@ -103,19 +104,18 @@ def environment(device: torch.device, ranks: int) -> dict[str, Any]:
 
 def commit() -> str | None:
     """Commit of the checkout that drloss runs from, with ``+`` where it has changes; None outside a checkout."""
-    here = Path(drloss.__file__).parent
+    here = Path(drloss.__file__)
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        # A checkout around an installed drloss is somebody else's: only one that tracks this file counts.
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

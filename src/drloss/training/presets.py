@@ -68,9 +68,9 @@ VOC07 = Config(
 )
 
 
-def _authors(config: Config) -> Config:
-    """The preset with the authors' published settings: IoU below 0.5 is background, score threshold 0.2."""
-    return replace(config, detector=replace(config.detector, negative_iou=0.5, score_threshold=0.2))
+def _authors(config: Config, score_threshold: float) -> Config:
+    """The preset with the authors' published settings: IoU below 0.5 is background, and their score threshold."""
+    return replace(config, detector=replace(config.detector, negative_iou=0.5, score_threshold=score_threshold))
 
 
 def _scale(side: int) -> Config:
@@ -86,13 +86,14 @@ PRESETS: dict[str, Config] = {
     "r18_1x": Config(detector=replace(_R50, backbone="resnet18"), expects=_NOT_IN_PAPER),
     "r34_1x": Config(detector=replace(_R50, backbone="resnet34"), expects=_NOT_IN_PAPER),
     "r50_1x": R50_1X,
-    "r50_1x_authors": _authors(R50_1X),
+    "r50_1x_authors": _authors(R50_1X, 0.2),
     "r50_1x_400": _scale(400),
     "r50_1x_500": _scale(500),
     "r50_1x_600": _scale(600),
     "r50_1x_700": _scale(700),
     "r101_1x": Config(detector=_R101, expects=_NOT_IN_PAPER),
     "r101_2x": R101_2X,
+    "r101_2x_authors": _authors(R101_2X, 0.1),
     "x101_1.5x": X101_15X,
     "voc07": VOC07,
 }
