@@ -42,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("drloss: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "drloss":
+        package = (error.name or "drloss").split(".")[0]
+        if package == "drloss":
             raise
-        print(f"drloss: error: {error.name} is missing: pip install 'drloss[detector]'", file=sys.stderr)
+        print(f"drloss: error: {package} is missing: pip install 'drloss[detector]'", file=sys.stderr)
         return USER_ERROR
 
 

@@ -77,6 +77,7 @@ def open_datafile(path: Path, name: str) -> FileSource:
     splits = content.get("splits")
     if not isinstance(splits, dict) or not splits or not all(isinstance(s, dict) for s in splits.values()):
         raise DataError(f"{file}: splits, got {shown(splits)}; allowed: tables such as [splits.train]")
+    splits = {printable(split): table for split, table in splits.items()}
     root = path.parent / _text(file, "root", content.get("root", "."))
     classes = _classes(file, kind, content)
     for split, table in splits.items():

@@ -9,8 +9,9 @@
 - 16-bit grey keeps its high byte, so that 65535 becomes 255. Floating-point and 32-bit pixels are refused.
 - Of an animation or a multi-page file the first frame is read.
 - A truncated file is an error, never a half-grey image, and so is a PNG whose pixel data do not fit their checksums
-  (other formats have none: a damaged byte there may go unseen). So is one of more than 50 megapixels, told from its header
-  before anything is decoded; the environment variable ``DRLOSS_MAX_PIXELS`` sets another limit.
+  (other formats have none: a damaged byte there may go unseen).
+- More than 50 megapixels are an error, told from the header before anything is decoded; the environment variable
+  ``DRLOSS_MAX_PIXELS`` sets another limit.
 """
 
 import os

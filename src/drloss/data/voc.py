@@ -2,8 +2,9 @@
 
 Rules:
 
-- A split is the lines of its list, as they stand or without the mark (-1, 0, 1) or suffix that some lists add; the image and the XML file are found by that stem. The XML's own ``<filename>``
-  is not trusted: tools copy and rename files without changing it. Where it differs, that is noted.
+- A split is the lines of its list; the image and the XML file are found by that stem. Where no image has it, a mark
+  (-1, 0, 1) or a suffix at its end, which some lists have, is passed over. The XML's own ``<filename>`` is not
+  trusted: tools copy and rename files without changing it. Where it differs, that is noted.
 - Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are what PASCAL wrote: counted from 1, both ends
   inside the box, so 1 is subtracted from xmin and ymin. In every other tree they are taken as they stand, as the
   tools that export this format write them: from 0, with width xmax - xmin. ``one_based`` overrides this.
@@ -143,7 +144,9 @@ def read_voc(
 
 
 def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
-    """All object names in the trees' ``Annotations``, sorted; files that cannot be read or lie elsewhere are passed over.
+    """All object names in the trees' ``Annotations``, sorted.
+
+    Files that cannot be read, and links out of a tree, are passed over.
 
     Raises:
         DataError: if there is none.

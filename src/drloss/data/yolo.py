@@ -3,8 +3,9 @@
 Rules:
 
 - ``names`` is a list, or a dict of 0..K-1; ``nc``, if given, must agree. ``path`` is relative to the YAML file, and
-  ``train``, ``val`` and ``test`` to ``path``; each is a folder (read with its subfolders), a ``.txt`` list of
-  images, or a list of those; ``valid`` and ``validation`` are ``val``. Other keys are passed over: nothing is downloaded or executed.
+  ``train``, ``val`` (also ``valid``, ``validation``) and ``test`` to ``path``; each is a folder (read with its
+  subfolders), a ``.txt`` list of images, or a list of those. Other keys are passed over: nothing is downloaded or
+  executed.
 - The labels of ``.../images/x.jpg`` are ``.../labels/x.txt`` (the last folder named ``images`` counts), or ``x.txt``
   beside the image. No such file: an image without objects, which is noted. No label file for any image is an error.
 - A line is ``class cx cy w h``, in shares of the image's width and height, within 0..1. A longer line is a polygon,
