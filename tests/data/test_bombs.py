@@ -53,6 +53,13 @@ JSON = {
     "200,000 classes": b'{"images": [], "annotations": [], "categories": ['
     + b",".join(b'{"id":%d,"name":"c%d"}' % (k, k) for k in range(200_000))
     + b"]}",
+    "200,000 keys, one of them twice": b"{" + b",".join(b'"%d":1' % k for k in range(200_000)) + b',"199999":2}',
+    "50,000 boxes of no class among 5,000": b'{"images": [{"id":1,"file_name":"a.png","width":30,"height":20}], '
+    b'"categories": ['
+    + b",".join(b'{"id":%d,"name":"c%d"}' % (k, k) for k in range(5000))
+    + b'], "annotations": ['
+    + b",".join(b'{"id":%d,"image_id":1,"category_id":9999999,"bbox":[1,1,5,5],"area":25}' % k for k in range(50_000))
+    + b"]}",
     "a huge integer": b'{"images": [{"id": ' + b"9" * 5_000_000 + b"}]}",
 }
 
@@ -64,7 +71,7 @@ def read_all(paths):
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=60,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(paths)

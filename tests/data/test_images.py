@@ -3,12 +3,13 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from drloss.data.images import check_images, image_size, read_image, require_images
 from drloss.data.sources import open_data
@@ -260,6 +261,61 @@ def test_damaged_bytes_give_an_image_or_a_named_error(suffix, tmp_path):
         assert str(path) in message
 
 
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg", "ppm"])
+def test_what_a_plain_decoding_refuses_is_refused(suffix, tmp_path):
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:60, :80]
+    picture = Image.fromarray(np.stack([x + y, 2 * y, 3 * x], axis=-1).astype(np.uint8))
+    data = save(tmp_path / f"x.{suffix}", picture).read_bytes()
+    path = tmp_path / f"damaged.{suffix}"
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(data)
+        changed[rng.integers(30, len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            with warnings.catch_warnings(), Image.open(path) as image:
+                warnings.simplefilter("ignore")
+                image.load()
+        except Exception:
+            refused += 1
+            with pytest.raises(DataError):
+                read_image(path)
+    assert refused or suffix not in ("png", "webp")
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("colours", ["smooth", "noise"])
+def test_no_damaged_png_gives_other_pixels(colours, tmp_path):
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:60, :80]
+    pixels = np.stack([x + y, 2 * y, 3 * x], axis=-1) if colours == "smooth" else rng.integers(0, 256, (30, 40, 3))
+    path = save(tmp_path / "x.png", Image.fromarray(pixels.astype(np.uint8)))
+    data, expected = path.read_bytes(), read_image(path)
+    refused = 0
+    for position in rng.integers(8, len(data), 400):
+        changed = bytearray(data)
+        changed[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            assert torch.equal(read_image(path), expected)
+        except DataError:
+            refused += 1
+    assert refused > 300
+
+
+def test_exif_after_the_pixels_of_a_png_is_applied_without_decoding_them(tmp_path, monkeypatch):
+    path = save(tmp_path / "x.png", Image.fromarray(PIXELS))
+    before, end = path.read_bytes()[:-12], path.read_bytes()[-12:]
+    path.write_bytes(before + png_chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0")) + end)
+    assert torch.equal(read_image(path), chw(TURNED[6]))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert image_size(path) == PIXELS.shape[1::-1]
+
+
 def test_floating_point_pixels_are_refused(tmp_path):
     path = save(tmp_path / "x.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
     with pytest.raises(DataError, match="no range"):
@@ -365,6 +421,15 @@ def test_a_wrong_size_is_a_problem_that_names_both(tmp_path, made):
     _, report = check_images(*open_data(tmp_path).read("train"), strict=False, decode=False)
     assert "20 x 31" in report.problems[0].message
     assert "20 x 30" in report.problems[0].message
+
+
+def test_an_image_beyond_the_limit_is_not_called_one_of_another_size(tmp_path, made, monkeypatch):
+    made.coco(tmp_path)
+    made.image(tmp_path / "train" / "a.png", size=(300, 200))
+    monkeypatch.setenv("DRLOSS_MAX_PIXELS", "1000")
+    _, report = check_images(*open_data(tmp_path).read("train"), strict=False)
+    assert [p.kind for p in report.problems] == ["image not readable"]
+    assert "DRLOSS_MAX_PIXELS" in report.problems[0].message
 
 
 def test_generated_images_need_no_check():

@@ -182,6 +182,13 @@ def test_no_voc_stem_reads_outside_the_tree(stem, tmp_path, made):
     assert "file name refused" in report.problems[0].message
 
 
+def test_no_class_comes_from_an_annotation_outside_the_tree(tmp_path, made):
+    tree = made.voc(tmp_path / "tree")
+    (tmp_path / "outside.xml").write_text(made.voc_xml("x", [("secret", 1, 2, 9, 12)]))
+    (tree / "Annotations" / "x.xml").symlink_to(tmp_path / "outside.xml")
+    assert open_data(tree).read("train")[0].class_names == ("cat", "dog")
+
+
 def test_a_voc_annotation_that_links_out_is_refused(tmp_path, made):
     (tmp_path / "canary.xml").write_text(made.voc_xml("canary", [("cat", 0, 0, 5, 5)]))
     tree = made.voc(tmp_path / "tree")

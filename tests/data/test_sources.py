@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from drloss.data.check import check_data
 from drloss.data.sources import open_data
 from drloss.data.voc import PASCAL_CLASSES
 from drloss.errors import DataError, UserError
@@ -230,6 +231,7 @@ def test_a_coco_data_file_with_two_parts_numbers_images_anew(tmp_path, made):
 
 BAD_FILES = {
     "not TOML": ("format = ", "not TOML"),
+    "an integer of 5,000 digits": (f"format = 'coco'\nroot = {'9' * 5000}", "not TOML"),
     "no format": ("[splits.train]\nimages = 'x'", "format, got None; allowed: coco, voc, yolo"),
     "other format": ("format = 'kitti'", "format, got 'kitti'; allowed: coco, voc, yolo"),
     "format a list": ("format = ['coco']", "format, got"),
@@ -308,6 +310,22 @@ def test_two_files_for_one_split_are_refused(tmp_path, made):
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=r"split train in both cells_train.json and train.json"):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "\udcff", "\u202e"])
+def test_splits_with_odd_names_are_shown_escaped(odd, tmp_path, made):
+    path = made.coco(tmp_path)
+    path.rename(path.with_name(f"instances_{odd}.json"))
+    (split,) = open_data(tmp_path).splits
+    assert split == ascii(odd)
+    assert len(open_data(tmp_path).read(split)[0]) == 3
+    with pytest.raises(UserError) as caught:
+        open_data(tmp_path).read("train")
+    assert str(caught.value).isprintable()
+    path.with_name(f"instances_{odd}.json").write_text("{")
+    result = check_data(tmp_path)
+    assert not result.ok
+    assert result.text().replace("\n", "").isprintable()
 
 
 def test_an_unknown_split_is_answered_with_those_there_are(tmp_path, made):

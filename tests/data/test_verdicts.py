@@ -279,6 +279,8 @@ VOC = {
         lambda t: (t / "JPEGImages/a.jpg").write_bytes((t / "JPEGImages/a.png").read_bytes()),
     ),
     "one pixel over": (note("at most 1 px"), xml("<xmax>30<", "<xmax>31<")),
+    "difficult Unspecified": (note("difficult neither 0 nor 1"), xml("<difficult>0<", "<difficult>Unspecified<")),
+    "difficult true": (note("difficult neither 0 nor 1"), xml("<difficult>0<", "<difficult>true<")),
     "many pixels over": (clip("box partly outside"), xml("<xmax>30<", "<xmax>90<")),
     "outside": (
         box("box outside"),
@@ -329,6 +331,26 @@ def test_voc_verdict(row, tmp_path, made):
     edit(tree)
     boxes = VOC_BOXES.get(row, 1 if verdict.words == "annotation file not readable" and "stem" not in row else 4)
     assert_verdict(tree, verdict, boxes=boxes)
+
+
+@pytest.mark.parametrize(
+    ("word", "ignored"),
+    [("0", 0), ("1", 1), ("", 0), ("true", 1), ("2", 1), ("False", 0), ("Unspecified", 0), ("no", 0)],
+)
+def test_difficult_is_what_its_word_says(word, ignored, tmp_path, made):
+    tree = made.voc(tmp_path / "tree")
+    xml("<difficult>0<", f"<difficult>{word}<")(tree)
+    assert open_data(tree).read("train")[0].ignore.sum() == ignored
+
+
+def test_stems_may_end_like_the_marks_of_class_lists(tmp_path, made):
+    boxes = {"dog": made.boxes["c"], "dog 1": made.boxes["a"], "dog 0": made.boxes["b"], "cat": made.boxes["b"]}
+    tree = made.voc(tmp_path / "tree", boxes)
+    listing(b"dog 1\ndog 0\ndog\ncat  1\n")(tree)
+    annotations, report = open_data(tree).read("train")
+    names = [annotations.image_name(i).removeprefix("JPEGImages/") for i in range(4)]
+    assert names == ["dog 1.png", "dog 0.png", "dog.png", "cat.png"]
+    assert report.boxes_kept == 5
 
 
 # ---------------------------------------------------------------------- YOLO
@@ -402,6 +424,8 @@ YAML = {
     "no split": "names: [cat, dog]",
     "no names": "train: images/train",
     "names a number": "train: images/train\nnames: 5",
+    "keypoints of no shape": "train: images/train\nnames: [cat, dog]\nkpt_shape: [4]",
+    "keypoints without end": f"train: images/train\nnames: [cat, dog]\nkpt_shape: [{'9' * 5000}, 3]",
     "names with a gap": "train: images/train\nnames: {0: cat, 2: dog}",
     "names twice": "train: images/train\nnames: [cat]\nnames: [dog]",
     "name null": "train: images/train\nnames: [cat, null]",
@@ -427,6 +451,24 @@ def test_yaml_that_is_refused(row, tmp_path, made):
         open_data(path).read("train", strict=False)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_keypoints_are_passed_over(tmp_path, made):
+    path = made.yolo(tmp_path)
+    plain = open_data(path).read("train")[0]
+    label(lambda b: b + b" 0.1 0.1 2 0.9 0.9 1")(tmp_path)
+    path.write_text(path.read_text() + "kpt_shape: [2, 3]\n")
+    annotations, report = open_data(path).read("train")
+    assert (annotations.boxes == plain.boxes).all()
+    assert [p.kind for p in report.problems] == ["keypoints, which are not read"]
+
+
+@pytest.mark.parametrize("key", ["val", "valid", "validation"])
+def test_yaml_may_call_val_by_its_other_names(key, tmp_path, made):
+    path = made.yolo(tmp_path)
+    path.write_text(f"train: images/train\n{key}: images/train\nnames: [cat, dog]\n")
+    assert open_data(path).splits == ("train", "val")
+    assert len(open_data(path).read(key)[0]) == 3
 
 
 def test_yaml_names_stay_the_text_they_are(tmp_path, made):

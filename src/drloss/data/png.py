@@ -1,8 +1,8 @@
 """What a PNG file says beside its pixels: checksums, and EXIF that stands after them.
 
-Pillow checks no checksum of pixel data, and finds EXIF that follows the pixels only by decoding them. An error in that
-decoding is raised once; a second decoding then returns what is left of the image as if it were whole. So neither is
-left to Pillow.
+Pillow checks no checksum of pixel data, and finds EXIF that follows the pixels only by decoding them. An error in
+that decoding is raised once; a second decoding then returns what is left of the image as if it were whole. So neither
+is left to Pillow.
 """
 
 import struct

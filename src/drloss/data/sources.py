@@ -185,9 +185,9 @@ def _coco_files(folder: Path) -> dict[str, CocoPart]:
             if match:
                 split = match[1]
                 if split in found:
+                    both = " and ".join(printable(p.name) for p in (found[split].annotations, path))
                     raise DataError(
-                        f"{printable(str(folder))}: split {split} in both "
-                        f"{printable(found[split].annotations.name)} and {printable(path.name)}; choose with a .toml data file"
+                        f"{printable(str(folder))}: split {split} in both {both}; choose with a .toml data file"
                     )
                 images = (folder, folder / "images", folder / split, folder / "images" / split)
                 found[split] = CocoPart(path, tuple(p for p in images if p.is_dir()))

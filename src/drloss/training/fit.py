@@ -31,24 +31,13 @@ from drloss.detector.weights import DetectorFile, initialise, resolve_norm, save
 from drloss.errors import UserError
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.inference import run_detector
-from drloss.files import write_json
 from drloss.losses import DRLoss, dr_statistics
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_checkpoint, save_checkpoint
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, save_checkpoint
 from drloss.training.config import Config, make_loss, to_json
-from drloss.training.log import EVALUATIONS, METRICS, ScalarLog, environment
-from drloss.training.schedule import build_optimizer, learning_rate, scaled_lr, set_learning_rate
-
-CONFIG = "config.json"
-ENVIRONMENT = "environment.json"
-
-
-FREE_ON_RESUME = (
-    *("expects", "workers", "micro_batch", "compile", "channels_last", "precision"),
-    *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
-    *("score_threshold", "nms_threshold", "level_candidates", "max_detections"),
-)
-"""Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
+from drloss.training.log import EVALUATIONS, METRICS, ScalarLog
+from drloss.training.runs import announce, require_new_run, saved_state, write_records
+from drloss.training.schedule import build_optimizer, learning_rate, set_learning_rate
 
 
 class NonFiniteLoss(UserError):
@@ -145,7 +134,11 @@ class _Trainer:
     def prepare(self, resume: bool) -> None:
         """Initialise or resume, move to the device, and write down what is about to happen."""
         self.fingerprint = fingerprint(self.train)
-        state = self._saved_state(resume)
+        state = None
+        if resume:
+            state = saved_state(self.out, self.config, self.fingerprint, self.console)
+        else:
+            require_new_run(self.out)
         start_from = "a checkpoint" if state else initialise(self.model, self.config.weights)
         if state:
             self.model.load_state_dict(state["model"])
@@ -160,34 +153,14 @@ class _Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
         self.parallel = self._parallel()
-        self._announce(start_from)
+        announce(self.config, self.train, self.ranks, start_from, self.console)
+        if self.iteration:
+            self.console.print(f"resuming after iteration {self.iteration}")
+        self.ranks.wait()
         if self.ranks.first:
-            self._write_records()
+            write_records(self.out, self.config, self.train, self.ranks, self.iteration)
             self.log = ScalarLog(self.out, self.iteration)
         self.ranks.wait()
-
-    def _saved_state(self, resume: bool) -> dict[str, Any] | None:
-        found = load_checkpoint(self.out / CHECKPOINTS) if (self.out / CHECKPOINTS).is_dir() else None
-        if not resume:
-            if (self.out / CONFIG).exists():
-                raise UserError(f"--out {self.out}: holds a run already; go on with --resume or name another folder")
-            return None
-        if found is None:
-            self.console.print(f"no checkpoint in {self.out} yet: starting from the beginning")
-            return None
-        state, damaged = found
-        for message in damaged:
-            self.console.print(f"[yellow]{message}; using the one before[/]")
-        if state["data"] != self.fingerprint:
-            raise UserError(f"--resume {self.out}: the data have changed since the run began ({self.train.name})")
-        ours, theirs = _flat(to_json(self.config)), _flat(json.loads(state["config"]))
-        changed = [k for k in ours if ours[k] != theirs.get(k) and k not in FREE_ON_RESUME]
-        if changed:
-            raise UserError(
-                f"--resume {self.out}: {changed[0]} was {theirs.get(changed[0])} and is now {ours[changed[0]]}; "
-                "resume with the settings the run began with"
-            )
-        return state
 
     def _parallel(self) -> torch.nn.Module:
         if self.config.compile:
@@ -197,34 +170,6 @@ class _Trainer:
             return self.model
         devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
         return DistributedDataParallel(self.model, device_ids=devices)
-
-    def _announce(self, start_from: str) -> None:
-        config, say = self.config, self.console.print
-        boxes, classes = int((~self.train.ignore).sum()), len(self.train.class_names)
-        say(f"[bold]{self.train.name}[/]: {len(self.train)} images, {boxes} boxes, {classes} classes")
-        say(f"{config.detector.backbone} ({config.detector.norm} norm) from {start_from}; loss {config.loss}")
-        epochs = config.max_iters * config.batch_size / max(len(self.train), 1)
-        say(
-            f"{config.max_iters} iterations of {config.batch_size} images ({epochs:.1f} epochs) on {self.ranks.size} "
-            f"process(es), {self.ranks.device}, {config.precision}"
-        )
-        if scaled_lr(config) != config.lr:
-            say(
-                f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "
-                f"{config.batch_size} (Remark 2; --no-scale-lr keeps it)"
-            )
-        if config.expects and config.loss == "dr":
-            say(f"the preset states: {config.expects}")
-        if self.iteration:
-            say(f"resuming after iteration {self.iteration}")
-
-    def _write_records(self) -> None:
-        write_json(self.out / CONFIG, to_json(self.config))
-        data = {"name": self.train.name, "images": len(self.train), "classes": list(self.train.class_names)}
-        record = environment(self.ranks.device, self.ranks.size) | {"data": data | {"fingerprint": self.fingerprint}}
-        path = self.out / ENVIRONMENT
-        earlier = json.loads(path.read_text()) if path.exists() and self.iteration else []
-        write_json(path, [*earlier, record | {"from_iteration": self.iteration}])
 
     # ------------------------------------------------------------------ the loop
 
@@ -415,9 +360,3 @@ class _Trainer:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]} AP {task.fields[ap]}"))
         hidden = not self.ranks.first or not self.console.is_terminal
         return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=hidden)
-
-
-def _flat(plain: dict[str, Any]) -> dict[str, Any]:
-    """A configuration in JSON types with the detector's settings beside the others."""
-    detector: dict[str, Any] = plain["detector"]
-    return {k: v for k, v in plain.items() if k != "detector"} | detector

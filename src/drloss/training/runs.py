@@ -1,0 +1,102 @@
+"""A run folder before the first step: whether it may be written to, what is resumed, what is put on record."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from drloss.data.annotations import Annotations
+from drloss.errors import UserError
+from drloss.files import write_json
+from drloss.ranks import Ranks
+from drloss.training.checkpoints import CHECKPOINTS, fingerprint, load_checkpoint
+from drloss.training.config import Config, to_json
+from drloss.training.log import environment
+from drloss.training.schedule import scaled_lr
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+
+FREE_ON_RESUME = (
+    *("expects", "workers", "micro_batch", "compile", "channels_last"),
+    *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
+    *("score_threshold", "nms_threshold", "level_candidates", "max_detections"),
+)
+"""Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
+
+
+def require_new_run(out: Path) -> None:
+    """Raise UserError if ``out`` holds a run."""
+    if (out / CONFIG).exists():
+        raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
+
+
+def saved_state(out: Path, config: Config, data: str, console: Console) -> dict[str, Any] | None:
+    """The state to resume from, or None where there is no checkpoint yet.
+
+    Args:
+        out: run folder.
+        config: what the resumed run is to compute.
+        data: fingerprint of its training split.
+        console: where a damaged checkpoint is told of.
+    Raises:
+        UserError: if the data or a setting that decides what is learnt are not those the run began with.
+    """
+    found = load_checkpoint(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else None
+    if found is None:
+        console.print(f"no checkpoint in {escape(str(out))} yet: starting from the beginning")
+        return None
+    state, damaged = found
+    for message in damaged:
+        console.print(f"{message}; using the one before", style="yellow", markup=False)
+    if state["data"] != data:
+        raise UserError(f"--resume {out}: the data have changed since the run began")
+    ours, theirs = _flat(to_json(config)), _flat(json.loads(state["config"]))
+    changed = [k for k in ours if ours[k] != theirs.get(k) and k not in FREE_ON_RESUME]
+    if changed:
+        raise UserError(
+            f"--resume {out}: {changed[0]} was {theirs.get(changed[0])} and is now {ours[changed[0]]}; "
+            "resume with the settings the run began with"
+        )
+    return state
+
+
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in JSON types with the detector's settings beside the others."""
+    detector: dict[str, Any] = plain["detector"]
+    return {k: v for k, v in plain.items() if k != "detector"} | detector
+
+
+def announce(config: Config, train: Annotations, ranks: Ranks, start_from: str, console: Console) -> None:
+    """Print what is about to happen."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    boxes, classes = int((~train.ignore).sum()), len(train.class_names)
+    say(f"{train.name}: {len(train)} images, {boxes} boxes, {classes} classes")
+    say(f"{config.detector.backbone} ({config.detector.norm} norm) from {start_from}; loss {config.loss}")
+    epochs = config.max_iters * config.batch_size / max(len(train), 1)
+    say(
+        f"{config.max_iters} iterations of {config.batch_size} images ({epochs:.1f} epochs) on {ranks.size} "
+        f"process(es), {ranks.device}, {config.precision}"
+    )
+    if scaled_lr(config) != config.lr:
+        say(
+            f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "
+            f"{config.batch_size} (Remark 2; --no-scale-lr keeps it)"
+        )
+    if config.expects and config.loss == "dr":
+        say(f"the preset states: {config.expects}")
+
+
+def write_records(out: Path, config: Config, train: Annotations, ranks: Ranks, iteration: int) -> None:
+    """Write ``config.json``, and append where and on what the run goes on to ``environment.json``."""
+    write_json(out / CONFIG, to_json(config))
+    data = {"name": train.name, "images": len(train), "classes": list(train.class_names)}
+    record = environment(ranks.device, ranks.size) | {"data": data | {"fingerprint": fingerprint(train)}}
+    path = out / ENVIRONMENT
+    earlier = json.loads(path.read_text()) if path.exists() and iteration else []
+    write_json(path, [*earlier, record | {"from_iteration": iteration}])
