@@ -171,7 +171,7 @@ def _read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path |
     if report.problems and reports is not None:
         path = reports / f"data_{split}.json"
         report.write(path)
-        console.print(report.text(path), markup=False)
+        console.print(report.text(path), markup=False, soft_wrap=True)
     return annotations
 
 
