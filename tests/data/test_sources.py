@@ -259,6 +259,10 @@ BAD_FILES = {
         "format = 'coco'\n[splits.train]\nannotations = ['d.toml', 'd.toml']\nimages = '.'",
         "got 1 for 2 annotations",
     ),
+    "a file for the folder of the images": (
+        "format = 'coco'\n[splits.train]\nannotations = 'd.toml'\nimages = 'd.toml'",
+        "splits.train.images, got",
+    ),
     "no VOC tree": ("format = 'voc'\n[splits.train]\ntrees = '.'", "a folder with Annotations"),
     "one_based a word": ("format = 'voc'\none_based = 'yes'\n[splits.train]\ntrees = '.'", "one_based, got 'yes'"),
     "YOLO without classes": ("format = 'yolo'\n[splits.train]\nimages = '.'", "classes, got None"),

@@ -463,6 +463,15 @@ def test_keypoints_are_passed_over(tmp_path, made):
     assert [p.kind for p in report.problems] == ["keypoints, which are not read"]
 
 
+def test_a_refused_name_is_not_also_said_to_have_no_labels(tmp_path, made):
+    path = made.yolo(tmp_path)
+    (tmp_path / "list.txt").write_text("images/train/a.png\n../x.png\nimages/train/a.png\n")
+    path.write_text("train: list.txt\nnames: [cat, dog]\n")
+    report = open_data(path).read("train", strict=False)[1]
+    assert [p.consequence for p in report.problems] == ["image left out"] * 2
+    assert "(see line 1)" in report.problems[1].message
+
+
 @pytest.mark.parametrize("key", ["val", "valid", "validation"])
 def test_yaml_may_call_val_by_its_other_names(key, tmp_path, made):
     path = made.yolo(tmp_path)

@@ -75,18 +75,6 @@ def test_the_better_of_two_detections_lies_on_top():
     assert picture.getpixel((160, 240)) == ImageColor.getrgb(COLOURS[0])
 
 
-def test_ground_truth_is_dashed_in_white_and_may_be_an_array_or_a_tensor():
-    box = [[20.0, 20.0, 100.0, 100.0]]
-    pictures = [
-        draw_detections(plain(), nothing(), ["a"], threshold=0.5, truth=t(box)) for t in (torch.tensor, np.array)
-    ]
-    top = np.asarray(pictures[0])[80, 80:400]
-    white = (top == 255).all(axis=1)
-    assert white.any()
-    assert (top == GREY).all(axis=1).any(), "dashes have gaps"
-    np.testing.assert_array_equal(*(np.asarray(p) for p in pictures))
-
-
 def test_more_classes_than_colours_are_drawn():
     names = [f"class {k}" for k in range(80)]
     picture = draw_detections(plain(), one(label=80), names, threshold=0.5)

@@ -197,7 +197,9 @@ class AnnotationsBuilder:
     def _same_name(self, image: _Image, position: int) -> None:
         if image.name in self._by_name:
             first = self._images[self._by_name[image.name]]
-            self._leave_out(image, "image file listed twice", image.name, f"files listed once (see {first.record})")
+            self._leave_out(
+                image, "image file listed twice", image.name, f"files listed once (see {first.record or first.file})"
+            )
             return
         self._by_name[image.name] = position
         other = self._by_folded.setdefault(image.name.casefold(), image.name)

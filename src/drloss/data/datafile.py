@@ -99,6 +99,9 @@ def _coco(file: str, split: str, table: dict[str, Any], root: Path) -> Read:
     key = f"splits.{split}."
     annotations = _paths(file, f"{key}annotations", table.get("annotations"), root)
     images = _paths(file, f"{key}images", table.get("images"), root)
+    for folder in images:
+        if not folder.is_dir():
+            raise DataError(f"{file}: {key}images, got {shown(str(folder))}; allowed: a folder, or a list of folders")
     if len(images) != len(annotations):
         raise DataError(
             f"{file}: {key}images, got {len(images)} for {len(annotations)} annotations; allowed: one for each"

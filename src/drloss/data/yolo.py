@@ -225,17 +225,18 @@ class _Reader:
         height, width = size if isinstance(size, tuple) else (1, 1)
         lines: list[str] = []
         label: Path | None = None
+        refused = False
         try:
             label = self._label_file(folder, clean_name(name))
             if label is not None:
                 lines = read_text(label, _MAX_LABEL_BYTES).splitlines()
         except ValueError:  # the builder refuses the name
-            pass
+            refused = True
         except DataError as error:
             bad = bad or ("label file not readable", error, "a text file")
         add = self.builder.add_image
         add(file, record, key=key, name=name, height=height, width=width, folder=folder, bad=bad)
-        if label is None and bad is None:
+        if label is None and bad is None and not refused:
             self.builder.note(file, record, "image without a label file, taken as without objects")
         self.labelled += label is not None or bad is not None
         for k, line in enumerate(lines, start=1):

@@ -5,8 +5,6 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -32,7 +30,6 @@ def draw_detections(
     class_names: Sequence[str],
     *,
     threshold: float,
-    truth: Tensor | npt.NDArray[np.float64] | None = None,
     show_scores: bool = True,
 ) -> Image.Image:
     """One image with its detections, the best on top.
@@ -42,7 +39,6 @@ def draw_detections(
         detection: boxes in pixels of ``image``, scores and labels.
         class_names: K names; the name of label k is at position k - 1.
         threshold: least score of what is drawn.
-        truth: (G, 4) xyxy ground-truth boxes, dashed in white; none if left out.
         show_scores: whether labels state the score beside the class.
     """
     height, width = image.shape[1:]
@@ -61,8 +57,6 @@ def draw_detections(
     ]
     for box, label, _ in entries:
         _frame(pen, box, _colour(label), line)
-    for row in [] if truth is None else torch.as_tensor(truth):
-        _dashes(pen, _scaled(row, scale), line)
     taken: list[Box] = []
     for box, label, score in reversed(entries):
         text = f"{class_names[label - 1]} {100 * score:.0f}%" if show_scores else class_names[label - 1]
@@ -94,19 +88,6 @@ def _frame(pen: ImageDraw.ImageDraw, box: Box, colour: str, line: int) -> None:
     left, top, right, bottom = box
     pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=DARK, width=line + 2)
     pen.rectangle(box, outline=colour, width=line)
-
-
-def _dashes(pen: ImageDraw.ImageDraw, box: Box, line: int) -> None:
-    left, top, right, bottom = box
-    dash = 4 * line
-    for start, end in (((left, top), (right, top)), ((right, top), (right, bottom)),
-                       ((right, bottom), (left, bottom)), ((left, bottom), (left, top))):  # fmt: skip
-        a, b = np.array(start), np.array(end)
-        length = float(np.abs(b - a).sum())
-        for offset in np.arange(0, length, 2 * dash):
-            ends = [tuple(a + (b - a) * min(1.0, t / length)) for t in (offset, offset + dash)]
-            pen.line(ends, fill=DARK, width=line + 1)
-            pen.line(ends, fill="#FFFFFF", width=line - 1)
 
 
 def _label(

@@ -40,6 +40,11 @@ LOSSES = {"focal": "Focal", "dr": "DR"}
 """The two losses and what the report calls them."""
 REPORT = "report.html"
 SUMMARY = "summary.json"
+FAIRNESS = (
+    "Both runs have the same initial weights but for the classifier's bias, the same order of images, augmentation, "
+    "schedule, learning rate and budget, and each loss its own best-known prior and weight. The focal loss of an "
+    "image is divided by that image's positives; the DR loss is divided by nothing."
+)
 PICTURES = 6
 """Images of the validation split in the mosaic."""
 
@@ -81,6 +86,7 @@ def run_demo(
         title=f"Focal and DR loss on {source.name}",
         facts=facts,
         mosaic_png=_mosaic(val, detections),
+        conclusion=FAIRNESS,
     )
     write_json(out / SUMMARY, _to_json(summaries, facts))
     for summary in summaries:
