@@ -15,6 +15,8 @@ SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_scale=2.0
 )
 
+NAMES = ("cat", "dog")
+
 
 def about(config=SMALL, names=("cat", "dog")):
     return DetectorFile(config, tuple(names), tuple(range(1, len(names) + 1)), "dr")
@@ -37,12 +39,13 @@ def test_an_exported_detector_comes_back_the_same(tmp_path):
         assert torch.equal(ours, theirs)
 
 
-def test_a_detector_can_start_one_with_other_classes(tmp_path):
+@pytest.mark.parametrize("names", [("a", "b", "c", "d", "e"), ("cat", "cow")])
+def test_a_detector_can_start_one_with_other_classes(tmp_path, names):
     path, old = exported(tmp_path)
     torch.manual_seed(1)
-    new = RetinaNet(SMALL, 5, 0.5)
+    new = RetinaNet(SMALL, len(names), 0.5)
     fresh = new.cls_head.predict.weight.clone()
-    said = initialise(new, str(path))
+    said = initialise(new, str(path), names)
     assert "last layer" in said
     assert torch.equal(new.cls_head.predict.weight, fresh)
     assert torch.equal(new.box_head.predict.weight, old.box_head.predict.weight)
@@ -52,7 +55,7 @@ def test_a_detector_can_start_one_with_other_classes(tmp_path):
 def test_a_detector_with_the_same_classes_starts_whole(tmp_path):
     path, old = exported(tmp_path)
     new = RetinaNet(SMALL, 2, 0.5)
-    assert "last layer" not in initialise(new, str(path))
+    assert "last layer" not in initialise(new, str(path), NAMES)
     assert torch.equal(new.cls_head.predict.weight, old.cls_head.predict.weight)
 
 
@@ -68,7 +71,7 @@ def test_backbone_weights_of_a_classifier_file_are_used(tmp_path, suffix):
     config = resolve_norm(config, str(path))
     assert config.norm == "frozen"
     model = RetinaNet(config, 2, 0.5)
-    initialise(model, str(path))
+    initialise(model, str(path), NAMES)
     assert torch.equal(model.backbone.body.layer4[1].conv2.weight, classifier.layer4[1].conv2.weight)
     assert torch.equal(model.backbone.body.bn1.running_mean, classifier.bn1.running_mean)
 
@@ -85,12 +88,12 @@ def test_norm_follows_the_weights(tmp_path):
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path, _ = exported(tmp_path)
     with pytest.raises(UserError, match="does not fit the detector"):
-        initialise(RetinaNet(replace(SMALL, fpn_channels=64), 2, 0.5), str(path))
+        initialise(RetinaNet(replace(SMALL, fpn_channels=64), 2, 0.5), str(path), NAMES)
     torch.save(models.resnet18().state_dict(), tmp_path / "r18.pth")
     with pytest.raises(UserError, match=r"r18\.pth: backbone weight .* for resnet10, norm group"):
-        initialise(RetinaNet(SMALL, 2, 0.5), str(tmp_path / "r18.pth"))
+        initialise(RetinaNet(SMALL, 2, 0.5), str(tmp_path / "r18.pth"), NAMES)
     with pytest.raises(UserError, match="none for resnet10"):
-        initialise(RetinaNet(SMALL, 2, 0.5), "imagenet")
+        initialise(RetinaNet(SMALL, 2, 0.5), "imagenet", NAMES)
 
 
 class Harmful:
@@ -104,7 +107,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Harmful(), protocol=2))
     for name in ("evil.pth", "raw.pth"):
         with pytest.raises(UserError, match=name):
-            initialise(RetinaNet(SMALL, 2, 0.5), name)
+            initialise(RetinaNet(SMALL, 2, 0.5), name, NAMES)
     assert not (tmp_path / "harmed").exists()
 
 

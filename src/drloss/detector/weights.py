@@ -117,15 +117,16 @@ def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
     return replace(config, norm="frozen" if frozen else "group")
 
 
-def initialise(model: RetinaNet, weights: str) -> str:
+def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> str:
     """Start a detector from ImageNet weights, a backbone file or another detector, and say what was done.
 
-    A detector's file may know another number of classes: then the last layer of the classification head stays as it
-    was initialised, at the prior of the loss.
+    A detector's file may know other classes: then the last layer of the classification head stays as it was
+    initialised, at the prior of the loss.
 
     Args:
         model: the new detector.
         weights: ``"none"``, ``"imagenet"`` or a file.
+        class_names: K names of the new detector's classes.
     Raises:
         UserError: if there are no such weights or they do not fit.
     """
@@ -143,7 +144,10 @@ def initialise(model: RetinaNet, weights: str) -> str:
         _load_backbone(model, found, weights)
         return f"backbone weights of {weights}"
     own = model.state_dict()
-    renewed = [n for n in own if n.startswith("cls_head.predict.") and n in found and found[n].shape != own[n].shape]
+    about = _about(Path(weights)) if weights.endswith(".safetensors") else None
+    others = about is not None and about.class_names != class_names
+    last = [n for n in own if n.startswith("cls_head.predict.") and n in found]
+    renewed = [n for n in last if others or found[n].shape != own[n].shape]
     load_weights(model, {**found, **{n: own[n] for n in renewed}}, weights)
     return f"detector weights of {weights}" + (", but for the last layer of the classifier" if renewed else "")
 

@@ -139,7 +139,7 @@ class _Trainer:
             state = saved_state(self.out, self.config, self.fingerprint, self.console)
         else:
             require_new_run(self.out)
-        start_from = "a checkpoint" if state else initialise(self.model, self.config.weights)
+        start_from = "a checkpoint" if state else initialise(self.model, self.config.weights, self.train.class_names)
         if state:
             self.model.load_state_dict(state["model"])
             self.iteration = state["iteration"]

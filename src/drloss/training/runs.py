@@ -73,7 +73,7 @@ def announce(config: Config, train: Annotations, ranks: Ranks, start_from: str, 
     """Print what is about to happen."""
 
     def say(text: str) -> None:
-        console.print(text, markup=False)
+        console.print(text, markup=False, soft_wrap=True)
 
     boxes, classes = int((~train.ignore).sum()), len(train.class_names)
     say(f"{train.name}: {len(train)} images, {boxes} boxes, {classes} classes")
