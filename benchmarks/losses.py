@@ -1,6 +1,6 @@
 """Time and extra memory of the losses, forward and backward, side by side in one run.
 
-    python benchmarks/losses.py [--anchors 201600] [--classes 80] [--dtype float32] [--device cpu] [--repeats 5]
+    python -m benchmarks.losses [--anchors 201600] [--classes 80] [--dtype float32] [--device cpu] [--repeats 5]
 
 One image of the paper's size by default. Each loss is timed in turn, round after round, and the median is shown as a
 ratio to torchvision's ``sigmoid_focal_loss``; the extra memory is the peak during the step beyond the logits, their
@@ -12,28 +12,37 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torchvision
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 import drloss
+from benchmarks.authors import authors_dr_loss, torchvision_focal
+from drloss import dr_loss
 from drloss.training.log import commit
-
-
-def torchvision_focal(logits: Tensor, labels: Tensor) -> Tensor:
-    """What torchvision's RetinaNet does: one-hot targets, the sum divided by the positives."""
-    targets = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[2] + 1)[..., 1:].to(logits.dtype)
-    counted = labels >= 0
-    return sigmoid_focal_loss(logits[counted], targets[counted], reduction="sum") / (labels > 0).sum().clamp(min=1)
-
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "torchvision focal": torchvision_focal,
-    "drloss focal": drloss.focal_loss,
-    "drloss cross-entropy": drloss.cross_entropy_loss,
-    "drloss DR": drloss.dr_loss,
+    "authors' DR": authors_dr_loss,
+    "DR": dr_loss,
+    "DR, detached": partial(dr_loss, weights_grad="detached"),
+    "DR, dual": partial(dr_loss, weights_grad="dual"),
+    "DR, mined 1000": partial(dr_loss, neg_prior=1000),
+    "DR, radius": partial(dr_loss, pos_radius=0.1, neg_radius=1.0),
+    "DR, chi2": partial(dr_loss, regularizer="chi2"),
+    "DR, cvar": partial(dr_loss, regularizer="cvar", pos_alpha=0.5, neg_alpha=1e-4),
+    "NegOnly": partial(dr_loss, pairing="neg_only"),
+    "worst case": partial(dr_loss, pairing="worst_case"),
+    "all pairs, logistic": partial(dr_loss, pairing="all_pairs"),
+    "all pairs, quadratic": partial(dr_loss, pairing="all_pairs", surrogate="quadratic"),
+    "all pairs, hinge": partial(dr_loss, pairing="all_pairs", surrogate="hinge"),
+    "focal": drloss.focal_loss,
+    "cross-entropy": drloss.cross_entropy_loss,
+    "OHEM 3:1": drloss.ohem_loss,
+    "quality focal": drloss.quality_focal_loss,
+    "AP-loss": drloss.ap_loss,
 }
 
 

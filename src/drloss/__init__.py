@@ -8,28 +8,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drloss.losses import (
+        LOSSES,
+        APLoss,
         CrossEntropyLoss,
         DRLoss,
         DRStatistics,
         FocalLoss,
+        ImageLoss,
+        OHEMLoss,
+        QualityFocalLoss,
+        ap_loss,
+        check_first_loss,
         cross_entropy_loss,
+        dr_gradient,
         dr_loss,
         dr_statistics,
         focal_loss,
+        lambda_from_log_base,
+        ohem_loss,
+        quality_focal_loss,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LOSSES",
+    "APLoss",
     "CrossEntropyLoss",
     "DRLoss",
     "DRStatistics",
     "FocalLoss",
+    "ImageLoss",
+    "OHEMLoss",
+    "QualityFocalLoss",
     "__version__",
+    "ap_loss",
+    "check_first_loss",
     "cross_entropy_loss",
+    "dr_gradient",
     "dr_loss",
     "dr_statistics",
     "focal_loss",
+    "lambda_from_log_base",
+    "ohem_loss",
+    "quality_focal_loss",
 ]
 
 

@@ -8,10 +8,10 @@ from drloss.detector.backbone import BACKBONES, ResNetFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import Frame, detect
 from drloss.detector.model import HeadOutputs, RetinaNet
-from drloss.detector.objective import Objective, box_loss
+from drloss.detector.objective import Objective, assign_batch, box_loss, box_quality
 from drloss.detector.targets import BOX_CODER, Objects, assign_targets
 from drloss.errors import UserError
-from drloss.losses import DRLoss, FocalLoss
+from drloss.losses import DRLoss, FocalLoss, QualityFocalLoss
 
 SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_scale=2.0
@@ -268,3 +268,27 @@ def test_lateral_convolutions_start_kaiming_uniform():
     bound = math.sqrt(3 / lateral[0].numel())
     assert lateral.abs().max().item() <= bound
     assert lateral.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+def test_quality_is_the_iou_of_the_predicted_box():
+    anchors = torch.tensor([[0.0, 0, 20, 20], [10, 10, 30, 30], [40, 40, 60, 60]])
+    objects_ = torch.tensor([[2.0, 0, 22, 20], [10, 10, 30, 30], [40, 40, 60, 60]])
+    targets = BOX_CODER.encode_single(objects_, anchors)[None]
+    labels = torch.tensor([[1, 2, 0]])
+    zero = torch.zeros(1, 3, 4, dtype=torch.bfloat16)  # predicts the anchors themselves
+    quality = box_quality(zero, targets, labels, anchors)
+    torch.testing.assert_close(quality, torch.tensor([[18 / 22, 1.0, 0.0]]))
+    torch.testing.assert_close(box_quality(targets, targets, labels, anchors), torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+def test_a_loss_that_uses_quality_is_given_it():
+    torch.manual_seed(0)
+    model = RetinaNet(SMALL, 3, prior_probability=0.01)
+    outputs, found = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), [objects((10, 10, 30, 30))]
+    plain = QualityFocalLoss()
+    terms = Objective(plain, SMALL)(outputs, found)
+    labels, targets = assign_batch(outputs.anchors, found, SMALL)
+    quality = box_quality(torch.cat(outputs.deltas, 1), targets, labels, torch.cat(outputs.anchors))
+    assert 0 < quality[labels > 0].min() < quality[labels > 0].max() <= 1
+    torch.testing.assert_close(terms.cls, plain(outputs.logits, labels, quality=quality))
+    assert terms.cls != plain(outputs.logits, labels)

@@ -10,15 +10,9 @@ import drloss
 import oracle
 from drloss import DRLoss, dr_loss, dr_statistics
 from drloss.losses.dr import NEG_LAMBDA
+from losses.cases import gradient_of, random_case
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def random_case(seed, *, n=2, a=30, k=3, scale=3.0, dtype=torch.float64, values=(-1, 0, 0, 0, 1, 2, 3)):
-    generator = torch.Generator().manual_seed(seed)
-    logits = (torch.randn(n, a, k, generator=generator, dtype=torch.float64) * scale).to(dtype)
-    labels = torch.tensor(values)[torch.randint(len(values), (n, a), generator=generator)].clamp(max=k)
-    return logits, labels
 
 
 def oracle_losses(logits, labels, **parameters):
@@ -32,12 +26,6 @@ def oracle_gradient(logits, labels, **parameters):
         [oracle.appendix_a(x, y, **parameters) for x, y in zip(rows, labels.tolist(), strict=True)],
         dtype=torch.float64,
     )
-
-
-def gradient_of(logits, labels, **parameters):
-    leaf = logits.detach().clone().requires_grad_()
-    dr_loss(leaf, labels, reduction="sum", **parameters).backward()
-    return leaf.grad
 
 
 @given(
@@ -309,59 +297,6 @@ def test_compiled_loss_is_the_same():
     logits, labels = random_case(14, dtype=torch.float32)
     compiled = torch.compile(dr_loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, labels), dr_loss(logits, labels))
-
-
-X, Y = torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64)
-BAD_PARAMETERS = [
-    (name, value)
-    for name in ("pos_lambda", "neg_lambda", "smoothness")
-    for value in (0.0, -1.0, math.nan, math.inf, -math.inf)
-] + [("margin", math.nan), ("margin", math.inf)]
-
-
-@pytest.mark.parametrize(("name", "value"), BAD_PARAMETERS)
-def test_bad_parameters_are_named(name, value):
-    with pytest.raises(ValueError, match=name):
-        dr_loss(X, Y, **{name: value})
-    with pytest.raises(ValueError, match=name):
-        DRLoss(**{name: value})
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels", "options", "error", "words"),
-    [
-        (X, Y + 4, {}, ValueError, r"labels must be .*1\.\.3.* from 4 to 4"),
-        (X, Y - 2, {}, ValueError, r"labels must be .* from -2"),
-        (X, Y[:1], {}, ValueError, r"labels must have shape .*\(2, 4\)"),
-        (X, Y[0], {}, ValueError, "labels must have shape"),
-        (X, Y.float(), {}, TypeError, "labels .* integers"),
-        (X, Y.bool(), {}, TypeError, "labels .* integers"),
-        (X.long(), Y, {}, TypeError, "logits must be floating point"),
-        (X[0], Y, {}, ValueError, r"logits must have shape \(N, A, K\)"),
-        (X[..., :0], Y, {}, ValueError, "K >= 1"),
-        (X, X[:, :2], {}, ValueError, "dense targets must have the logits' shape"),
-        (X, X + 0.5, {}, ValueError, "dense targets must be 1"),
-        (X, X.long(), {}, TypeError, "dense targets"),
-        (X, Y, {"ignore": Y.bool()}, ValueError, "ignore goes with dense targets"),
-        (X, X, {"ignore": Y}, TypeError, "ignore must be bool"),
-        (X, X, {"ignore": Y[:1].bool()}, ValueError, "ignore must have shape"),
-        ([], Y, {}, TypeError, "logits must be a tensor or a non-empty list"),
-        ("logits", Y, {}, TypeError, "logits must be a tensor"),
-        ([X, X[:1]], Y, {}, ValueError, "levels of logits must agree"),
-        ([X, X[..., :2]], Y, {}, ValueError, "levels of logits must agree"),
-        (X, Y, {"reduction": "average"}, ValueError, "reduction"),
-    ],
-)
-def test_bad_input_is_refused_in_words(logits, labels, options, error, words):
-    with pytest.raises(error, match=words):
-        dr_loss(logits, labels, **options)
-
-
-def test_module_refuses_a_bad_weight_or_reduction():
-    with pytest.raises(ValueError, match="cls_weight"):
-        DRLoss(0.0)
-    with pytest.raises(ValueError, match="reduction"):
-        DRLoss(reduction="average")
 
 
 def test_public_names():

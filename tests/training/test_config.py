@@ -65,7 +65,7 @@ def test_configurations_are_frozen():
         ({"loss": "dr:reduction=none"}, "reduction cannot be set"),
         ({"loss": "hinge"}, "loss must be one of dr, focal, ce"),
         ({"loss": "dr:neg_lambda=-1"}, "neg_lambda must be positive"),
-        ({"loss": "dr:lambda=1"}, "unexpected keyword argument 'lambda'"),
+        ({"loss": "dr:lambda=1"}, "has no option 'lambda'"),
         ({"loss": "focal:alpha=x"}, "loss focal:alpha=x"),
     ],
 )
@@ -118,6 +118,13 @@ def test_losses_take_parameters_in_their_name():
     assert isinstance(make_loss("dr"), DRLoss)
     assert make_loss("focal:alpha=0.5,normalizer=none").normalizer == "none"
     assert isinstance(make_loss("focal"), FocalLoss)
+    assert make_loss("dr:pairing=neg_only,surrogate=hinge,neg_prior=100").options["neg_prior"] == 100
+    assert make_loss("ap:interpolate=False").interpolate is False
+    assert make_loss("ohem:ratio=4,cls_weight=2").cls_weight == 2
+    with pytest.raises(UserError, match="loss dr:lam=1: DRLoss has no option 'lam'; it has cls_weight, pairing"):
+        make_loss("dr:lam=1")
+    with pytest.raises(UserError, match=r"loss dr:pairing=some: pairing must be one of 'dr', .* got 'some'"):
+        make_loss("dr:pairing=some")
 
 
 def test_a_configuration_of_another_version_is_refused():

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import box_area
 
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
-from drloss.detector.targets import Objects, assign_targets
+from drloss.detector.targets import BOX_CODER, Objects, assign_targets
 
 SMOOTH_L1_BETA = 0.11
 """Where RetinaNet's box loss turns from quadratic to linear, in weighted deltas."""
@@ -52,6 +53,27 @@ def box_loss(deltas: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     return torch.where(positive, error, 0.0).sum(dim=1) / (4 * positive.sum(dim=1).clamp(min=1))
 
 
+@torch.no_grad()
+def box_quality(deltas: Tensor, targets: Tensor, labels: Tensor, anchors: Tensor) -> Tensor:
+    """IoU of each positive anchor's predicted box with its object, for losses that ask for it.
+
+    Args:
+        deltas: (N, A, 4) predictions, any floating dtype.
+        targets: (N, A, 4) float32.
+        labels: (N, A) int64; the anchors with labels > 0 count.
+        anchors: (A, 4) float32 xyxy.
+    Returns:
+        (N, A) float32 in [0, 1], 0 where an anchor is not positive.
+    """
+    every = anchors.expand(len(deltas), -1, -1).reshape(-1, 4)
+    found = BOX_CODER.decode_single(deltas.float().reshape(-1, 4), every)
+    wanted = BOX_CODER.decode_single(targets.reshape(-1, 4), every)
+    sides = torch.minimum(found[:, 2:], wanted[:, 2:]) - torch.maximum(found[:, :2], wanted[:, :2])
+    overlap = sides.clamp(min=0).prod(dim=1)
+    union = box_area(found) + box_area(wanted) - overlap
+    return torch.where(labels > 0, (overlap / union).clamp(0, 1).view_as(labels), 0.0)
+
+
 def assign_batch(anchors: list[Tensor], objects: list[Objects], config: DetectorConfig) -> tuple[Tensor, Tensor]:
     """Labels (N, A) and box deltas (N, A, 4) of N images over all levels; see :func:`assign_targets`."""
     joined = torch.cat(anchors)
@@ -63,7 +85,8 @@ class Objective(nn.Module):
     """Classification loss plus box loss of a batch.
 
     Args:
-        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or anything with its signature.
+        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or anything with its signature. One with
+            ``uses_quality`` is given the IoU of the predicted boxes, too.
         config: matching thresholds.
     """
 
@@ -81,4 +104,8 @@ class Objective(nn.Module):
         """
         labels, targets = assign_batch(outputs.anchors, objects, self.config)
         box = box_loss(torch.cat(outputs.deltas, dim=1), targets, labels)
-        return LossTerms(cls=self.loss(outputs.logits, labels), box=box.mean(), labels=labels)
+        per_batch = {}
+        if getattr(self.loss, "uses_quality", False):
+            joined = torch.cat(outputs.deltas, dim=1)
+            per_batch["quality"] = box_quality(joined, targets, labels, torch.cat(outputs.anchors))
+        return LossTerms(cls=self.loss(outputs.logits, labels, **per_batch), box=box.mean(), labels=labels)

@@ -9,77 +9,154 @@ A candidate (the paper's $j$) is one (anchor, class) entry of one image, over al
 Everything downstream works on *signed* logits: $x$ at a positive candidate and $-x$ at a negative one, so that
 a large value always means "easy". Their sigmoid, the easiness $u$, is $p$ for a positive and $1 - p$ for a
 negative; computed from the signed logit it keeps its precision where $1 - p$ rounds to 0.
+
+A place that holds no candidate has the signed logit +∞, hence easiness 1 and gradient 0. A set without candidates is
+one such place with all of the prior: an image without positives has one positive of score 1 ("If there is no positive
+examples in an image, we will let $\\hat P_+ = 1$", §3.2), and one without negatives, on which the paper is silent,
+one negative of score 0. So the rule is the same in every loss, and the graph stays alive.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from drloss.losses.accumulate import padded_length, total
+from drloss.losses.checking import require_choice, require_count
+
+SCOPES = ("per_image", "pooled")
+REDUCTIONS = ("mean", "sum", "none")
+
+Levels = Tensor | Sequence[Tensor]
+"""One tensor, or its parts by pyramid level."""
+Prior = Tensor | Sequence[Tensor] | int | None
+"""Original distribution: uniform (None), the n̂ hardest (an integer) or weights (a tensor)."""
+
+
+@dataclass(frozen=True)
+class CandidateSet:
+    """The positive or the negative candidates of each image (or, pooled, of all images).
+
+    Attributes:
+        signed: (N, M) float32 or float64 logits, $x$ of a positive and $-x$ of a negative; +∞ at the places that
+            hold no candidate. Rows are padded: see :mod:`drloss.losses.accumulate`.
+        prior: (N, M) the original distribution $o$ of §3.2, not normalised: bool where it is uniform, else weights
+            of the dtype of ``signed``. Its sum is positive in every row.
+        empty: (N, 1) bool, True where the set has no candidate (or none with a positive weight).
+    """
+
+    signed: Tensor
+    prior: Tensor
+    empty: Tensor
+
+    @property
+    def easiness(self) -> Tensor:
+        """(N, M) score of a positive, 1 minus the score of a negative."""
+        easiness: Tensor = _Sigmoid.apply(self.signed)
+        return easiness
+
+    @property
+    def count(self) -> Tensor:
+        """(N, 1) int64, candidates with a positive prior."""
+        return (self.prior > 0).sum(dim=1, keepdim=True) - self.empty.long()
+
+
+class _Sigmoid(torch.autograd.Function):
+    """Sigmoid with the slope σ(x) σ(-x): torch's, y (1 - y), is 0 in float32 from x = 17 on."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        slope: Tensor = _Sigmoid.apply(x) * _Sigmoid.apply(-x)
+        return grad * slope
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Signed logits of the two sets, float32 or wider, with the masks of what counts.
+    """The two sets of each image."""
 
-    Attributes:
-        positive: (N, P) logits x of the positive candidates; 0 where ``positive_mask`` is False.
-        positive_mask: (N, P) bool.
-        negative: (N, M) negated logits -x of the negative candidates; 0 where ``negative_mask`` is False.
-        negative_mask: (N, M) bool.
-    """
-
-    positive: Tensor
-    positive_mask: Tensor
-    negative: Tensor
-    negative_mask: Tensor
+    positive: CandidateSet
+    negative: CandidateSet
 
 
 def split_candidates(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
-    ignore: Tensor | Sequence[Tensor] | None = None,
+    logits: Levels,
+    labels: Levels,
+    ignore: Levels | None = None,
+    *,
+    pos_prior: Prior = None,
+    neg_prior: Prior = None,
+    scope: str = "per_image",
 ) -> Candidates:
     """Sort the (anchor, class) entries of each image into positive and negative candidates.
+
+    Paper: §3.2, where an image without positives counts as one with a positive of score 1.
 
     Args:
         logits: (N, A, K) of any floating dtype, or a list or tuple of per-level logits (N, A_l, K).
         labels: (N, A) integer, -1 ignored, 0 background, 1..K the class; or dense targets (N, A, K), float or
             bool, 1 where positive and 0 elsewhere. A list or tuple of per-level parts is joined likewise.
         ignore: (N, A) bool, only with dense targets: True where an anchor is in neither set.
+        pos_prior, neg_prior: None, the number n̂ of hardest candidates, or weights of shape (K,) per class, (N, A) per
+            anchor or (N, A, K) per candidate, not negative.
+        scope: ``"per_image"``, or ``"pooled"``: the candidates of all images in one set.
     Returns:
-        Candidates: P = A for integer labels and A * K for dense targets; M = A * K.
+        Candidates: M >= A positives for integer labels and >= A * K for dense targets; M >= A * K negatives.
     Raises:
-        TypeError: if a dtype does not fit.
-        ValueError: if shapes disagree or, on the CPU, if a value is out of range. On an accelerator values are
-            not looked at, because that would stop and wait for the device.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator
+            values are not looked at, because that would stop and wait for the device.
+        TypeError: if something is no tensor.
     """
+    require_choice("scope", scope, SCOPES)
     logits = _join("logits", logits)
     labels = _join("labels", labels)
     if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+        raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if logits.ndim != 3 or logits.shape[2] == 0:
         raise ValueError(f"logits must have shape (N, A, K) with K >= 1, got {tuple(logits.shape)}")
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    weights = [_prior_weights(n, p, logits) for n, p in (("pos_prior", pos_prior), ("neg_prior", neg_prior))]
     if labels.ndim == 3:
-        return _from_dense_targets(logits, labels, None if ignore is None else _join("ignore", ignore))
-    if ignore is not None:
-        raise ValueError("ignore goes with dense targets (N, A, K); integer labels mark ignored anchors by -1")
-    return _from_labels(logits, labels)
+        ignore = None if ignore is None else _join("ignore", ignore)
+        positive, negative = _from_dense_targets(logits, labels, ignore, *weights)
+    elif ignore is not None:
+        raise ValueError(
+            "ignore goes with dense targets (N, A, K), got it with integer labels, which mark ignored anchors by -1"
+        )
+    else:
+        positive, negative = _from_labels(logits, labels, *weights)
+    return Candidates(
+        positive=_candidate_set(*positive, pos_prior, scope), negative=_candidate_set(*negative, neg_prior, scope)
+    )
 
 
-def _from_labels(logits: Tensor, labels: Tensor) -> Candidates:
+_Part = tuple[Tensor, Tensor, Tensor | None]  # signed logits, mask, weights of one set, each (N, M)
+
+
+def _from_labels(
+    logits: Tensor, labels: Tensor, pos_weights: Tensor | None, neg_weights: Tensor | None
+) -> tuple[_Part, _Part]:
     num_classes = logits.shape[2]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels (N, A) must be integers, got {labels.dtype}")
+        raise ValueError(f"labels (N, A) must be integers, got {labels.dtype}")
     if labels.shape != logits.shape[:2]:
         raise ValueError(
             f"labels must have shape (N, A) = {tuple(logits.shape[:2])} to fit the logits, or (N, A, K) as dense "
             f"targets, got {tuple(labels.shape)}"
         )
     labels = labels.to(torch.int64)
-    if _values_can_be_checked(labels) and (labels.min() < -1 or labels.max() > num_classes):
+    if values_can_be_checked(labels) and (labels.min() < -1 or labels.max() > num_classes):
         raise ValueError(
             f"labels must be -1 (ignored), 0 (background) or 1..{num_classes} (class), "
             f"got values from {int(labels.min())} to {int(labels.max())}"
@@ -87,48 +164,132 @@ def _from_labels(logits: Tensor, labels: Tensor) -> Candidates:
     labels = labels.to(logits.device)
     classes = torch.arange(1, num_classes + 1, device=logits.device)
     negative_mask = (labels.unsqueeze(2) != classes) & (labels >= 0).unsqueeze(2)
-    positive_mask = labels > 0
-    positive = logits.gather(2, (labels - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
-    return _masked(positive, positive_mask, logits.flatten(1), negative_mask.flatten(1))
+    own_class = (labels - 1).clamp(min=0).unsqueeze(2)
+    positive = logits.gather(2, own_class).squeeze(2)
+    if pos_weights is not None:
+        pos_weights = pos_weights.gather(2, own_class).squeeze(2)
+    return (positive, labels > 0, pos_weights), (-logits.flatten(1), negative_mask.flatten(1), _flat(neg_weights))
 
 
-def _from_dense_targets(logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Candidates:
+def _from_dense_targets(
+    logits: Tensor, targets: Tensor, ignore: Tensor | None, pos_weights: Tensor | None, neg_weights: Tensor | None
+) -> tuple[_Part, _Part]:
     if not (targets.is_floating_point() or targets.dtype == torch.bool):
-        raise TypeError(f"dense targets (N, A, K) must be floating point or bool, got {targets.dtype}")
+        raise ValueError(f"labels (N, A, K) as dense targets must be floating point or bool, got {targets.dtype}")
     if targets.shape != logits.shape:
         raise ValueError(
-            f"dense targets must have the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}"
+            f"labels as dense targets must have the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}"
         )
-    if _values_can_be_checked(targets) and not bool(((targets == 0) | (targets == 1)).all()):
+    if values_can_be_checked(targets) and not bool(((targets == 0) | (targets == 1)).all()):
         raise ValueError(
-            "dense targets must be 1 (positive) or 0, got other values; soft targets have no positive set"
+            "labels as dense targets must be 1 (positive) or 0, got other values, between "
+            f"{float(targets.min()):g} and {float(targets.max()):g}; soft targets have no positive set"
         )
     targets = targets.to(logits.device)
     positive_mask = targets if targets.dtype == torch.bool else targets > 0
     negative_mask = ~positive_mask
     if ignore is not None:
         if ignore.dtype != torch.bool:
-            raise TypeError(f"ignore must be bool, got {ignore.dtype}")
+            raise ValueError(f"ignore must be bool, got {ignore.dtype}")
         if ignore.shape != logits.shape[:2]:
             raise ValueError(f"ignore must have shape (N, A) = {tuple(logits.shape[:2])}, got {tuple(ignore.shape)}")
         counted = ~ignore.to(logits.device).unsqueeze(2)
         positive_mask, negative_mask = positive_mask & counted, negative_mask & counted
     flat = logits.flatten(1)
-    return _masked(flat, positive_mask.flatten(1), flat, negative_mask.flatten(1))
-
-
-def _masked(positive: Tensor, positive_mask: Tensor, negative: Tensor, negative_mask: Tensor) -> Candidates:
-    # Masked before any arithmetic: a NaN at an ignored anchor must reach neither the loss nor the gradient.
-    zero = positive.new_zeros(())
-    return Candidates(
-        positive=torch.where(positive_mask, positive, zero),
-        positive_mask=positive_mask,
-        negative=torch.where(negative_mask, -negative, zero),
-        negative_mask=negative_mask,
+    return (
+        (flat, positive_mask.flatten(1), _flat(pos_weights)),
+        (-flat, negative_mask.flatten(1), _flat(neg_weights)),
     )
 
 
-def _join(name: str, parts: Tensor | Sequence[Tensor]) -> Tensor:
+def _flat(weights: Tensor | None) -> Tensor | None:
+    return None if weights is None else weights.flatten(1)
+
+
+def _candidate_set(signed: Tensor, mask: Tensor, weights: Tensor | None, prior: Prior, scope: str) -> CandidateSet:
+    if weights is not None:
+        mask = mask & (weights > 0)
+    if scope == "pooled" and signed.shape[0] > 0:
+        signed, mask = signed.reshape(1, -1), mask.reshape(1, -1)
+        weights = None if weights is None else weights.reshape(1, -1)
+    rows, length = signed.shape
+    more = padded_length(max(rows, 1), length) - length
+    # Replaced before any arithmetic: a NaN at an ignored anchor must reach neither the loss nor the gradient.
+    signed = functional.pad(torch.where(mask, signed, inf), (0, more), value=inf)
+    padded = functional.pad(mask, (0, more))
+    empty = ~mask.any(dim=1, keepdim=True)
+    first = torch.arange(padded.shape[1], device=mask.device) == 0
+    if weights is None:
+        found = CandidateSet(signed, padded | (empty & first), empty)
+    else:
+        weights = functional.pad(torch.where(mask, weights, 0.0), (0, more))
+        found = CandidateSet(signed, torch.where(empty & first, 1.0, weights), empty)
+    return found if not isinstance(prior, int) else hardest_only(found, prior)
+
+
+def hardest_only(found: CandidateSet, count: int) -> CandidateSet:
+    r"""The set with the prior of hard mining: $o_j \in \{0, 1/\hat n\}$, non-zero at the n̂ hardest candidates.
+
+    Paper: "Hard negative mining" in §3.2. Candidates tied for the last place share it; see :func:`keep_hardest`.
+
+    Args:
+        found: a set with a uniform prior.
+        count: n̂ >= 1; where a set has fewer, it keeps all.
+    """
+    k = min(count, found.signed.shape[1])
+    threshold = found.signed.detach().topk(k, dim=1, largest=False).values[:, -1:]
+    mass = found.prior.sum(dim=1, keepdim=True).clamp(max=count)
+    return CandidateSet(found.signed, keep_hardest(found.signed, found.prior, threshold, mass), found.empty)
+
+
+@torch.no_grad()
+def keep_hardest(keys: Tensor, prior: Tensor, threshold: Tensor, mass: Tensor) -> Tensor:
+    """Cut a prior down to its hardest candidates, which are those with the smallest keys.
+
+    Candidates with the same key share what is left for them equally: that is the mean over all ways to break the
+    tie, has the same expectation as each of them, and does not depend on the candidates' order.
+
+    Args:
+        keys: (N, M), small means hard.
+        prior: (N, M) bool or weights.
+        threshold: (N, 1), key of the last candidate to be kept.
+        mass: (N, 1), sum of the prior to be kept.
+    Returns:
+        (N, M) weights of the dtype of ``keys``; they sum to ``mass``.
+    """
+    prior = prior.to(keys.dtype)
+    harder, tied = (keys < threshold) * prior, (keys == threshold) * prior
+    at_threshold = total(tied)
+    share = ((mass - total(harder)) / torch.where(at_threshold > 0, at_threshold, 1.0)).clamp(0, 1)
+    return harder + tied * share.to(keys.dtype)
+
+
+def _prior_weights(name: str, prior: Prior, logits: Tensor) -> Tensor | None:
+    """Weights (N, A, K) of a prior that is a tensor, else None."""
+    if prior is None:
+        return None
+    if not isinstance(prior, Tensor | list | tuple):
+        require_count(**{name: prior})
+        return None
+    prior = _join(name, prior).detach()
+    n, a, k = logits.shape
+    views = {(k,): (1, 1, k), (n, a): (n, a, 1), (n, a, k): (n, a, k)}
+    if tuple(prior.shape) not in views:
+        raise ValueError(
+            f"{name} as weights must have shape (K,) = {(k,)}, (N, A) = {(n, a)} or (N, A, K) = {(n, a, k)}, "
+            f"got {tuple(prior.shape)}"
+        )
+    if prior.is_complex() or prior.dtype == torch.bool:
+        raise ValueError(f"{name} as weights must be numbers, got {prior.dtype}")
+    if values_can_be_checked(prior) and not bool(((prior >= 0) & (prior < inf)).all()):
+        raise ValueError(
+            f"{name} as weights must be finite and not negative, got values from {float(prior.min()):g} "
+            f"to {float(prior.max()):g}"
+        )
+    return prior.to(logits.device, logits.dtype).view(views[tuple(prior.shape)]).expand(n, a, k)
+
+
+def _join(name: str, parts: Levels) -> Tensor:
     """One tensor over all pyramid levels: one distribution per image needs the anchors of every level."""
     if isinstance(parts, Tensor):
         return parts
@@ -142,7 +303,8 @@ def _join(name: str, parts: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts), dim=1)
 
 
-def _values_can_be_checked(values: Tensor) -> bool:
+def values_can_be_checked(values: Tensor) -> bool:
+    """Whether looking at a tensor's values costs no waiting for a device."""
     return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
@@ -152,17 +314,7 @@ def reduce_images(losses: Tensor, reduction: str) -> Tensor:
     Raises:
         ValueError: if ``reduction`` is none of the three.
     """
+    require_choice("reduction", reduction, REDUCTIONS)
     if reduction == "mean":
         return losses.sum() / max(losses.shape[0], 1)
-    if reduction == "sum":
-        return losses.sum()
-    if reduction == "none":
-        return losses
-    raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-
-
-def require_positive(**parameters: float) -> None:
-    """Raise ValueError for the first parameter that is not a positive, finite number."""
-    for name, value in parameters.items():
-        if not (isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+    return losses.sum() if reduction == "sum" else losses

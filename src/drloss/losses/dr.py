@@ -1,4 +1,4 @@
-r"""The distributional ranking (DR) loss, Eq. (9) of the paper, per image.
+r"""The distributional ranking (DR) loss, Eq. (9) of the paper, per image, with everything §3 and §4.3 put beside it.
 
 For each image the scores of its positive and of its negative candidates, over all anchors, classes and pyramid
 levels, are two distributions. Each is moved towards the decision boundary (Propositions 1 and 2), and the
@@ -11,16 +11,17 @@ Two more things differ from a focal loss. The classifier starts at probability 0
 image without objects has a loss of its own, that of a perfect positive.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite, log
+from math import log
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from drloss.losses.candidates import Candidates, reduce_images, require_positive, split_candidates
-from drloss.losses.distribution import drifted_weights, effective_number, expected_easiness
-from drloss.losses.surrogates import logistic
+from drloss.losses.accumulate import spread
+from drloss.losses.candidates import Levels, Prior, reduce_images, split_candidates
+from drloss.losses.checking import require_finite, require_positive
+from drloss.losses.distribution import drifted_weights, expected_easiness
+from drloss.losses.module import ImageLoss
+from drloss.losses.ranking import Ranking
 
 POS_LAMBDA = 1.0
 """λ₊ = 1/log h₊ at h₊ = e, the best of Table 1."""
@@ -28,6 +29,8 @@ NEG_LAMBDA = 0.1 / log(3.5)
 """λ₋ = 0.1/log h₋ at h₋ = 3.5, the best of Table 1: 0.0798."""
 SMOOTHNESS = 6.0
 """L, the best of Table 2."""
+RHO = 0.5
+"""ρ, the better of the two of Table 2."""
 MARGIN = 0.5
 """γ of Corollary 1."""
 CLS_WEIGHT = 4.0
@@ -35,19 +38,33 @@ CLS_WEIGHT = 4.0
 
 
 def dr_loss(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
+    logits: Levels,
+    labels: Levels,
     *,
-    ignore: Tensor | Sequence[Tensor] | None = None,
+    ignore: Levels | None = None,
+    pairing: str = "dr",
+    surrogate: str = "logistic",
+    smoothness: float = SMOOTHNESS,
+    rho: float = RHO,
+    margin: float = MARGIN,
+    regularizer: str = "kl",
     pos_lambda: float = POS_LAMBDA,
     neg_lambda: float = NEG_LAMBDA,
-    smoothness: float = SMOOTHNESS,
-    margin: float = MARGIN,
+    pos_radius: float | None = None,
+    neg_radius: float | None = None,
+    pos_alpha: float | None = None,
+    neg_alpha: float | None = None,
+    pos_prior: Prior = None,
+    neg_prior: Prior = None,
+    weights_grad: str = "exact",
+    scope: str = "per_image",
     reduction: str = "mean",
 ) -> Tensor:
-    r"""DR loss of each image, $\ell_{\mathrm{DR}} = \ell_{\mathrm{logistic}}(\hat P_- - \hat P_+ + \gamma)$.
+    r"""DR loss of each image, $\ell_{\mathrm{logistic}}(\hat P_- - \hat P_+ + \gamma)$, and its family.
 
     Paper: Eq. (9), with Eqs. (6) and (8) and Propositions 1 and 2. The weight τ is not in it: see :class:`DRLoss`.
+    Theorem 2: scores that keep the margin have $p_{j_+} > \gamma$ and $p_{j_-} \leq 1 - \gamma$; with γ = 0.5 the
+    threshold 0.5 tells them apart (Corollary 1).
 
     Args:
         logits: (N, A, K) classification logits of any floating dtype: N images, A anchors (or points, or queries)
@@ -56,107 +73,75 @@ def dr_loss(
         labels: (N, A) integer: -1 ignored, 0 background, 1..K the class. Or dense targets (N, A, K), float or
             bool, 1 where positive. Or a list or tuple of either, one part per level.
         ignore: (N, A) bool, with dense targets only: True where an anchor counts in neither set.
-        pos_lambda: λ₊ > 0, in score units; the smaller, the more weight on the hardest positives.
-        neg_lambda: λ₋ > 0, in score units; the smaller, the more weight on the hardest negatives.
-        smoothness: L > 0, in 1/score units.
+        pairing: ``"dr"``, Eq. (9); ``"neg_only"``, which moves the negatives alone and ranks each positive (Table 3);
+            ``"all_pairs"``, Eq. (4); ``"worst_case"``, Eq. (5).
+        surrogate: ``"logistic"``, Eq. (8); ``"quadratic"``, Eq. (7); ``"hinge"``, §3.1.
+        smoothness: L > 0 of the logistic surrogate, in 1/score units; at most 1000 with ``"all_pairs"``.
+        rho: ρ > 0 of the quadratic surrogate, in score units.
         margin: γ, in score units.
+        regularizer: Ω of §3.2: ``"kl"``, ``"chi2"`` or ``"cvar"``; see :mod:`drloss.losses.distribution`.
+        pos_lambda: λ₊ > 0 of KL and χ², in score units; the smaller, the more weight on the hardest positives.
+        neg_lambda: λ₋ > 0 of KL and χ², in score units; the smaller, the more weight on the hardest negatives.
+        pos_radius, neg_radius: ε₊ and ε₋ > 0 in nats: the constraint $\mathrm{KL}(q\|o) \leq \epsilon$ of §3.2 in
+            place of λ, which is then found for each image.
+        pos_alpha, neg_alpha: α in (0, 1] of ``"cvar"``, which needs both: $q \leq o/\alpha$.
+        pos_prior, neg_prior: original distributions o₊ and o₋ of §3.2: None is uniform; an integer n̂ is hard negative
+            (or positive) mining, uniform over the n̂ hardest candidates; a tensor holds weights, not negative, of
+            shape (K,) per class, (N, A) per anchor or (N, A, K) per candidate. They are normalised per image and are
+            constants of the gradient. A set whose weights are all 0 counts as empty.
+        weights_grad: how gradients pass the derived distributions of ``"dr"`` and ``"neg_only"``.
+
+            ``"exact"`` is the paper's (Appendix A): the expectation is differentiated as it stands, weights included,
+            and the slope of $\hat P_-$ is $q\,(1 + (p - \hat P_-)/\lambda_-)$. It is negative where
+            $p < \hat P_- - \lambda_-$: raising the score of an easy negative draws weight to it and lowers the
+            expectation, so easy negatives are pushed *up* a little.
+            ``"detached"`` holds the weights fixed: the same value, and q as the slope.
+            ``"dual"`` ranks the optimum of Proposition 1, $\lambda_- \log \sum_j o_j \exp(p_j/\lambda_-)$, in place
+            of the expectation: q is its true gradient, and it lies below $\hat P_-$ by $\lambda_-\mathrm{KL}(q\|o)$.
+
+            With a radius or ``"cvar"`` the three agree: the expectation is itself the optimum, and by the envelope
+            theorem its gradient is q.
+        scope: ``"per_image"``, as the paper; ``"pooled"`` puts the candidates of all images into one distribution,
+            as the authors' code does with the images of a GPU, and returns one loss for them.
         reduction: over images, ``"mean"``, ``"sum"`` or ``"none"``.
     Returns:
-        float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``. An image without positives has
-        $\hat P_+ = 1$, one without negatives $\hat P_- = 0$; the graph is kept in every case, and the mean over
-        no images is 0.
+        float32 (float64 for float64 logits), a scalar, or for ``"none"`` (N,), pooled (1,). An image without
+        positives has $\hat P_+ = 1$, one without negatives $\hat P_- = 0$; the graph is kept in every case, and the
+        mean over no images is 0.
     Raises:
-        ValueError: if a parameter, a shape or (on the CPU) a label is out of range.
-        TypeError: if a dtype does not fit.
+        ValueError: if a parameter, a dtype, a shape or (on the CPU) a label or weight is out of range.
+        TypeError: if logits or labels are no tensors.
 
-    Half-precision logits are widened before the sigmoid, so that autocast changes nothing but their rounding.
+    Half-precision logits are widened before the sigmoid, so that autocast changes nothing but their rounding. The
+    pairing ``"all_pairs"`` and a radius can be differentiated once, everything else twice.
 
     >>> import torch
     >>> labels = torch.tensor([[1, 0, 0, -1], [0, 2, 2, 0]])
-    >>> dr_loss(torch.zeros(2, 4, 3), labels, reduction="none")
+    >>> dr_loss(torch.zeros(2, 4, 3), labels, reduction="none")  # every score 0.5, so z = 0.5
     tensor([0.5081, 0.5081])
     >>> dr_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64))  # no positive: z = 0.5 - 1 + 0.5
     tensor(0.1155)
     """
-    if not isfinite(margin):
-        raise ValueError(f"margin must be finite, got {margin}")
-    require_positive(pos_lambda=pos_lambda, neg_lambda=neg_lambda, smoothness=smoothness)
-    ranking = _rank(split_candidates(logits, labels, ignore), pos_lambda, neg_lambda)
-    losses = logistic(ranking.violation(margin), smoothness=smoothness)
-    return reduce_images(losses, reduction)
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """The two derived distributions of each image and their expected easiness."""
-
-    positive_weights: Tensor
-    negative_weights: Tensor
-    positive_easiness: Tensor
-    negative_easiness: Tensor
-
-    def violation(self, margin: float) -> Tensor:
-        r"""$z = \hat P_- - \hat P_+ + \gamma$, with $\hat P_- = 1 - U_-$ and $\hat P_+ = U_+$."""
-        return 1 - self.negative_easiness - self.positive_easiness + margin
-
-
-def _rank(candidates: Candidates, pos_lambda: float, neg_lambda: float) -> _Ranking:
-    positive, negative = candidates.positive.sigmoid(), candidates.negative.sigmoid()
-    positive_weights = drifted_weights(positive, candidates.positive_mask, lam=pos_lambda)
-    negative_weights = drifted_weights(negative, candidates.negative_mask, lam=neg_lambda)
-    return _Ranking(
-        positive_weights=positive_weights,
-        negative_weights=negative_weights,
-        positive_easiness=expected_easiness(positive, positive_weights, candidates.positive_mask),
-        negative_easiness=expected_easiness(negative, negative_weights, candidates.negative_mask),
+    ranking = Ranking.of(
+        pairing=pairing,
+        surrogate=surrogate,
+        smoothness=smoothness,
+        rho=rho,
+        margin=margin,
+        regularizer=regularizer,
+        pos_lambda=pos_lambda,
+        neg_lambda=neg_lambda,
+        pos_radius=pos_radius,
+        neg_radius=neg_radius,
+        pos_alpha=pos_alpha,
+        neg_alpha=neg_alpha,
+        weights_grad=weights_grad,
     )
+    candidates = split_candidates(logits, labels, ignore, pos_prior=pos_prior, neg_prior=neg_prior, scope=scope)
+    return reduce_images(ranking.losses(candidates), reduction)
 
 
-@dataclass(frozen=True)
-class DRStatistics:
-    r"""What the loss is doing in each image; every attribute is (N,), detached.
-
-    Attributes:
-        expected_pos: $\hat P_+$, in score units.
-        expected_neg: $\hat P_-$, in score units.
-        effective_pos: $\exp(H(q_+))$, the number of positives that the loss is looking at.
-        effective_neg: $\exp(H(q_-))$, the number of negatives that the loss is looking at.
-    """
-
-    expected_pos: Tensor
-    expected_neg: Tensor
-    effective_pos: Tensor
-    effective_neg: Tensor
-
-    @property
-    def margin(self) -> Tensor:
-        r"""Margin reached, $\hat P_+ - \hat P_-$; the loss asks for γ."""
-        return self.expected_pos - self.expected_neg
-
-
-@torch.no_grad()
-def dr_statistics(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
-    *,
-    ignore: Tensor | Sequence[Tensor] | None = None,
-    pos_lambda: float = POS_LAMBDA,
-    neg_lambda: float = NEG_LAMBDA,
-) -> DRStatistics:
-    r"""Expected scores of Eq. (6) and effective numbers of candidates, per image, for logs and figures.
-
-    Arguments as in :func:`dr_loss`. Reading them for another loss than DR is fine and is how two are compared.
-    """
-    ranking = _rank(split_candidates(logits, labels, ignore), pos_lambda, neg_lambda)
-    return DRStatistics(
-        expected_pos=ranking.positive_easiness,
-        expected_neg=1 - ranking.negative_easiness,
-        effective_pos=effective_number(ranking.positive_weights),
-        effective_neg=effective_number(ranking.negative_weights),
-    )
-
-
-class DRLoss(nn.Module):
+class DRLoss(ImageLoss):
     r"""τ · :func:`dr_loss` as a module: the classification term of the paper's objective.
 
     Paper: §3.3, $\min \sum_i \tau\,\ell_{\mathrm{DR}}^i + \ell_{\mathrm{Reg}}^i$ with τ = 4.
@@ -164,63 +149,83 @@ class DRLoss(nn.Module):
     Args:
         cls_weight: τ > 0. It balances against RetinaNet's own box loss (smooth L1 summed over positives and divided
             by 4 × positives); another box loss needs another τ.
-        pos_lambda, neg_lambda, smoothness, margin, reduction: see :func:`dr_loss`.
+        options: see :func:`dr_loss`. Priors that differ from batch to batch are given to the call.
     Raises:
         ValueError: if a parameter is out of range.
+        TypeError: if an option is unknown.
 
     >>> import torch
     >>> DRLoss()(torch.zeros(2, 50, 3), torch.arange(100).reshape(2, 50) % 4)  # 4 · softplus(6 · 0.5) / 6
     tensor(2.0324)
     """
 
-    prior_probability = 0.5
-    """Score that the classifier starts from (§4.2): bias 0."""
+    function = staticmethod(dr_loss)
+    prior_probability = 0.5  # §4.2: bias 0
 
-    def __init__(
-        self,
-        cls_weight: float = CLS_WEIGHT,
-        *,
-        pos_lambda: float = POS_LAMBDA,
-        neg_lambda: float = NEG_LAMBDA,
-        smoothness: float = SMOOTHNESS,
-        margin: float = MARGIN,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__()
-        require_positive(cls_weight=cls_weight, pos_lambda=pos_lambda, neg_lambda=neg_lambda, smoothness=smoothness)
-        if not isfinite(margin):
-            raise ValueError(f"margin must be finite, got {margin}")
-        reduce_images(torch.zeros(0), reduction)
-        self.cls_weight = cls_weight
-        self.pos_lambda = pos_lambda
-        self.neg_lambda = neg_lambda
-        self.smoothness = smoothness
-        self.margin = margin
-        self.reduction = reduction
+    def __init__(self, cls_weight: float = CLS_WEIGHT, **options: object) -> None:
+        super().__init__(cls_weight, **options)
 
-    def forward(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        labels: Tensor | Sequence[Tensor],
-        *,
-        ignore: Tensor | Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Weighted loss; arguments and result as in :func:`dr_loss`."""
-        loss = dr_loss(
-            logits,
-            labels,
-            ignore=ignore,
-            pos_lambda=self.pos_lambda,
-            neg_lambda=self.neg_lambda,
-            smoothness=self.smoothness,
-            margin=self.margin,
-            reduction=self.reduction,
-        )
-        return self.cls_weight * loss
 
-    def extra_repr(self) -> str:
-        """Parameters as they are shown by ``print(module)``."""
-        return (
-            f"cls_weight={self.cls_weight}, pos_lambda={self.pos_lambda}, neg_lambda={self.neg_lambda:.6g}, "
-            f"smoothness={self.smoothness}, margin={self.margin}, reduction={self.reduction!r}"
-        )
+def expectation_gradient(easiness: Tensor, weights: Tensor, *, lam: float) -> Tensor:
+    r"""Slope of an expected easiness, $\partial U / \partial u_j = q_j (1 - (u_j - U)/\lambda)$.
+
+    Paper: Appendix A. In scores: $\partial \hat P_- / \partial p_j = q_j (1 + (p_j - \hat P_-)/\lambda_-)$ for a
+    negative and $\partial \hat P_+ / \partial p_j = q_j (1 - (p_j - \hat P_+)/\lambda_+)$ for a positive.
+
+    Args:
+        easiness: (N, M), $u$.
+        weights: (N, M), of :func:`drloss.losses.distribution.drifted_weights`.
+        lam: λ > 0, in score units.
+    Returns:
+        (N, M), without units.
+    """
+    expected = spread(expected_easiness(easiness, weights), like=easiness)
+    return weights * (1 - (easiness - expected) / lam)
+
+
+@torch.no_grad()
+def dr_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_lambda: float = POS_LAMBDA,
+    neg_lambda: float = NEG_LAMBDA,
+    smoothness: float = SMOOTHNESS,
+    margin: float = MARGIN,
+) -> Tensor:
+    r"""Gradient of each image's Eq. (9) with respect to its logits, as printed and without autograd.
+
+    Paper: Appendix A, with $\partial p/\partial x = p(1 - p)$ for the sigmoid of a logit x.
+
+    Args:
+        logits: (N, A, K), any floating dtype.
+        labels: (N, A) integers; see :func:`dr_loss`.
+        pos_lambda, neg_lambda, smoothness, margin: see :func:`dr_loss`.
+    Returns:
+        (N, A, K) float32 or float64, 0 at ignored anchors: the gradient of :func:`dr_loss` with ``reduction="sum"``.
+    Raises:
+        ValueError, TypeError: as :func:`dr_loss`.
+
+    >>> import torch
+    >>> dr_gradient(torch.zeros(1, 2, 1), torch.tensor([[1, 0]]))  # sigmoid(3)/4 each way
+    tensor([[[-0.2381],
+             [ 0.2381]]])
+    """
+    require_positive(smoothness=smoothness)
+    require_finite(margin=margin)
+    if labels.ndim != 2:
+        raise ValueError(f"labels must have shape (N, A), got {tuple(labels.shape)}")
+    candidates = split_candidates(logits, labels)
+    n, a, k = logits.shape
+    slopes, expected = [], []
+    for part, lam in ((candidates.positive, pos_lambda), (candidates.negative, neg_lambda)):
+        u = part.easiness
+        q = drifted_weights(u, part.prior, lam=lam)
+        expected.append(expected_easiness(u, q))
+        slopes.append(expectation_gradient(u, q, lam=lam) * u * (-part.signed).sigmoid())
+    z = 1 - expected[1] - expected[0] + margin
+    outer = (smoothness * z).sigmoid().to(slopes[0].dtype)
+    # z falls with either easiness; a negative's easiness falls with its logit.
+    gradient = (outer * slopes[1])[:, : a * k].reshape(n, a, k)
+    own_class = (labels.to(torch.int64) - 1).clamp(min=0).unsqueeze(2)
+    return gradient.scatter_add(2, own_class, -(outer * slopes[0])[:, :a].unsqueeze(2))

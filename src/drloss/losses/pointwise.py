@@ -1,35 +1,38 @@
-r"""Losses that look at one candidate at a time: cross-entropy (Eq. 2) and the focal loss.
+r"""Losses that look at one candidate at a time: the rivals of the DR loss, with its signature.
 
-They are here as the rivals of the DR loss, with its signature, so that a study swaps one word. Both are sums over
-the candidates of an image, divided by its number of positive anchors (at least 1) as a RetinaNet does. Hosts
-differ on whether that count is taken per image or per batch; here it is per image, so that the loss of a batch is
-the mean over its images on any number of devices.
+Each is a sum over the candidates of an image, divided by its number of positive candidates (at least 1) as a
+RetinaNet does. Hosts differ on whether that count is taken per image or per batch; here it is per image, so that the
+loss of a batch is the mean over its images on any number of devices. ``scope="pooled"`` takes sum and count over the
+batch.
 """
 
-from collections.abc import Sequence
-from math import isfinite
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.candidates import Candidates, reduce_images, require_positive, split_candidates
+from drloss.losses.accumulate import total
+from drloss.losses.candidates import Candidates, CandidateSet, Levels, keep_hardest, reduce_images, split_candidates
+from drloss.losses.checking import require_choice, require_not_negative, require_positive
+from drloss.losses.module import ImageLoss
+
+NORMALIZERS = ("positives", "none")
 
 
 def cross_entropy_loss(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
+    logits: Levels,
+    labels: Levels,
     *,
-    ignore: Tensor | Sequence[Tensor] | None = None,
+    ignore: Levels | None = None,
     normalizer: str = "positives",
+    scope: str = "per_image",
     reduction: str = "mean",
 ) -> Tensor:
     r"""Binary cross-entropy over all candidates, $\sum_{j_+} -\log p_{j_+} + \sum_{j_-} -\log(1 - p_{j_-})$.
 
-    Paper: Eq. (2), the loss whose imbalance the paper sets out from.
+    Paper: Eq. (2), the loss whose imbalance the paper sets out from (and Eq. (1), before the sum is split).
 
     Args:
-        logits, labels, ignore, reduction: see :func:`drloss.dr_loss`.
+        logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
         normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` is Eq. (2).
     Returns:
         float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``.
@@ -41,24 +44,20 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.zeros(1, 3, 2), labels)  # 4 candidates of log 2 each, 1 positive
     tensor(2.7726)
     """
-    candidates = split_candidates(logits, labels, ignore)
-    return _sum_candidates(
-        -functional.logsigmoid(candidates.positive),
-        -functional.logsigmoid(candidates.negative),
-        candidates,
-        normalizer,
-        reduction,
-    )
+    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    losses = total(_cross_entropy(candidates.positive.signed)) + total(_cross_entropy(candidates.negative.signed))
+    return _reduce(losses, candidates, normalizer, reduction)
 
 
 def focal_loss(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
+    logits: Levels,
+    labels: Levels,
     *,
-    ignore: Tensor | Sequence[Tensor] | None = None,
+    ignore: Levels | None = None,
     alpha: float = 0.25,
     gamma: float = 2.0,
     normalizer: str = "positives",
+    scope: str = "per_image",
     reduction: str = "mean",
 ) -> Tensor:
     r"""Focal loss, $-\alpha_t (1 - p_t)^\gamma \log p_t$ summed over the candidates of each image.
@@ -67,7 +66,7 @@ def focal_loss(
     easiness: p of a positive, 1 - p of a negative.
 
     Args:
-        logits, labels, ignore, reduction: see :func:`drloss.dr_loss`.
+        logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
         alpha: α in [0, 1], the weight of positives; negatives get 1 - α.
         gamma: γ >= 0.
         normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` does not.
@@ -81,137 +80,163 @@ def focal_loss(
     >>> focal_loss(torch.zeros(1, 3, 2), labels)  # (0.25 + 3 · 0.75) · 0.25 · log 2
     tensor(0.4332)
     """
-    _check_focal(alpha, gamma)
-    candidates = split_candidates(logits, labels, ignore)
+    require_not_negative(alpha=alpha, gamma=gamma)
+    if alpha > 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    candidates = split_candidates(logits, labels, ignore, scope=scope)
 
-    def focal(signed: Tensor) -> Tensor:
-        return -(torch.sigmoid(-signed) ** gamma) * functional.logsigmoid(signed)
+    def focal(part: CandidateSet) -> Tensor:
+        return total(torch.sigmoid(-part.signed) ** gamma * _cross_entropy(part.signed))
 
-    return _sum_candidates(
-        alpha * focal(candidates.positive),
-        (1 - alpha) * focal(candidates.negative),
-        candidates,
-        normalizer,
-        reduction,
-    )
+    losses = alpha * focal(candidates.positive) + (1 - alpha) * focal(candidates.negative)
+    return _reduce(losses, candidates, normalizer, reduction)
 
 
-def _check_focal(alpha: float, gamma: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    if not (isfinite(gamma) and gamma >= 0):
-        raise ValueError(f"gamma must be finite and not negative, got {gamma}")
-
-
-def _check_normalizer(normalizer: str) -> None:
-    if normalizer not in ("positives", "none"):
-        raise ValueError(f'normalizer must be "positives" or "none", got {normalizer!r}')
-
-
-def _sum_candidates(
-    positive: Tensor, negative: Tensor, candidates: Candidates, normalizer: str, reduction: str
+def ohem_loss(
+    logits: Levels,
+    labels: Levels,
+    *,
+    ignore: Levels | None = None,
+    ratio: float = 3.0,
+    normalizer: str = "positives",
+    scope: str = "per_image",
+    reduction: str = "mean",
 ) -> Tensor:
-    _check_normalizer(normalizer)
-    losses = torch.where(candidates.positive_mask, positive, 0.0).sum(dim=1)
-    losses = losses + torch.where(candidates.negative_mask, negative, 0.0).sum(dim=1)
+    r"""Cross-entropy with online hard-example mining: the positives and the ``ratio`` · $n_+$ hardest negatives.
+
+    Source: hard negative mining of SSD (Liu et al., ECCV 2016, [19] of the paper, §2.2), at most 3 negatives to a
+    positive. SSD ranks anchors by a softmax loss; here the ranking is that of candidates, which sigmoid scores have.
+
+    Args:
+        logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
+        ratio: negatives kept for each positive, > 0; their number is rounded down.
+        normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` does not.
+    Returns:
+        float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``. An image without positives keeps no
+        negatives: its loss and gradient are 0, as SSD's.
+    Raises:
+        ValueError, TypeError: as :func:`drloss.dr_loss`.
+
+    >>> import torch
+    >>> labels = torch.tensor([[1, 0, 0, 0, 0]])
+    >>> ohem_loss(torch.zeros(1, 5, 1), labels)  # 1 positive and 3 of 4 negatives, log 2 each
+    tensor(2.7726)
+    """
+    require_positive(ratio=ratio)
+    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    positive, negative = candidates.positive, candidates.negative
+    wanted = torch.minimum((ratio * positive.count).floor().long(), negative.count)
+    kept = _hardest(negative, wanted) * (wanted > 0)
+    losses = total(_cross_entropy(positive.signed)) + total(kept * _cross_entropy(negative.signed))
+    return _reduce(losses, candidates, normalizer, reduction)
+
+
+def quality_focal_loss(
+    logits: Levels,
+    labels: Levels,
+    *,
+    ignore: Levels | None = None,
+    quality: Levels | None = None,
+    beta: float = 2.0,
+    normalizer: str = "positives",
+    scope: str = "per_image",
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Quality focal loss: $|y - p|^\beta$ times the cross-entropy between p and a soft target y.
+
+    Source: Li et al., "Generalized Focal Loss", NeurIPS 2020, Eq. (3); β = 2 is its best. y is the quality at a
+    positive candidate, and 0 at a negative one.
+
+    Args:
+        logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
+        quality: (N, A) in [0, 1], y of the positive anchors, the overlap of their predicted box with its object;
+            1 for all where it is None. It is a constant of the gradient.
+        beta: β >= 0.
+        normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` does not.
+    Returns:
+        float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``.
+    Raises:
+        ValueError, TypeError: as :func:`drloss.dr_loss`; ValueError if ``quality`` does not go with the labels.
+
+    >>> import torch
+    >>> labels = torch.tensor([[1, 0, -1]])
+    >>> quality_focal_loss(torch.zeros(1, 3, 2), labels)  # 4 candidates of 0.25 · log 2
+    tensor(0.6931)
+    """
+    require_not_negative(beta=beta)
+    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    x = candidates.positive.signed
+    y = _quality(quality, labels, scope, like=x)
+    # x is +∞ where there is no positive; y is 1 there, so that both factors are 0.
+    soft = y * _cross_entropy(x) + torch.where(y < 1, (1 - y) * functional.softplus(x), 0.0)
+    losses = total((y - x.sigmoid()).abs() ** beta * torch.where(x == torch.inf, 0.0, soft))
+    negative = candidates.negative.signed
+    losses = losses + total(torch.sigmoid(-negative) ** beta * _cross_entropy(negative))
+    return _reduce(losses, candidates, normalizer, reduction)
+
+
+def _cross_entropy(signed: Tensor) -> Tensor:
+    """-log of the easiness."""
+    return -functional.logsigmoid(signed)
+
+
+def _hardest(negative: CandidateSet, count: Tensor) -> Tensor:
+    """1 at the ``count`` (N, 1) hardest candidates of each row, a share of 1 at those tied for the last place."""
+    length = negative.signed.shape[1]
+    # On a CPU the number may be looked at; elsewhere that would wait for the device, so all are sorted.
+    most = max(int(count.max()), 1) if count.device.type == "cpu" and count.numel() else length
+    hardest = negative.signed.detach().topk(most, dim=1, largest=False).values
+    threshold = hardest.gather(1, (count - 1).clamp(min=0))
+    return keep_hardest(negative.signed, negative.prior, threshold, count)
+
+
+def _quality(quality: Levels | None, labels: Levels, scope: str, like: Tensor) -> Tensor:
+    """Quality as (N, M) beside the positive candidates, 1 where nothing is said."""
+    if quality is None:
+        return torch.ones_like(like)
+    if not isinstance(quality, Tensor):
+        quality = torch.cat(list(quality), dim=1)
+    shape = labels.shape if isinstance(labels, Tensor) else torch.cat(list(labels), dim=1).shape
+    if len(shape) != 2 or quality.shape != shape or not quality.is_floating_point():
+        raise ValueError(
+            f"quality must be floating point of shape (N, A) and go with integer labels (N, A), got {quality.dtype} "
+            f"{tuple(quality.shape)} with labels {tuple(shape)}"
+        )
+    quality = quality.detach().to(like.device, like.dtype).reshape(like.shape[0], -1)
+    return functional.pad(quality, (0, like.shape[1] - quality.shape[1]), value=1.0)
+
+
+def _reduce(losses: Tensor, candidates: Candidates, normalizer: str, reduction: str) -> Tensor:
+    require_choice("normalizer", normalizer, NORMALIZERS)
     if normalizer == "positives":
-        losses = losses / candidates.positive_mask.sum(dim=1).clamp(min=1)
-    return reduce_images(losses, reduction)
+        losses = losses / candidates.positive.count.clamp(min=1)
+    return reduce_images(losses.squeeze(1).to(candidates.positive.signed.dtype), reduction)
 
 
-class CrossEntropyLoss(nn.Module):
-    """``cls_weight`` · :func:`cross_entropy_loss` as a module.
+class CrossEntropyLoss(ImageLoss):
+    """``cls_weight`` · :func:`cross_entropy_loss` as a module."""
 
-    Args:
-        cls_weight: weight beside the box loss.
-        normalizer, reduction: see :func:`cross_entropy_loss`.
-    Raises:
-        ValueError: if a parameter is out of range.
-    """
+    function = staticmethod(cross_entropy_loss)
+    prior_probability = 0.01  # as [17] found necessary for a sum over all candidates
 
+
+class FocalLoss(ImageLoss):
+    """``cls_weight`` · :func:`focal_loss` as a module."""
+
+    function = staticmethod(focal_loss)
+    prior_probability = 0.01  # [17], §3.3: bias -log(99)
+
+
+class OHEMLoss(ImageLoss):
+    """``cls_weight`` · :func:`ohem_loss` as a module."""
+
+    function = staticmethod(ohem_loss)
     prior_probability = 0.01
-    """Score that the classifier starts from, as [17] found necessary for a sum over all candidates."""
-
-    def __init__(self, cls_weight: float = 1.0, *, normalizer: str = "positives", reduction: str = "mean") -> None:
-        super().__init__()
-        require_positive(cls_weight=cls_weight)
-        _check_normalizer(normalizer)
-        reduce_images(torch.zeros(0), reduction)
-        self.cls_weight = cls_weight
-        self.normalizer = normalizer
-        self.reduction = reduction
-
-    def forward(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        labels: Tensor | Sequence[Tensor],
-        *,
-        ignore: Tensor | Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Weighted loss; arguments and result as in :func:`cross_entropy_loss`."""
-        loss = cross_entropy_loss(logits, labels, ignore=ignore, normalizer=self.normalizer, reduction=self.reduction)
-        return self.cls_weight * loss
-
-    def extra_repr(self) -> str:
-        """Parameters as they are shown by ``print(module)``."""
-        return f"cls_weight={self.cls_weight}, normalizer={self.normalizer!r}, reduction={self.reduction!r}"
 
 
-class FocalLoss(nn.Module):
-    """``cls_weight`` · :func:`focal_loss` as a module.
+class QualityFocalLoss(ImageLoss):
+    """``cls_weight`` · :func:`quality_focal_loss` as a module; give it the quality with each batch."""
 
-    Args:
-        cls_weight: weight beside the box loss.
-        alpha, gamma, normalizer, reduction: see :func:`focal_loss`.
-    Raises:
-        ValueError: if a parameter is out of range.
-    """
-
+    function = staticmethod(quality_focal_loss)
     prior_probability = 0.01
-    """Score that the classifier starts from ([17], §3.3): bias -log(99)."""
-
-    def __init__(
-        self,
-        cls_weight: float = 1.0,
-        *,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        normalizer: str = "positives",
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__()
-        require_positive(cls_weight=cls_weight)
-        _check_focal(alpha, gamma)
-        _check_normalizer(normalizer)
-        reduce_images(torch.zeros(0), reduction)
-        self.cls_weight = cls_weight
-        self.alpha = alpha
-        self.gamma = gamma
-        self.normalizer = normalizer
-        self.reduction = reduction
-
-    def forward(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        labels: Tensor | Sequence[Tensor],
-        *,
-        ignore: Tensor | Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Weighted loss; arguments and result as in :func:`focal_loss`."""
-        loss = focal_loss(
-            logits,
-            labels,
-            ignore=ignore,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            normalizer=self.normalizer,
-            reduction=self.reduction,
-        )
-        return self.cls_weight * loss
-
-    def extra_repr(self) -> str:
-        """Parameters as they are shown by ``print(module)``."""
-        return (
-            f"cls_weight={self.cls_weight}, alpha={self.alpha}, gamma={self.gamma}, "
-            f"normalizer={self.normalizer!r}, reduction={self.reduction!r}"
-        )
+    uses_quality = True

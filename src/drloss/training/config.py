@@ -17,37 +17,24 @@ class Config:
     """Everything that decides what a training run computes; the defaults are the paper's 1× run (§4.1).
 
     Attributes:
-        loss: a name of :data:`drloss.losses.LOSSES`, with parameters if wanted: ``dr:neg_lambda=0.05,margin=0.4``.
-        weights: ``"imagenet"`` (torchvision's, downloaded), ``"none"``, or a file of a backbone's or a detector's.
-        detector: structure and test-time settings.
-        batch_size: images of one optimiser step, over all devices.
-        micro_batch: images that a device takes at a time; it accumulates gradients over its share of the batch.
-        optimizer: ``"sgd"`` or ``"adamw"``.
-        lr: learning rate for ``reference_batch`` images.
-        reference_batch: batch size that ``lr`` and the iterations are meant for.
-        scale_lr: keep the epochs and scale the learning rate with the batch size (Remark 2).
-        momentum: of SGD.
-        weight_decay: on weights; biases and norms have none.
-        bias_lr: factor on the learning rate of biases.
-        max_iters: optimiser steps.
-        schedule: ``"step"`` or ``"cosine"``.
-        steps: iterations after which ``"step"`` divides the learning rate by 10.
-        warmup_iters: iterations of linear warm-up ...
-        warmup_factor: ... from this share of the learning rate.
-        clip_norm: largest gradient norm, 0 for no limit.
-        train_short_sides: range of the short side in training (scale jitter), in pixels.
-        flip: probability of a horizontal flip.
-        keep_empty: train on images without objects too; the paper's codebase leaves them out.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast.
-        compile: compile the model with torch.compile.
-        channels_last: channels-last memory format of the convolutions.
-        workers: data-loading processes per device.
-        seed: of the initial weights, the order and the augmentation.
-        log_every: iterations between lines of metrics.
-        eval_every: iterations between evaluations on the validation split, 0 for the end only.
-        eval_batch_size: images per device in evaluation.
-        checkpoint_every: iterations between checkpoints.
-        expects: what the preset must reach, in words.
+        loss: a name of :data:`drloss.losses.LOSSES`, with parameters if wanted:
+        ``dr:neg_lambda=0.05,pairing=neg_only``. weights: ``"imagenet"`` (torchvision's, downloaded), ``"none"``, or a
+        file of a backbone's or a detector's. detector: structure and test-time settings. batch_size: images of one
+        optimiser step, over all devices. micro_batch: images that a device takes at a time; it accumulates gradients
+        over its share of the batch. optimizer: ``"sgd"`` or ``"adamw"``. lr: learning rate for ``reference_batch``
+        images. reference_batch: batch size that ``lr`` and the iterations are meant for. scale_lr: keep the epochs
+        and scale the learning rate with the batch size (Remark 2). momentum: of SGD. weight_decay: on weights; biases
+        and norms have none. bias_lr: factor on the learning rate of biases. max_iters: optimiser steps. schedule:
+        ``"step"`` or ``"cosine"``. steps: iterations after which ``"step"`` divides the learning rate by 10.
+        warmup_iters: iterations of linear warm-up ... warmup_factor: ... from this share of the learning rate.
+        clip_norm: largest gradient norm, 0 for no limit. train_short_sides: range of the short side in training
+        (scale jitter), in pixels. flip: probability of a horizontal flip. keep_empty: train on images without objects
+        too; the paper's codebase leaves them out. precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast. compile:
+        compile the model with torch.compile. channels_last: channels-last memory format of the convolutions. workers:
+        data-loading processes per device. seed: of the initial weights, the order and the augmentation. log_every:
+        iterations between lines of metrics. eval_every: iterations between evaluations on the validation split, 0 for
+        the end only. eval_batch_size: images per device in evaluation. checkpoint_every: iterations between
+        checkpoints. expects: what the preset must reach, in words.
     """
 
     loss: str = "dr"
@@ -200,7 +187,7 @@ def parse_value(name: str, text: str) -> object:
 
 
 def make_loss(spec: str) -> nn.Module:
-    """The loss module that ``name`` or ``name:parameter=number,...`` stands for.
+    """The loss module that ``name`` or ``name:parameter=value,...`` stands for.
 
     Raises:
         UserError: if the loss or a parameter is unknown or a value does not fit.
@@ -213,15 +200,23 @@ def make_loss(spec: str) -> nn.Module:
         key, _, text = option.partition("=")
         if key == "reduction":
             raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
-        try:
-            parameters[key] = float(text)
-        except ValueError:
-            parameters[key] = text
+        parameters[key] = _number_or_text(text)
     try:
         loss: nn.Module = LOSSES[name](**parameters)
     except (TypeError, ValueError) as error:
-        raise UserError(f"loss {spec}: {str(error).replace('__init__() got', 'got')}") from None
+        raise UserError(f"loss {spec}: {error}") from None
     return loss
+
+
+def _number_or_text(text: str) -> int | float | str | bool:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from drloss.detector.weights import DetectorFile, initialise, resolve_norm, save
 from drloss.errors import UserError
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.inference import run_detector
-from drloss.losses import DRLoss, dr_statistics
+from drloss.losses import DRLoss, dr_statistics, first_loss_problem
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, save_checkpoint
 from drloss.training.config import Config, make_loss, to_json
@@ -228,6 +228,8 @@ class _Trainer:
                 outputs, terms = self._forward(batch)
                 self.scaler.scale(terms.total / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
             totals += torch.stack([terms.total, terms.cls, terms.box]).detach() / len(micro_batches)
+            if self.iteration == 0 and number == 0:
+                self._check_first_loss(terms)
             if logged:
                 statistics.append(self._statistics(outputs, terms))
         self.scaler.unscale_(self.optimizer)
@@ -278,13 +280,19 @@ class _Trainer:
     def _statistics(self, outputs: HeadOutputs, terms: LossTerms) -> Tensor:
         """Means over the images of what the DR loss sees: P̂₊, P̂₋, margin, effective numbers, positives."""
         loss = self.objective.loss
-        lambdas: dict[str, float] = (
-            {"pos_lambda": loss.pos_lambda, "neg_lambda": loss.neg_lambda} if isinstance(loss, DRLoss) else {}
-        )
-        s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **lambdas)  # type: ignore[arg-type]
+        options = {k: v for k, v in loss.options.items() if k != "reduction"} if isinstance(loss, DRLoss) else {}
+        s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **options)
         positives = (terms.labels > 0).sum(dim=1).float()
         each = (s.expected_pos, s.expected_neg, s.margin, s.effective_pos, s.effective_neg, positives)
         return torch.stack([value.mean() for value in each])
+
+    def _check_first_loss(self, terms: LossTerms) -> None:
+        """Say so where a DR loss does not start where the theory has it, once a run."""
+        loss, bias = self.objective.loss, self.model.cls_head.predict.bias
+        if self.ranks.first and isinstance(loss, DRLoss) and bias is not None and not bool(bias.any()):
+            problem = first_loss_problem(terms.cls.item(), loss, terms.labels, len(self.train.class_names))
+            if problem:
+                self.console.print(f"warning: {problem}")
 
     def _no_sync(self, wait: bool) -> AbstractContextManager[Any]:
         if wait and isinstance(self.parallel, DistributedDataParallel):

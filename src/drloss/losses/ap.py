@@ -1,0 +1,114 @@
+r"""AP-loss: average precision as a ranking loss, with an update in place of a gradient.
+
+The work that the paper calls closest to its own ([3]). For positives i and negatives j with logits s, and the ramp
+$H(x) = \min(\max(\frac{x}{2\delta} + \frac12, 0), 1)$,
+
+$$L_{ij} = \frac{H(s_j - s_i)}{1 + \sum_{k \neq i} H(s_k - s_i) + \sum_{j'} H(s_{j'} - s_i)}, \qquad
+\ell = \frac{1}{n_+} \sum_i \sum_j L_{ij},$$
+
+k over the positives and j' over the negatives: 1 minus the average precision, up to the ramp. Its derivative is of no
+use, so the update that would bring each $L_{ij}$ to 0 takes its place: $-\sum_j L_{ij}/n_+$ for a positive and
+$\sum_i L_{ij}/n_+$ for a negative. Precision is interpolated: that of a positive is the largest among those scored no
+higher, and its $L_{ij}$ are scaled to match.
+
+Every sum over a ramp is a sum of linear pieces, so sorting and prefix sums (:class:`drloss.losses.pairs.SortedSums`)
+replace the loop over positives, with the same numbers.
+"""
+
+import torch
+from torch import Tensor
+
+from drloss.losses.accumulate import require_first_order, wide
+from drloss.losses.candidates import CandidateSet, Levels, reduce_images, split_candidates
+from drloss.losses.checking import require_positive
+from drloss.losses.module import ImageLoss
+from drloss.losses.pairs import SortedSums
+
+_FARTHEST = 1e4  # logits are cut here, so that sums stay finite
+
+
+def ap_loss(
+    logits: Levels,
+    labels: Levels,
+    *,
+    ignore: Levels | None = None,
+    delta: float = 1.0,
+    interpolate: bool = True,
+    scope: str = "pooled",
+    reduction: str = "mean",
+) -> Tensor:
+    r"""AP-loss, $1 - \frac{1}{n_+}\sum_i \mathrm{precision}_i$, with its error-driven update as the gradient.
+
+    Source: Chen et al., CVPR 2019 ([3] of the paper), Eqs. (2), (4) and (7), interpolated AP of §3.4 and mini-batch
+    training of §3.4: the candidates of all images are ranked together, because scores of different images must be
+    comparable. That is the default here too.
+
+    Args:
+        logits, labels, ignore, reduction: see :func:`drloss.dr_loss`.
+        delta: δ > 0, half the width of the ramp, in logits.
+        interpolate: whether precision is interpolated.
+        scope: ``"pooled"`` or ``"per_image"``.
+    Returns:
+        float32 (float64 for float64 logits), a scalar, or for ``"none"`` (1,) pooled and (N,) per image. 0 without
+        positives. It can be differentiated once, and the gradient is the update.
+    Raises:
+        ValueError, TypeError: as :func:`drloss.dr_loss`.
+
+    >>> import torch
+    >>> ap_loss(torch.tensor([[[5.0], [3.0], [1.0]]]), torch.tensor([[1, 0, 1]]))  # precisions 1 and 2/3
+    tensor(0.1667)
+    """
+    require_positive(delta=delta)
+    if not isinstance(interpolate, bool):
+        raise ValueError(f"interpolate must be True or False, got {interpolate!r}")
+    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    positive, negative = candidates.positive, candidates.negative
+    losses: Tensor = _AveragePrecision.apply(
+        positive.signed, negative.signed, _present(positive), _present(negative), delta, interpolate
+    )
+    return reduce_images(losses.squeeze(1).to(positive.signed.dtype), reduction)
+
+
+def _present(candidates: CandidateSet) -> Tensor:
+    """(N, M) float64: 1 at a candidate, 0 elsewhere."""
+    return wide(candidates.prior & ~candidates.empty)
+
+
+class _AveragePrecision(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, positive, negative, pos_there, neg_there, delta, interpolate):  # type: ignore[no-untyped-def]
+        s, order = wide(positive).clamp(-_FARTHEST, _FARTHEST).sort(dim=1)  # ascending, absent ones last
+        there = pos_there.gather(1, order)
+        against = wide(negative).clamp(-_FARTHEST, _FARTHEST)  # -s_j: small is hard
+        rank = 0.5 + _ramps(SortedSums(-s.flip(1), there.flip(1), sort=False), -s, delta)  # H(0) = 1/2 is i itself
+        false = _ramps(SortedSums(against, neg_there), -s, delta)
+        precision = rank / (rank + false)
+        best = precision.cummax(dim=1).values if interpolate else precision
+        scale = torch.where(best > precision, (1 - best) / (1 - precision), 1.0)
+        count = there.sum(dim=1, keepdim=True).clamp(min=1)
+        to_positive = -(1 - best) * there / count
+        to_negative = _ramps(SortedSums(s, there * scale / (rank + false) / count, sort=False), -against, delta)
+        # The signed logit of a negative is -s_j.
+        ctx.save_for_backward(
+            torch.zeros_like(s).scatter(1, order, to_positive).to(positive.dtype),
+            (-to_negative * neg_there).to(negative.dtype),
+        )
+        return ((1 - best) * there).sum(dim=1, keepdim=True) / count
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        require_first_order("AP-loss")
+        positive, negative = ctx.saved_tensors
+        return positive * grad.to(positive.dtype), negative * grad.to(negative.dtype), None, None, None, None
+
+
+def _ramps(sources: SortedSums, s: Tensor, delta: float) -> Tensor:
+    """Sum of w H(s - a): the slope of the quadratic surrogate is the ramp."""
+    return sources.quadratic(s, delta)[1]
+
+
+class APLoss(ImageLoss):
+    """``cls_weight`` · :func:`ap_loss` as a module."""
+
+    function = staticmethod(ap_loss)
+    prior_probability = 0.01

@@ -1,0 +1,50 @@
+"""What a parameter of a loss may be, and the words for what it may not."""
+
+from collections.abc import Collection
+from math import isfinite
+from typing import Any
+
+
+def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the ``allowed`` strings."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def require_positive(**parameters: Any) -> None:
+    """Raise ValueError for the first parameter that is not a positive, finite number."""
+    for name, value in parameters.items():
+        if not (_is_number(value) and isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def require_not_negative(**parameters: Any) -> None:
+    """Raise ValueError for the first parameter that is not a finite number of at least 0."""
+    for name, value in parameters.items():
+        if not (_is_number(value) and isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+
+
+def require_finite(**parameters: Any) -> None:
+    """Raise ValueError for the first parameter that is not a finite number."""
+    for name, value in parameters.items():
+        if not (_is_number(value) and isfinite(value)):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+
+
+def require_share(**parameters: Any) -> None:
+    """Raise ValueError for the first parameter that is not a number in (0, 1]."""
+    for name, value in parameters.items():
+        if not (_is_number(value) and 0 < value <= 1):
+            raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
+
+
+def require_count(**parameters: Any) -> None:
+    """Raise ValueError for the first parameter that is not an integer of at least 1."""
+    for name, value in parameters.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

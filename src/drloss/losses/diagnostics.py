@@ -1,0 +1,162 @@
+"""What the loss is doing: figures for logs, and a check of the first loss that a training loop got."""
+
+import warnings
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drloss.losses.accumulate import total
+from drloss.losses.candidates import Candidates, CandidateSet, Levels, split_candidates
+from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
+from drloss.losses.dr import DRLoss
+from drloss.losses.ranking import Ranking
+
+HARD_SHARE = 0.01
+"""Share of the negatives that counts as the hardest."""
+
+
+@dataclass(frozen=True)
+class DRStatistics:
+    r"""What the loss is doing in each image; every attribute is (N,), detached (pooled: (1,)).
+
+    Attributes:
+        expected_pos: $\hat P_+$, in score units.
+        expected_neg: $\hat P_-$, in score units.
+        violation: $z = \hat P_- - \hat P_+ + \gamma$, in score units.
+        effective_pos: $\exp(H(q_+))$, the number of positives that the loss is looking at; 0 where there is none.
+        effective_neg: $\exp(H(q_-))$, the number of negatives that the loss is looking at; 0 where there is none.
+        kl_pos: $\mathrm{KL}(q_+\|o_+)$ in nats.
+        kl_neg: $\mathrm{KL}(q_-\|o_-)$ in nats.
+        flipped: share of the negatives whose score the gradient pushes up, in [0, 1].
+        hard_mass: share of the negatives' gradient (the sum of its absolute values with respect to the logits) that
+            falls on the hardest 1 % of them, in [0, 1].
+    """
+
+    expected_pos: Tensor
+    expected_neg: Tensor
+    violation: Tensor
+    effective_pos: Tensor
+    effective_neg: Tensor
+    kl_pos: Tensor
+    kl_neg: Tensor
+    flipped: Tensor
+    hard_mass: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        r"""Margin reached, $\hat P_+ - \hat P_-$; the loss asks for γ."""
+        return self.expected_pos - self.expected_neg
+
+
+def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = None, **options: Any) -> DRStatistics:
+    r"""Expected scores of Eq. (6), effective numbers of candidates and where the gradient goes, per image.
+
+    Args:
+        logits, labels, ignore: see :func:`drloss.dr_loss`.
+        options: the other options of :func:`drloss.dr_loss` but for ``reduction``. The expectations are those of its
+            derived distributions, whatever the pairing; the gradient is that of the loss they describe.
+    Raises:
+        ValueError, TypeError: as :func:`drloss.dr_loss`.
+
+    Reading them for another loss than DR is fine and is how two are compared.
+    """
+    settings = DRLoss.defaults | options
+    if unknown := set(settings) - set(DRLoss.defaults):
+        raise TypeError(f"dr_statistics has no option {', '.join(sorted(unknown))}")
+    del settings["reduction"]
+    split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
+    ranking = Ranking.of(**settings)
+    with torch.enable_grad():
+        candidates = _leaves(split_candidates(logits, labels, ignore, **split))
+        gradient = torch.autograd.grad(ranking.losses(candidates).sum(), candidates.negative.signed)[0]
+    with torch.no_grad():
+        parts = [
+            _distribution(part, drift)
+            for part, drift in ((candidates.positive, ranking.positive), (candidates.negative, ranking.negative))
+        ]
+        (easy_pos, effective_pos, kl_pos), (easy_neg, effective_neg, kl_neg) = parts
+        figures = {
+            "expected_pos": easy_pos,
+            "expected_neg": 1 - easy_neg,
+            "violation": 1 - easy_neg - easy_pos + ranking.margin,
+            "effective_pos": effective_pos,
+            "effective_neg": effective_neg,
+            "kl_pos": kl_pos,
+            "kl_neg": kl_neg,
+            # A negative's signed logit is -x: the loss rises with it where it falls with x.
+            "flipped": total((gradient > 0).to(gradient.dtype)) / candidates.negative.count.clamp(min=1),
+            "hard_mass": _hard_mass(candidates.negative, gradient.abs()),
+        }
+        dtype = candidates.negative.signed.dtype
+        return DRStatistics(**{name: figure.squeeze(1).to(dtype) for name, figure in figures.items()})
+
+
+def _leaves(candidates: Candidates) -> Candidates:
+    return Candidates(
+        **{
+            name: CandidateSet(part.signed.detach().requires_grad_(), part.prior, part.empty)
+            for name, part in (("positive", candidates.positive), ("negative", candidates.negative))
+        }
+    )
+
+
+def _distribution(part: CandidateSet, drift: Drift) -> tuple[Tensor, Tensor, Tensor]:
+    """Expected easiness, effective number and divergence from the prior, each (N, 1)."""
+    easiness = part.easiness
+    q = drift.weights(easiness, part.prior)
+    effective = torch.where(part.empty, 0.0, effective_number(q))
+    return expected_easiness(easiness, q), effective, kl_divergence(q, part.prior)
+
+
+def _hard_mass(negative: CandidateSet, size: Tensor) -> Tensor:
+    count = negative.count
+    most = ceil(negative.signed.shape[1] * HARD_SHARE)
+    hardest = negative.signed.topk(most, dim=1, largest=False).indices
+    among = torch.arange(most, device=count.device) < (count * HARD_SHARE).ceil()
+    whole = total(size)
+    return total(size.gather(1, hardest) * among) / torch.where(whole > 0, whole, 1.0)
+
+
+def first_loss_problem(value: float, loss: DRLoss, labels: Tensor, num_classes: int) -> str | None:
+    r"""What is wrong with the first loss of a training run, in words; None where it is the theory's.
+
+    Paper: §4.2. With every score at 0.5, where the classifier starts, each image with both kinds of candidates has the
+    loss τ · ℓ(γ), which is cls_weight · softplus(L/2)/L = 2.0324 at the defaults. A value far below is the sign of
+    a training framework that divides the loss by its number of positives, which switches the DR loss off. A factor of
+    2 is allowed: the features of a network with random weights spread the first scores about 0.5.
+
+    Args:
+        value: classification loss of the first step, weight included, as it enters the sum that is differentiated.
+        loss: the module that the loop uses.
+        labels: (N, A) integers of the batch; see :func:`drloss.dr_loss`.
+        num_classes: K.
+    Raises:
+        ValueError: if ``labels`` do not fit.
+    """
+    with torch.no_grad():
+        expected = float(loss(torch.zeros(*labels.shape, num_classes, device=labels.device), labels).mean())
+    if expected / 2 <= value <= expected * 2:
+        return None
+    hint = "is it a mean over images, and does the classifier start from scores of 0.5 (bias 0)?"
+    if 0 < value < expected:
+        positives = float((labels > 0).sum()) / max(labels.shape[0], 1)
+        hint = (
+            f"it is {expected / value:.3g} times too small, and there are {positives:.3g} positives an image: "
+            "the DR loss must not be divided by their number"
+        )
+    return f"the first classification loss is {value:.4g}, where scores of 0.5 give {expected:.4g}; {hint}"
+
+
+def check_first_loss(value: float, loss: DRLoss, labels: Tensor, num_classes: int) -> bool:
+    """Call once in a training loop: warns of what :func:`first_loss_problem` finds.
+
+    Returns:
+        True where there is no problem.
+    """
+    problem = first_loss_problem(value, loss, labels, num_classes)
+    if problem:
+        warnings.warn(problem, stacklevel=2)
+    return problem is None

@@ -1,0 +1,47 @@
+"""Cases and measures that the tests of the losses share."""
+
+import torch
+
+import oracle
+from drloss import dr_loss
+
+
+def random_case(seed, *, n=2, a=30, k=3, scale=3.0, dtype=torch.float64, values=(-1, 0, 0, 0, 1, 2, 3)):
+    """Logits (N, A, K) and labels (N, A) of a seed; the logits are rounded to the dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(n, a, k, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    labels = torch.tensor(values)[torch.randint(len(values), (n, a), generator=generator)].clamp(max=k)
+    return logits, labels
+
+
+def gradient_of(logits, labels, loss=dr_loss, **options):
+    """Gradient of the sum over images."""
+    leaf = logits.detach().clone().requires_grad_()
+    loss(leaf, labels, reduction="sum", **options).backward()
+    return leaf.grad
+
+
+def plain(prior):
+    """A prior as the oracle takes it."""
+    return prior.tolist() if isinstance(prior, torch.Tensor) else prior
+
+
+def reference(logits, labels, *, scope="per_image", **options):
+    """Losses (N,) or (1,), gradient (N, A, K) and the smallest |z| of the oracle, in float64."""
+    options["surrogate_name"] = options.pop("surrogate", "logistic")
+    images, rows = logits.double().clamp(-700, 700).tolist(), labels.tolist()
+    priors = {name: plain(options.pop(name, None)) for name in ("pos_prior", "neg_prior")}
+
+    def part(prior, i):
+        return prior[i : i + 1] if isinstance(prior, list) else prior
+
+    if scope == "pooled":
+        found = [oracle.family(images, rows, **priors, **options)]
+    else:
+        found = [
+            oracle.family([x], [y], **{name: part(p, i) for name, p in priors.items()}, **options)
+            for i, (x, y) in enumerate(zip(images, rows, strict=True))
+        ]
+    losses = torch.tensor([loss for loss, _, _ in found], dtype=torch.float64)
+    gradient = torch.tensor([image for _, g, _ in found for image in g], dtype=torch.float64)
+    return losses, gradient.reshape(logits.shape), [z for _, _, zs in found for z in zs]

@@ -1,0 +1,113 @@
+"""The whole family against the oracle: value and gradient of every variant, at usual and at wide parameters."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from drloss import dr_loss
+from losses.cases import gradient_of, random_case, reference
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+GRADIENT_ROUNDING = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 6e-3, torch.float16: 2e-3}
+KINKS = {"hinge": lambda rho: [0.0], "quadratic": lambda rho: [-rho, rho], "logistic": lambda rho: []}
+
+
+@st.composite
+def variants(draw, *, wide):
+    """Options of ``dr_loss``, with the seed of a case to use them on."""
+    lambdas = st.floats(math.log(1e-4 if wide else 0.02), math.log(10)).map(math.exp)
+    smoothness = st.floats(math.log(0.1 if wide else 1), math.log(316 if wide else 30)).map(math.exp)
+    options = {
+        "pairing": draw(st.sampled_from(["dr", "dr", "neg_only", "all_pairs", "worst_case"])),
+        "surrogate": draw(st.sampled_from(["logistic", "quadratic", "hinge"])),
+        "smoothness": draw(smoothness),
+        "rho": draw(st.floats(0.05, 1)),
+        "margin": draw(st.sampled_from([0.5, 0.0, 0.8])),
+        "regularizer": draw(st.sampled_from(["kl", "kl", "kl", "chi2", "cvar"])),
+        "weights_grad": draw(st.sampled_from(["exact", "detached", "dual"])),
+        "scope": draw(st.sampled_from(["per_image", "pooled"])),
+        "pos_lambda": draw(lambdas),
+        "neg_lambda": draw(lambdas),
+    }
+    if options["regularizer"] == "cvar":
+        options |= {"pos_alpha": draw(st.floats(0.05, 1)), "neg_alpha": draw(st.floats(0.01, 1))}
+    if options["regularizer"] == "kl" and draw(st.integers(0, 4)) == 0:
+        radius = st.floats(math.log(0.01), math.log(2)).map(math.exp)
+        options |= {"pos_radius": draw(radius), "neg_radius": draw(radius)}
+    seed = draw(st.integers(0, 10**6))
+    k = draw(st.sampled_from([1, 3, 8]))
+    for name in ("pos_prior", "neg_prior"):
+        kind = draw(st.sampled_from(["uniform", "uniform", "mined", "candidate", "anchor", "class"]))
+        weights = torch.rand(2, 12, k, generator=torch.Generator().manual_seed(seed + 1)).double()
+        weights[weights < 0.2] = 0
+        options[name] = {
+            "uniform": None,
+            "mined": draw(st.integers(1, 12)),
+            "candidate": weights,
+            "anchor": weights[:, :, 0],
+            "class": weights[0, 0],
+        }[kind]
+    return seed, k, draw(st.floats(0.1, 12)), draw(st.sampled_from(DTYPES)), options
+
+
+def expanded(prior, shape):
+    """A prior of any accepted shape as weights (N, A, K)."""
+    if not isinstance(prior, torch.Tensor):
+        return prior
+    return (prior.unsqueeze(2) if prior.ndim == 2 else prior).expand(shape)
+
+
+def check(case, *, logits_scale, value_error, gradient_error):
+    seed, k, scale, dtype, options = case
+    logits, labels = random_case(seed, a=12, k=k, scale=logits_scale or scale, dtype=dtype)
+    if logits_scale:
+        logits[0, 0, 0], logits[0, 1, 0], logits[1, 2, 0] = math.inf, -math.inf, math.inf
+    priors = {name: expanded(options[name], logits.shape) for name in ("pos_prior", "neg_prior")}
+    wanted, wanted_gradient, violations = reference(logits, labels, **(options | priors))
+    kinks = KINKS[options["surrogate"]](options["rho"])
+    assume(all(abs(z - kink) > 1e-5 for z in violations for kink in kinks))
+    losses = dr_loss(logits, labels, reduction="none", **options)
+    assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # Where a surrogate is flat or cut off, the error is one of z, in score units; 0.05 is small for a loss.
+    scale_of_loss = wanted if options["surrogate"] == "logistic" else wanted.clamp(min=0.05)
+    assert ((losses.double() - wanted).abs() <= value_error * scale_of_loss).all(), (losses, wanted)
+    gradient = gradient_of(logits, labels, **options)
+    assert gradient.dtype == dtype
+    assert gradient.isfinite().all()
+    # float16 has no numbers below 6e-8: what falls there is lost to the dtype, not to the loss.
+    flushed = logits.numel() * 6e-8 if dtype == torch.float16 else 1e-9
+    allowed = (gradient_error + GRADIENT_ROUNDING[dtype]) * wanted_gradient.norm() + flushed
+    assert (gradient.double() - wanted_gradient).norm() <= allowed, (gradient, wanted_gradient)
+
+
+USUAL = {"logits_scale": None, "value_error": 1e-5, "gradient_error": 2e-5}
+WIDE = {"logits_scale": 75.0, "value_error": 2e-5, "gradient_error": 2e-3}
+
+
+@given(variants(wide=False))
+@settings(max_examples=800, deadline=None, derandomize=True)
+def test_value_and_gradient_equal_the_loops_of_the_paper(case):
+    check(case, **USUAL)
+
+
+@given(variants(wide=True))
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_wide_parameters_and_infinite_logits(case):
+    check(case, **WIDE)
+
+
+@pytest.mark.slow
+@given(variants(wide=False))
+@settings(max_examples=10_000, deadline=None, derandomize=True)
+def test_value_and_gradient_equal_the_loops_of_the_paper_10_000_times(case):
+    check(case, **USUAL)
+
+
+@pytest.mark.slow
+@given(variants(wide=True))
+@settings(max_examples=10_000, deadline=None, derandomize=True)
+def test_wide_parameters_and_infinite_logits_10_000_times(case):
+    check(case, **WIDE)
