@@ -8,6 +8,7 @@ gradient and the labels, in units of the logits. Records belong in ``benchmarks/
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
     torch.manual_seed(0)
     shape = (1, options.anchors, options.classes)
     # As in a trained detector: negatives about -5, positives about 1.

@@ -6,6 +6,7 @@ import torch
 
 import oracle
 from drloss import DRLoss, check_first_loss, dr_loss, dr_statistics
+from drloss.losses import first_loss_problem
 from losses.cases import gradient_of, random_case
 
 VARIANTS = [
@@ -106,6 +107,30 @@ def test_a_right_first_loss_passes_in_silence(options):
         warnings.simplefilter("error")
         value = loss(torch.randn(2, 50, 3) * 0.2, LABELS).item()
         assert check_first_loss(value, loss, LABELS, 3)
+
+
+@pytest.mark.parametrize(("factor", "right"), [(0.5, True), (0.499, False), (2.0, True), (2.001, False), (1.0, True)])
+def test_a_factor_of_two_is_allowed(factor, right):
+    expected = DRLoss()(torch.zeros(2, 50, 3), LABELS).item()
+    assert (first_loss_problem(factor * expected, DRLoss(), LABELS, 3) is None) is right
+
+
+def test_the_words_for_one_image():
+    labels = torch.tensor([[1, 1, 2, 0, 0]])
+    assert first_loss_problem(0.5, DRLoss(), labels, 2) == (
+        "the first classification loss is 0.5, where scores of 0.5 give 2.032; it is 4.06 times too small, and there "
+        "are 3 positives an image: the DR loss must not be divided by their number"
+    )
+    assert first_loss_problem(9.0, DRLoss(), labels, 2) == (
+        "the first classification loss is 9, where scores of 0.5 give 2.032; is it a mean over images, and does the "
+        "classifier start from scores of 0.5 (bias 0)?"
+    )
+
+
+def test_the_warning_points_at_the_caller():
+    with pytest.warns(UserWarning, match="times too small") as caught:
+        check_first_loss(0.01, DRLoss(), LABELS, 3)
+    assert caught[0].filename == __file__
 
 
 def test_images_without_objects_lower_the_theorys_first_loss():

@@ -234,7 +234,7 @@ def test_kl_divergence_is_zero_at_the_prior_and_log_n_at_one_candidate():
 def test_lambda_of_the_base_is_table_1s():
     # §4.3: λ₊ = 1/log h₊, λ₋ = 0.1/log h₋; another base of the logarithm is another factor before KL.
     assert lambda_from_log_base(math.e, scale=1.0) == pytest.approx(1.0)
-    for h in (3.5, 5.5, 20.0):
+    for h in (1.5, 3.5, 5.5, 20.0):
         assert lambda_from_log_base(h, scale=0.1) == pytest.approx(0.1 / math.log(h))
     p, h = scores(7)[:1], 5.5
 
@@ -261,6 +261,17 @@ def test_a_zero_weight_takes_a_candidate_out_and_all_zero_empties_the_set():
     expected_pos = oracle.equation_6([oracle.sigmoid(x) for x in positives.tolist()], q)
     assert no_negatives.item() == pytest.approx(oracle.equation_8(0.0 - expected_pos + 0.5, 6.0))
     assert (gradient_of(logits, labels, neg_prior=torch.zeros(1, 30))[~dense] == 0).all()
+
+
+@pytest.mark.parametrize("pooled", ["per_image", "pooled"])
+def test_weights_go_with_dense_targets_too(pooled):
+    logits, labels = random_case(9)
+    generator = torch.Generator().manual_seed(0)
+    options = {n: torch.rand(2, 30, 3, generator=generator) for n in ("pos_prior", "neg_prior")} | {"scope": pooled}
+    targets = torch.nn.functional.one_hot(labels.clamp(min=0), 4)[..., 1:]
+    wanted = dr_loss(logits, labels, **options)
+    for dense in (targets.bool(), targets.float()):
+        torch.testing.assert_close(dr_loss(logits, dense, ignore=labels < 0, **options), wanted)
 
 
 def test_weights_are_normalised_per_image():

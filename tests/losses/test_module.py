@@ -1,0 +1,91 @@
+"""What all loss modules share."""
+
+import copy
+import inspect
+import io
+
+import pytest
+import torch
+
+from drloss import LOSSES, DRLoss, FocalLoss, ImageLoss, dr_loss, focal_loss
+from losses.cases import random_case
+
+
+def test_a_subclass_takes_its_options_and_defaults_from_its_function():
+    def scaled(logits, labels, *, ignore=None, quality=None, factor=2.0, reduction="mean"):
+        if factor < 0:
+            raise ValueError(f"factor must not be negative, got {factor}")
+        assert logits.shape[2] == 1 or labels.numel()
+        return factor * focal_loss(logits, labels, ignore=ignore, reduction=reduction)
+
+    class Scaled(ImageLoss):
+        function = staticmethod(scaled)
+        prior_probability = 0.2
+
+    assert Scaled.defaults == {"factor": 2.0, "reduction": "mean"}
+    assert list(inspect.signature(Scaled).parameters) == ["cls_weight", "factor", "reduction"]
+    assert inspect.signature(Scaled).parameters["cls_weight"].default == 1.0
+    logits, labels = random_case(0)
+    torch.testing.assert_close(Scaled(3.0)(logits, labels), 6 * focal_loss(logits, labels))
+    torch.testing.assert_close(Scaled(factor=5.0)(logits, labels), 5 * focal_loss(logits, labels))
+    with pytest.raises(ValueError, match="factor must not be negative, got -1"):
+        Scaled(factor=-1)
+    with pytest.raises(TypeError, match=r"^Scaled has no option 'size'; it has cls_weight, factor, reduction$"):
+        Scaled(size=1)
+
+
+def test_a_modules_signature_is_its_functions():
+    parameters = inspect.signature(DRLoss).parameters
+    assert parameters["cls_weight"].default == 4.0
+    of_function = inspect.signature(dr_loss).parameters
+    assert list(parameters)[1:] == [n for n in of_function if n not in ("logits", "labels", "ignore")]
+    assert all(parameters[n].default == of_function[n].default for n in list(parameters)[1:])
+
+
+def test_options_are_attributes_that_may_be_scheduled():
+    logits, labels = random_case(1)
+    module = DRLoss(2.0, neg_lambda=0.2)
+    assert module.neg_lambda == module.options["neg_lambda"] == 0.2
+    module.neg_lambda = 0.4
+    torch.testing.assert_close(module(logits, labels), 2 * dr_loss(logits, labels, neg_lambda=0.4))
+
+
+def test_weights_of_a_prior_are_a_buffer_that_moves_and_is_not_saved():
+    logits, labels = random_case(2)
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    module = DRLoss(neg_prior=weights)
+    assert dict(module.named_buffers())["neg_prior"] is weights
+    assert module.state_dict() == {}
+    assert module.double().neg_prior.dtype == torch.float64
+    torch.testing.assert_close(module(logits, labels), 4 * dr_loss(logits, labels, neg_prior=weights))
+    assert repr(DRLoss(neg_prior=weights)).count("neg_prior=(3,)") == 1
+    with pytest.raises(ValueError, match="margin"):
+        DRLoss(neg_prior=weights, margin="none")
+
+
+def test_a_prior_may_come_with_each_batch():
+    logits, labels = random_case(3)
+    weights = torch.rand(2, 30, generator=torch.Generator().manual_seed(0))
+    found = DRLoss()(logits, labels, pos_prior=weights, neg_prior=3)
+    torch.testing.assert_close(found, 4 * dr_loss(logits, labels, pos_prior=weights, neg_prior=3))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_modules_are_copied_and_saved_whole(name):
+    logits, labels = random_case(4)
+    module = LOSSES[name](1.5)
+    stored = io.BytesIO()
+    torch.save(module, stored)
+    stored.seek(0)
+    for other in (copy.deepcopy(module), torch.load(stored, weights_only=False)):
+        assert repr(other) == repr(module)
+        assert other(logits, labels) == module(logits, labels)
+
+
+def test_the_representation_names_what_is_set():
+    assert repr(FocalLoss(alpha=0.3)) == (
+        "FocalLoss(cls_weight=1, alpha=0.3, gamma=2, normalizer='positives', scope='per_image', reduction='mean')"
+    )
+    assert "neg_lambda=0.0798236, " in repr(DRLoss())
+    assert "pos_radius" not in repr(DRLoss())
+    assert "pos_radius=0.1" in repr(DRLoss(pos_radius=0.1))
