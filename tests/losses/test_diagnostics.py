@@ -80,6 +80,21 @@ def test_empty_sets_count_nothing():
     assert found.hard_mass[2] == 0
 
 
+def test_statistics_of_dense_targets_leave_ignored_anchors_out():
+    logits, labels = random_case(17)
+    targets = torch.nn.functional.one_hot(labels.clamp(min=0), 4)[..., 1:].bool()
+    found, wanted = dr_statistics(logits, targets, ignore=labels < 0), dr_statistics(logits, labels)
+    for a, b in zip(vars(found).values(), vars(wanted).values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_flipped_share_of_one_negative():
+    logits = torch.tensor([[[1.0, -6.0], [2.0, 0.0]]])
+    found = dr_statistics(logits, torch.tensor([[0, 1]]), neg_prior=torch.tensor([1.0, 0.0]))
+    assert found.flipped == 0
+    assert found.hard_mass == 1
+
+
 def test_statistics_work_without_gradients_and_for_levels():
     logits, labels = random_case(16)
     with torch.no_grad():

@@ -53,8 +53,9 @@ def test_every_variant(pairing, surrogate, regularizer, mode, scope, priors):
     # λ is searched to 1e-10, which central differences of 1e-6 see as 1e-4.
     assert gradcheck(loss, logits, eps=1e-4 if regularizer == "radius" else 1e-6, atol=1e-5, rtol=1e-3)
     if pairing == "all_pairs" or regularizer == "radius":
-        with pytest.raises(RuntimeError, match="can be differentiated once, not twice"):
+        with pytest.raises(RuntimeError, match="can be differentiated once, not twice") as error:
             torch.autograd.grad(loss(logits).sum(), logits, create_graph=True)
+        assert str(error.value).startswith("pairing 'all_pairs'" if pairing == "all_pairs" else "a radius")
     else:
         assert gradgradcheck(loss, logits, atol=1e-5, rtol=1e-3)
 
@@ -109,6 +110,32 @@ def test_appendix_a_of_other_dtypes_is_float32(dtype):
     assert found.dtype == torch.float32
     wanted = dr_gradient(logits.double(), labels)
     assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (dr_loss, {}),
+        (dr_loss, REGULARIZERS["radius"]),
+        (dr_loss, {"pairing": "all_pairs"}),
+        (dr_loss, {"pairing": "all_pairs", "surrogate": "hinge"}),
+        (ap_loss, {"scope": "per_image"}),
+    ],
+)
+def test_each_images_gradient_scales_with_what_comes_in(loss, options, dtype):
+    logits, labels = random_case(8, dtype=dtype)
+    leaf = logits.clone().requires_grad_()
+    once = gradient_of(logits, labels, loss=loss, **options)
+    factors = torch.tensor([3.0, 0.25])
+    (loss(leaf, labels, reduction="none", **options) * factors).sum().backward()
+    assert leaf.grad.dtype == dtype
+    torch.testing.assert_close(
+        leaf.grad.double(),
+        once.double() * factors.view(2, 1, 1),
+        rtol=1e-2 if dtype == torch.bfloat16 else 1e-5,
+        atol=1e-12,
+    )
 
 
 def test_ap_loss_says_that_it_has_no_second_derivative():

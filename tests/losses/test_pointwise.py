@@ -175,6 +175,13 @@ def test_quality_is_the_target_of_the_positives():
     assert pooled.item() == pytest.approx(sum(wanted))
 
 
+def test_quality_of_many_anchors_is_padded_without_a_trace():
+    logits, labels = torch.zeros(1, 40_000, 1), torch.zeros(1, 40_000, dtype=torch.int64)
+    labels[0, :7] = 1
+    found = quality_focal_loss(logits, labels, quality=torch.full((1, 40_000), 0.5), normalizer="none")
+    assert found.item() == pytest.approx(39_993 * 0.25 * math.log(2), rel=1e-6)  # |0.5 - 0.5| = 0 at the positives
+
+
 def test_a_positive_is_pulled_to_its_quality():
     logits = torch.tensor([[[0.0]]], requires_grad=True)
     for quality, sign in ((0.9, -1), (0.5, 0), (0.1, 1)):
