@@ -1,4 +1,4 @@
-"""What the losses are compared with: the authors' published DR loss, and focal loss as torchvision's RetinaNet has it."""
+"""What the losses are compared with: the authors' published DR loss, and torchvision's focal loss."""
 
 from math import log
 
