@@ -124,9 +124,9 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Tensor, num_classes: 
     r"""What is wrong with the first loss of a training run, in words; None where it is the theory's.
 
     Paper: §4.2. With every score at 0.5, where the classifier starts, each image with both kinds of candidates has
-    the loss τ · ℓ(γ), which is cls_weight · softplus(L/2)/L = 2.0324 at the defaults. A value far below is the sign of
-    a training framework that divides the loss by its number of positives, which switches the DR loss off. A factor of
-    2 is allowed: the features of a network with random weights spread the first scores about 0.5.
+    the loss τ · ℓ(γ), which is cls_weight · softplus(L/2)/L = 2.0324 at the defaults. A value far below is the sign
+    of a framework that divides the loss by its number of positives, which switches the DR loss off. A factor of 2 is
+    allowed: the features of a network with random weights spread the first scores about 0.5.
 
     Args:
         value: classification loss of the first step, weight included, as it enters the sum that is differentiated.

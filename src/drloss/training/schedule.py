@@ -13,8 +13,8 @@ def scaled_lr(config: Config) -> float:
     r"""Learning rate after warm-up, before any decay.
 
     Paper: Theorem 1 and Remark 2, §3.2: with the batch m' = m / α and the same epochs, η' = η / α. The rule is
-    derived for SGD; AdamW's steps do not shrink with the gradient's noise in the same way, so its rate scales with the
-    square root.
+    derived for SGD; AdamW's steps do not shrink with the gradient's noise in the same way, so its rate scales with
+    the square root.
     """
     if not config.scale_lr:
         return config.lr
