@@ -54,7 +54,7 @@ def test_every_variant(pairing, surrogate, regularizer, mode, scope, priors):
     assert gradcheck(loss, logits, eps=1e-4 if regularizer == "radius" else 1e-6, atol=1e-5, rtol=1e-3)
     if pairing == "all_pairs" or regularizer == "radius":
         with pytest.raises(RuntimeError, match="can be differentiated once, not twice") as error:
-            torch.autograd.grad(loss(logits).sum(), logits, create_graph=True)
+            torch.autograd.grad(loss(logits).sum(), logits, create_graph=True)[0].sum().backward()
         assert str(error.value).startswith("pairing 'all_pairs'" if pairing == "all_pairs" else "a radius")
     else:
         assert gradgradcheck(loss, logits, atol=1e-5, rtol=1e-3)
@@ -138,7 +138,21 @@ def test_each_images_gradient_scales_with_what_comes_in(loss, options, dtype):
     )
 
 
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(dr_loss, {"pairing": "all_pairs"}), (dr_loss, REGULARIZERS["radius"]), (dr_loss, {}), (ap_loss, {})],
+)
+def test_functional_transforms_and_the_compiler_see_an_ordinary_function(loss, options):
+    logits, labels = random_case(9, dtype=torch.float32)
+    wanted = gradient_of(logits, labels, loss=loss, **options)
+    found = torch.func.grad(lambda x: loss(x, labels, reduction="sum", **options))(logits)
+    torch.testing.assert_close(found, wanted)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, y, **o: loss(x, y, **o, **options), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradient_of(logits, labels, loss=compiled), wanted)
+
+
 def test_ap_loss_says_that_it_has_no_second_derivative():
     logits, labels = case()
     with pytest.raises(RuntimeError, match="AP-loss can be differentiated once"):
-        torch.autograd.grad(ap_loss(logits, labels), logits, create_graph=True)
+        torch.autograd.grad(ap_loss(logits, labels), logits, create_graph=True)[0].sum().backward()

@@ -56,11 +56,29 @@ def _blocks(x: Tensor) -> int:
     return length // block if length > block and length % block == 0 else 1
 
 
-def require_first_order(what: str) -> None:
-    """Raise RuntimeError in a backward that is itself being recorded, where its own derivative is not there.
+class LastDerivative(torch.autograd.Function):
+    """A gradient that cannot be differentiated again, and says so where somebody tries.
 
     torch's ``once_differentiable`` does so only where the incoming gradient depends on the input; where it is a
-    constant, a second derivative would silently lack a term.
+    constant, a second derivative would silently lack a term. So the gradient is tied to its input here.
     """
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"{what} can be differentiated once, not twice: do without create_graph=True")
+
+    @staticmethod
+    def forward(gradient: Tensor, of: Tensor, what: str) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.what = inputs[2]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        raise RuntimeError(f"{ctx.what} can be differentiated once, not twice")
+
+
+def last_derivative(gradient: Tensor, of: Tensor, what: str) -> Tensor:
+    """``gradient``, as the last one with respect to ``of``; ``what`` is named in the error."""
+    if not torch.is_grad_enabled():
+        return gradient
+    tied: Tensor = LastDerivative.apply(gradient, of, what)
+    return tied

@@ -18,7 +18,7 @@ replace the loop over positives, with the same numbers.
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import require_first_order, wide
+from drloss.losses.accumulate import last_derivative, wide
 from drloss.losses.candidates import CandidateSet, Levels, reduce_images, split_candidates
 from drloss.losses.checking import require_positive
 from drloss.losses.module import ImageLoss
@@ -65,7 +65,7 @@ def ap_loss(
     positive, negative = candidates.positive, candidates.negative
     losses: Tensor = _AveragePrecision.apply(
         positive.signed, negative.signed, _present(positive), _present(negative), delta, interpolate
-    )
+    )[0]
     return reduce_images(losses.squeeze(1).to(positive.signed.dtype), reduction)
 
 
@@ -76,7 +76,7 @@ def _present(candidates: CandidateSet) -> Tensor:
 
 class _AveragePrecision(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, positive, negative, pos_there, neg_there, delta, interpolate):  # type: ignore[no-untyped-def]
+    def forward(positive, negative, pos_there, neg_there, delta, interpolate):  # type: ignore[no-untyped-def]
         s, order = wide(positive).clamp(-_FARTHEST, _FARTHEST).sort(dim=1)  # ascending, absent ones last
         there = pos_there.gather(1, order)
         against = wide(negative).clamp(-_FARTHEST, _FARTHEST)  # -s_j: small is hard
@@ -89,17 +89,21 @@ class _AveragePrecision(torch.autograd.Function):
         to_positive = -(1 - best) * there / count
         to_negative = _ramps(SortedSums(s, there * scale / (rank + false) / count, sort=False), -against, delta)
         # The signed logit of a negative is -s_j.
-        ctx.save_for_backward(
+        return (
+            ((1 - best) * there).sum(dim=1, keepdim=True) / count,
             torch.zeros_like(s).scatter(1, order, to_positive).to(positive.dtype),
             (-to_negative * neg_there).to(negative.dtype),
         )
-        return ((1 - best) * there).sum(dim=1, keepdim=True) / count
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        require_first_order("AP-loss")
-        positive, negative = ctx.saved_tensors
-        return positive * grad.to(positive.dtype), negative * grad.to(negative.dtype), None, None, None, None
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+        found = zip(ctx.saved_tensors[:2], ctx.saved_tensors[2:], strict=True)
+        return *(last_derivative(g * grad.to(g.dtype), x, "AP-loss") for x, g in found), None, None, None, None
 
 
 def _ramps(sources: SortedSums, s: Tensor, delta: float) -> Tensor:

@@ -29,8 +29,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import require_first_order, spread, total, wide
-from drloss.losses.candidates import CandidateSet, keep_hardest
+from drloss.losses.accumulate import last_derivative, spread, total, wide
+from drloss.losses.candidates import CandidateSet, keep_hardest, values_can_be_checked
 from drloss.losses.checking import require_choice, require_positive, require_share
 
 REGULARIZERS = ("kl", "chi2", "cvar")
@@ -158,7 +158,7 @@ def find_lambda(easiness: Tensor, prior: Tensor, *, radius: float) -> Tensor:
             mean = total(terms * above) / z
             variance = total(terms * (above - spread(mean, like=above)) ** 2) / z
             kl = -rate * mean - torch.log(z / mass)
-            if easiness.device.type == "cpu" and bool(((kl - radius).abs() <= 1e-9).all()):
+            if values_can_be_checked(easiness) and bool(((kl - radius).abs() <= 1e-9).all()):
                 break
             low, high = torch.where(kl < radius, b, low), torch.where(kl < radius, high, b)
             kl = kl.clamp(min=1e-30)
@@ -281,15 +281,17 @@ class _OptimalExpectation(torch.autograd.Function):
     """Σ q u at the optimal q of a constraint: its gradient is q itself (envelope theorem), whatever λ does."""
 
     @staticmethod
-    def forward(ctx, easiness: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(weights)
+    def forward(easiness: Tensor, weights: Tensor) -> Tensor:
         return total(weights * easiness)
 
     @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        require_first_order("a radius")
-        (weights,) = ctx.saved_tensors
-        return weights * grad.to(weights.dtype), None
+        easiness, weights = ctx.saved_tensors
+        return last_derivative(weights * grad.to(weights.dtype), easiness, "a radius"), None
 
 
 def _terms(easiness: Tensor, prior: Tensor, lam: float | Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from math import asinh, ceil, log, pi
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import block_length, require_first_order, total, wide
+from drloss.losses.accumulate import block_length, last_derivative, total, wide
 from drloss.losses.candidates import CandidateSet
 from drloss.losses.surrogates import logistic
 
@@ -83,7 +83,8 @@ def all_pairs_loss(
         _LogisticPairs(smoothness, margin) if surrogate == "logistic" else _PiecewisePairs(surrogate, rho, margin)
     )
     easiness = [s.easiness for s in (positive, negative)]
-    return _AllPairs.apply(*easiness, _share(positive), _share(negative), of_pairs)  # type: ignore[no-any-return]
+    value: Tensor = _AllPairs.apply(*easiness, _share(positive), _share(negative), of_pairs)[0]
+    return value
 
 
 def _share(candidates: CandidateSet) -> Tensor:
@@ -94,18 +95,22 @@ class _AllPairs(torch.autograd.Function):
     """Value in the forward, with the gradients worked out beside it: they need the same sums."""
 
     @staticmethod
-    def forward(ctx, positive, negative, pos_share, neg_share, of_pairs):  # type: ignore[no-untyped-def]
+    def forward(positive, negative, pos_share, neg_share, of_pairs):  # type: ignore[no-untyped-def]
         value, slopes = of_pairs(wide(positive), wide(negative), pos_share, neg_share)
         # z falls by as much as u rises
-        gradients = [-(o * s) for o, s in zip((pos_share, neg_share), slopes, strict=True)]
-        ctx.save_for_backward(gradients[0].to(positive.dtype), gradients[1].to(negative.dtype))
-        return value
+        of_positive, of_negative = -(pos_share * slopes[0]), -(neg_share * slopes[1])
+        return value, of_positive.to(positive.dtype), of_negative.to(negative.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        require_first_order("pairing 'all_pairs'")
-        positive, negative = ctx.saved_tensors
-        return positive * grad.to(positive.dtype), negative * grad.to(negative.dtype), None, None, None
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+        found = zip(ctx.saved_tensors[:2], ctx.saved_tensors[2:], strict=True)
+        gradients = [last_derivative(g * grad.to(g.dtype), u, "pairing 'all_pairs'") for u, g in found]
+        return *gradients, None, None, None
 
 
 class _PiecewisePairs:
