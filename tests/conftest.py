@@ -1,4 +1,5 @@
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ import torch
 # Tests run beside each other: more threads than cores would make all of them slow. Children inherit the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels are then run on the CPU, by its interpreter
+    if find_spec("triton"):
+        from drloss.losses.fused import triton
+
+        triton.BLOCK, triton.STEPS = 64, 2  # whose time goes with the size of the blocks
 
 
 def pytest_addoption(parser):

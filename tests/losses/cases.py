@@ -1,9 +1,20 @@
 """Cases and measures that the tests of the losses share."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
 
 import oracle
 from drloss import dr_loss
+from drloss.losses.fused import cpu
+
+CPU = pytest.param("cpu", marks=pytest.mark.skipif(not cpu.available(), reason="there is no C compiler"))
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+)
+BACKENDS = [CPU, TRITON, "chunked"]
+"""The fused backends; without a CUDA device Triton's kernels are interpreted."""
 
 
 def random_case(seed, *, n=2, a=30, k=3, scale=3.0, dtype=torch.float64, values=(-1, 0, 0, 0, 1, 2, 3)):

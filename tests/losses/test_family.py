@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from drloss import dr_loss
-from losses.cases import gradient_of, random_case, reference
+from losses.cases import BACKENDS, CPU, TRITON, gradient_of, random_case, reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 GRADIENT_ROUNDING = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 6e-3, torch.float16: 2e-3}
@@ -16,25 +16,26 @@ KINKS = {"hinge": lambda rho: [0.0], "quadratic": lambda rho: [-rho, rho], "logi
 
 
 @st.composite
-def variants(draw, *, wide):
-    """Options of ``dr_loss``, with the seed of a case to use them on."""
+def variants(draw, *, wide, fused=False):
+    """Options of ``dr_loss``, those of the fused backends if wanted, with the seed of a case to use them on."""
     lambdas = st.floats(math.log(1e-4 if wide else 0.02), math.log(10)).map(math.exp)
     smoothness = st.floats(math.log(0.1 if wide else 1), math.log(316 if wide else 30)).map(math.exp)
     options = {
-        "pairing": draw(st.sampled_from(["dr", "dr", "neg_only", "all_pairs", "worst_case"])),
+        "pairing": "dr" if fused else draw(st.sampled_from(["dr", "dr", "neg_only", "all_pairs", "worst_case"])),
         "surrogate": draw(st.sampled_from(["logistic", "quadratic", "hinge"])),
         "smoothness": draw(smoothness),
         "rho": draw(st.floats(0.05, 1)),
         "margin": draw(st.sampled_from([0.5, 0.0, 0.8])),
-        "regularizer": draw(st.sampled_from(["kl", "kl", "kl", "chi2", "cvar"])),
+        "regularizer": "kl" if fused else draw(st.sampled_from(["kl", "kl", "kl", "chi2", "cvar"])),
         "weights_grad": draw(st.sampled_from(["exact", "detached", "dual"])),
         "scope": draw(st.sampled_from(["per_image", "pooled"])),
         "pos_lambda": draw(lambdas),
         "neg_lambda": draw(lambdas),
+        "backend": "auto" if fused else "torch",
     }
     if options["regularizer"] == "cvar":
         options |= {"pos_alpha": draw(st.floats(0.05, 1)), "neg_alpha": draw(st.floats(0.01, 1))}
-    if options["regularizer"] == "kl" and draw(st.integers(0, 4)) == 0:
+    if not fused and options["regularizer"] == "kl" and draw(st.integers(0, 4)) == 0:
         radius = st.floats(math.log(0.01), math.log(2)).map(math.exp)
         options |= {"pos_radius": draw(radius), "neg_radius": draw(radius)}
     seed = draw(st.integers(0, 10**6))
@@ -50,7 +51,7 @@ def variants(draw, *, wide):
             "anchor": weights[:, :, 0],
             "class": weights[0, 0],
         }[kind]
-    return seed, k, draw(st.floats(0.1, 12)), draw(st.sampled_from(DTYPES)), options
+    return seed, k, draw(st.floats(0.1, 12)), draw(st.sampled_from(DTYPES[1:] if fused else DTYPES)), options
 
 
 def expanded(prior, shape):
@@ -66,7 +67,8 @@ def check(case, *, logits_scale, value_error, gradient_error):
     if logits_scale:
         logits[0, 0, 0], logits[0, 1, 0], logits[1, 2, 0] = math.inf, -math.inf, math.inf
     priors = {name: expanded(options[name], logits.shape) for name in ("pos_prior", "neg_prior")}
-    wanted, wanted_gradient, violations = reference(logits, labels, **(options | priors))
+    told = {name: value for name, value in (options | priors).items() if name != "backend"}
+    wanted, wanted_gradient, violations = reference(logits, labels, **told)
     kinks = KINKS[options["surrogate"]](options["rho"])
     assume(all(abs(z - kink) > 1e-5 for z in violations for kink in kinks))
     losses = dr_loss(logits, labels, reduction="none", **options)
@@ -83,6 +85,12 @@ def check(case, *, logits_scale, value_error, gradient_error):
     assert (gradient.double() - wanted_gradient).norm() <= allowed, (gradient, wanted_gradient)
 
 
+def check_fused(case, backend, **errors):
+    seed, k, scale, dtype, options = case
+    assume(backend != "cpu" or dtype != torch.float16)
+    check((seed, k, scale, dtype, options | {"backend": backend}), **errors)
+
+
 USUAL = {"logits_scale": None, "value_error": 1e-5, "gradient_error": 2e-5}
 WIDE = {"logits_scale": 75.0, "value_error": 2e-5, "gradient_error": 2e-3}
 
@@ -97,6 +105,44 @@ def test_value_and_gradient_equal_the_loops_of_the_paper(case):
 @settings(max_examples=400, deadline=None, derandomize=True)
 def test_wide_parameters_and_infinite_logits(case):
     check(case, **WIDE)
+
+
+@pytest.mark.parametrize("backend", [CPU, "chunked"])
+@given(variants(wide=False, fused=True))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_fused_value_and_gradient_equal_the_loops_of_the_paper(backend, case):
+    check_fused(case, backend, **USUAL)
+
+
+@pytest.mark.parametrize("backend", [CPU, "chunked"])
+@given(variants(wide=True, fused=True))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_fused_wide_parameters_and_infinite_logits(backend, case):
+    check_fused(case, backend, **WIDE)
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+@given(variants(wide=False, fused=True), variants(wide=True, fused=True))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_kernels_of_triton_equal_the_loops_of_the_paper(backend, usual, wide):  # its interpreter takes 0.3 s a case
+    check_fused(usual, backend, **USUAL)
+    check_fused(wide, backend, **WIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(variants(wide=False, fused=True))
+@settings(max_examples=10_000, deadline=None, derandomize=True)
+def test_fused_value_and_gradient_equal_the_loops_of_the_paper_10_000_times(backend, case):
+    check_fused(case, backend, **USUAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(variants(wide=True, fused=True))
+@settings(max_examples=10_000, deadline=None, derandomize=True)
+def test_fused_wide_parameters_and_infinite_logits_10_000_times(backend, case):
+    check_fused(case, backend, **WIDE)
 
 
 @pytest.mark.slow

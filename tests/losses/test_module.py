@@ -84,7 +84,8 @@ def test_modules_are_copied_and_saved_whole(name):
 
 def test_the_representation_names_what_is_set():
     assert repr(FocalLoss(alpha=0.3)) == (
-        "FocalLoss(cls_weight=1, alpha=0.3, gamma=2, normalizer='positives', scope='per_image', reduction='mean')"
+        "FocalLoss(cls_weight=1, alpha=0.3, gamma=2, normalizer='positives', scope='per_image', reduction='mean', "
+        "backend='auto', inplace=False)"
     )
     assert "neg_lambda=0.0798236, " in repr(DRLoss())
     assert "pos_radius" not in repr(DRLoss())

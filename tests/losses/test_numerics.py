@@ -17,6 +17,7 @@ from drloss import (
     quality_focal_loss,
 )
 from drloss.losses.accumulate import padded_length, spread, total
+from drloss.losses.fused import cpu
 from losses.cases import gradient_of
 
 VARIANTS = {
@@ -35,10 +36,15 @@ VARIANTS = {
     "weights": {"neg_prior": torch.rand(7, generator=torch.Generator().manual_seed(0))},
     "pooled": {"scope": "pooled"},
 }
-LOSSES = [(dr_loss, o) for o in VARIANTS.values()] + [
-    (loss, {}) for loss in (cross_entropy_loss, focal_loss, ohem_loss, quality_focal_loss, ap_loss)
-]
-IDS = [*VARIANTS, "cross_entropy", "focal", "ohem", "quality_focal", "ap"]
+FUSED = {
+    f"{backend}-{name}": VARIANTS[name] | {"backend": backend}
+    for backend in ("cpu", "chunked")
+    for name in ("dr", "dual", "mined", "weights", "pooled")
+    if backend != "cpu" or cpu.available()
+}
+LOSSES = [(dr_loss, o | {"backend": "torch"}) for o in VARIANTS.values()] + [(dr_loss, o) for o in FUSED.values()]
+LOSSES += [(loss, {"backend": b}) for loss in (cross_entropy_loss, focal_loss) for b in ("torch", "auto", "chunked")]
+LOSSES += [(loss, {}) for loss in (ohem_loss, quality_focal_loss, ap_loss)]
 
 
 def image(anchors, classes, n=1, positives=40):
@@ -58,7 +64,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("loss", "options"), LOSSES, ids=IDS)
+@pytest.mark.parametrize(("loss", "options"), LOSSES)
 @pytest.mark.parametrize(("n", "anchors"), [(1, 40_001), (3, 12_347)])
 def test_the_same_bits_on_any_number_of_threads_and_every_time(loss, options, n, anchors, threads):
     logits, labels = image(anchors, 3, n)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from drloss.losses.accumulate import last_derivative, wide
-from drloss.losses.candidates import CandidateSet, Levels, reduce_images, split_candidates
+from drloss.losses.candidates import CandidateSet, reduce_images, split_candidates
 from drloss.losses.checking import require_positive
+from drloss.losses.inputs import Levels
 from drloss.losses.module import ImageLoss
 from drloss.losses.pairs import SortedSums
 

@@ -16,7 +16,6 @@ examples in an image, we will let $\\hat P_+ = 1$", §3.2), and one without nega
 one negative of score 0. So the rule is the same in every loss, and the graph stays alive.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -25,15 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from drloss.losses.accumulate import padded_length, total
-from drloss.losses.checking import require_choice, require_count
+from drloss.losses.checking import require_choice
+from drloss.losses.inputs import Inputs, Levels, Prior, check_inputs
 
-SCOPES = ("per_image", "pooled")
 REDUCTIONS = ("mean", "sum", "none")
-
-Levels = Tensor | Sequence[Tensor]
-"""One tensor, or its parts by pyramid level."""
-Prior = Tensor | Sequence[Tensor] | int | None
-"""Original distribution: uniform (None), the n̂ hardest (an integer) or weights (a tensor)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,8 @@ def split_candidates(
     Paper: §3.2, where an image without positives counts as one with a positive of score 1.
 
     Args:
-        logits: (N, A, K) of any floating dtype, or a list or tuple of per-level logits (N, A_l, K).
+        logits: (N, A, K) of any floating dtype, or a list or tuple of per-level logits (N, A_l, K) or of the
+            classifier's maps (N, B·K, H, W), whose anchors are counted by row, column and shape.
         labels: (N, A) integer, -1 ignored, 0 background, 1..K the class; or dense targets (N, A, K), float or
             bool, 1 where positive and 0 elsewhere. A list or tuple of per-level parts is joined likewise.
         ignore: (N, A) bool, only with dense targets: True where an anchor is in neither set.
@@ -118,24 +113,21 @@ def split_candidates(
             values are not looked at, because that would stop and wait for the device.
         TypeError: if something is no tensor.
     """
-    require_choice("scope", scope, SCOPES)
-    logits = _join("logits", logits)
-    labels = _join("labels", labels)
-    if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, got {logits.dtype}")
-    if logits.ndim != 3 or logits.shape[2] == 0:
-        raise ValueError(f"logits must have shape (N, A, K) with K >= 1, got {tuple(logits.shape)}")
+    return candidates_of(
+        check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope), pos_prior, neg_prior, scope
+    )
+
+
+def candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str) -> Candidates:
+    """The two sets of inputs that have been checked."""
+    rows = inputs.rows
+    logits = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    weights = [_prior_weights(n, p, logits) for n, p in (("pos_prior", pos_prior), ("neg_prior", neg_prior))]
-    if labels.ndim == 3:
-        ignore = None if ignore is None else _join("ignore", ignore)
-        positive, negative = _from_dense_targets(logits, labels, ignore, *weights)
-    elif ignore is not None:
-        raise ValueError(
-            "ignore goes with dense targets (N, A, K), got it with integer labels, which mark ignored anchors by -1"
-        )
+    if inputs.labels is not None:
+        positive, negative = _from_labels(logits, inputs.labels, *inputs.weights)
     else:
-        positive, negative = _from_labels(logits, labels, *weights)
+        assert inputs.targets is not None
+        positive, negative = _from_dense_targets(logits, inputs.targets, inputs.ignore, *inputs.weights)
     return Candidates(
         positive=_candidate_set(*positive, pos_prior, scope), negative=_candidate_set(*negative, neg_prior, scope)
     )
@@ -147,22 +139,7 @@ _Part = tuple[Tensor, Tensor, Tensor | None]  # signed logits, mask, weights of 
 def _from_labels(
     logits: Tensor, labels: Tensor, pos_weights: Tensor | None, neg_weights: Tensor | None
 ) -> tuple[_Part, _Part]:
-    num_classes = logits.shape[2]
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels (N, A) must be integers, got {labels.dtype}")
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"labels must have shape (N, A) = {tuple(logits.shape[:2])} to fit the logits, or (N, A, K) as dense "
-            f"targets, got {tuple(labels.shape)}"
-        )
-    labels = labels.to(torch.int64)
-    if values_can_be_checked(labels) and (labels.min() < -1 or labels.max() > num_classes):
-        raise ValueError(
-            f"labels must be -1 (ignored), 0 (background) or 1..{num_classes} (class), "
-            f"got values from {int(labels.min())} to {int(labels.max())}"
-        )
-    labels = labels.to(logits.device)
-    classes = torch.arange(1, num_classes + 1, device=logits.device)
+    classes = torch.arange(1, logits.shape[2] + 1, device=logits.device)
     negative_mask = (labels.unsqueeze(2) != classes) & (labels >= 0).unsqueeze(2)
     own_class = (labels - 1).clamp(min=0).unsqueeze(2)
     positive = logits.gather(2, own_class).squeeze(2)
@@ -174,26 +151,9 @@ def _from_labels(
 def _from_dense_targets(
     logits: Tensor, targets: Tensor, ignore: Tensor | None, pos_weights: Tensor | None, neg_weights: Tensor | None
 ) -> tuple[_Part, _Part]:
-    if not (targets.is_floating_point() or targets.dtype == torch.bool):
-        raise ValueError(f"labels (N, A, K) as dense targets must be floating point or bool, got {targets.dtype}")
-    if targets.shape != logits.shape:
-        raise ValueError(
-            f"labels as dense targets must have the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}"
-        )
-    if values_can_be_checked(targets) and not bool(((targets == 0) | (targets == 1)).all()):
-        raise ValueError(
-            "labels as dense targets must be 1 (positive) or 0, got other values, between "
-            f"{float(targets.min()):g} and {float(targets.max()):g}; soft targets have no positive set"
-        )
-    targets = targets.to(logits.device)
-    positive_mask = targets if targets.dtype == torch.bool else targets > 0
-    negative_mask = ~positive_mask
+    positive_mask, negative_mask = targets, ~targets
     if ignore is not None:
-        if ignore.dtype != torch.bool:
-            raise ValueError(f"ignore must be bool, got {ignore.dtype}")
-        if ignore.shape != logits.shape[:2]:
-            raise ValueError(f"ignore must have shape (N, A) = {tuple(logits.shape[:2])}, got {tuple(ignore.shape)}")
-        counted = ~ignore.to(logits.device).unsqueeze(2)
+        counted = ~ignore.unsqueeze(2)
         positive_mask, negative_mask = positive_mask & counted, negative_mask & counted
     flat = logits.flatten(1)
     return (
@@ -262,50 +222,6 @@ def keep_hardest(keys: Tensor, prior: Tensor, threshold: Tensor, mass: Tensor) -
     at_threshold = total(tied)
     share = ((mass - total(harder)) / torch.where(at_threshold > 0, at_threshold, 1.0)).clamp(0, 1)
     return harder + tied * share.to(keys.dtype)
-
-
-def _prior_weights(name: str, prior: Prior, logits: Tensor) -> Tensor | None:
-    """Weights (N, A, K) of a prior that is a tensor, else None."""
-    if prior is None:
-        return None
-    if not isinstance(prior, Tensor | list | tuple):
-        require_count(**{name: prior})
-        return None
-    prior = _join(name, prior).detach()
-    n, a, k = logits.shape
-    views = {(k,): (1, 1, k), (n, a): (n, a, 1), (n, a, k): (n, a, k)}
-    if tuple(prior.shape) not in views:
-        raise ValueError(
-            f"{name} as weights must have shape (K,) = {(k,)}, (N, A) = {(n, a)} or (N, A, K) = {(n, a, k)}, "
-            f"got {tuple(prior.shape)}"
-        )
-    if prior.is_complex() or prior.dtype == torch.bool:
-        raise ValueError(f"{name} as weights must be numbers, got {prior.dtype}")
-    if values_can_be_checked(prior) and not bool(((prior >= 0) & (prior < inf)).all()):
-        raise ValueError(
-            f"{name} as weights must be finite and not negative, got values from {float(prior.min()):g} "
-            f"to {float(prior.max()):g}"
-        )
-    return prior.to(logits.device, logits.dtype).view(views[tuple(prior.shape)]).expand(n, a, k)
-
-
-def _join(name: str, parts: Levels) -> Tensor:
-    """One tensor over all pyramid levels: one distribution per image needs the anchors of every level."""
-    if isinstance(parts, Tensor):
-        return parts
-    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(p, Tensor) for p in parts):
-        raise TypeError(
-            f"{name} must be a tensor or a non-empty list or tuple of tensors, got {type(parts).__name__}"
-        )
-    shapes = [tuple(p.shape) for p in parts]
-    if any(p.ndim < 2 or p.shape[:1] + p.shape[2:] != parts[0].shape[:1] + parts[0].shape[2:] for p in parts):
-        raise ValueError(f"the levels of {name} must agree in every dimension but the second, got {shapes}")
-    return torch.cat(list(parts), dim=1)
-
-
-def values_can_be_checked(values: Tensor) -> bool:
-    """Whether looking at a tensor's values costs no waiting for a device."""
-    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def reduce_images(losses: Tensor, reduction: str) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from drloss.losses.accumulate import total
-from drloss.losses.candidates import Candidates, CandidateSet, Levels, split_candidates
+from drloss.losses.candidates import Candidates, CandidateSet, split_candidates
 from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
 from drloss.losses.dr import DRLoss
+from drloss.losses.inputs import Levels
 from drloss.losses.ranking import Ranking
 
 HARD_SHARE = 0.01
@@ -56,8 +57,9 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
 
     Args:
         logits, labels, ignore: see :func:`drloss.dr_loss`.
-        options: the other options of :func:`drloss.dr_loss` but for ``reduction``. The expectations are those of its
-            derived distributions, whatever the pairing; the gradient is that of the loss they describe.
+        options: the other options of :func:`drloss.dr_loss` but for ``reduction``, ``backend`` and ``inplace``. The
+            expectations are those of its derived distributions, whatever the pairing; the gradient is that of the
+            loss they describe.
     Raises:
         ValueError, TypeError: as :func:`drloss.dr_loss`.
 
@@ -66,7 +68,8 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
     settings = DRLoss.defaults | options
     if unknown := set(settings) - set(DRLoss.defaults):
         raise TypeError(f"dr_statistics has no option {', '.join(sorted(unknown))}")
-    del settings["reduction"]
+    for name in ("reduction", "backend", "inplace"):
+        del settings[name]
     split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
     ranking = Ranking.of(**settings)
     with torch.enable_grad():

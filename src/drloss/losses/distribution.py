@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from drloss.losses.accumulate import last_derivative, spread, total, wide
-from drloss.losses.candidates import CandidateSet, keep_hardest, values_can_be_checked
+from drloss.losses.candidates import CandidateSet, keep_hardest
 from drloss.losses.checking import require_choice, require_positive, require_share
+from drloss.losses.inputs import values_can_be_checked
 
 REGULARIZERS = ("kl", "chi2", "cvar")
 WEIGHTS_GRADS = ("exact", "detached", "dual")

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from drloss.losses.accumulate import spread
-from drloss.losses.candidates import Levels, Prior, reduce_images, split_candidates
+from drloss.losses.candidates import candidates_of, reduce_images, split_candidates
 from drloss.losses.checking import require_finite, require_positive
 from drloss.losses.distribution import drifted_weights, expected_easiness
+from drloss.losses.fused.op import Rule, choose_backend, fused_losses
+from drloss.losses.inputs import Levels, Prior, check_inputs
 from drloss.losses.module import ImageLoss
 from drloss.losses.ranking import Ranking
 
@@ -59,6 +61,8 @@ def dr_loss(
     weights_grad: str = "exact",
     scope: str = "per_image",
     reduction: str = "mean",
+    backend: str = "auto",
+    inplace: bool = False,
 ) -> Tensor:
     r"""DR loss of each image, $\ell_{\mathrm{logistic}}(\hat P_- - \hat P_+ + \gamma)$, and its family.
 
@@ -69,7 +73,8 @@ def dr_loss(
     Args:
         logits: (N, A, K) classification logits of any floating dtype: N images, A anchors (or points, or queries)
             over all pyramid levels, K object classes and no background channel. Or a list or tuple of per-level
-            logits (N, A_l, K).
+            logits (N, A_l, K), or of the classifier's maps (N, B·K, H, W) as its last convolution leaves them,
+            contiguous or channels_last, whose A_l = H · W · B anchors are counted by row, column and shape.
         labels: (N, A) integer: -1 ignored, 0 background, 1..K the class. Or dense targets (N, A, K), float or
             bool, 1 where positive. Or a list or tuple of either, one part per level.
         ignore: (N, A) bool, with dense targets only: True where an anchor counts in neither set.
@@ -104,6 +109,14 @@ def dr_loss(
         scope: ``"per_image"``, as the paper; ``"pooled"`` puts the candidates of all images into one distribution,
             as the authors' code does with the images of a GPU, and returns one loss for them.
         reduction: over images, ``"mean"``, ``"sum"`` or ``"none"``.
+        backend: ``"torch"`` is the definition; the others are fused (:mod:`drloss.losses.fused`) and give the same
+            numbers within float32 rounding, several times as fast and without memory of the logits' size but for
+            their gradient: ``"triton"`` on a CUDA device, ``"cpu"`` by a C file that is compiled at its first use,
+            ``"chunked"`` in plain torch. They know the pairing ``"dr"`` with KL, any prior, surrogate, scope and
+            weights_grad, for logits of 32 or 16 bits. ``"auto"`` takes the fastest that can do what is asked, and
+            the definition for the rest.
+        inplace: whether the gradient may take the memory of the logits, whose values are then lost with the
+            backward pass; for logits that nobody needs after it, such as the output of a last convolution.
     Returns:
         float32 (float64 for float64 logits), a scalar, or for ``"none"`` (N,), pooled (1,). An image without
         positives has $\hat P_+ = 1$, one without negatives $\hat P_- = 0$; the graph is kept in every case, and the
@@ -113,7 +126,7 @@ def dr_loss(
         TypeError: if logits or labels are no tensors.
 
     Half-precision logits are widened before the sigmoid, so that autocast changes nothing but their rounding. The
-    pairing ``"all_pairs"`` and a radius can be differentiated once, everything else twice.
+    pairing ``"all_pairs"``, a radius and the fused backends can be differentiated once, everything else twice.
 
     >>> import torch
     >>> labels = torch.tensor([[1, 0, 0, -1], [0, 2, 2, 0]])
@@ -137,8 +150,29 @@ def dr_loss(
         neg_alpha=neg_alpha,
         weights_grad=weights_grad,
     )
-    candidates = split_candidates(logits, labels, ignore, pos_prior=pos_prior, neg_prior=neg_prior, scope=scope)
-    return reduce_images(ranking.losses(candidates), reduction)
+    inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope)
+    chosen = choose_backend(backend, inputs, cannot=_not_fused(ranking), inplace=inplace)
+    if chosen != "torch":
+        rule = Rule(
+            kind="dr",
+            rates=(1 / pos_lambda, 1 / neg_lambda),
+            surrogate=surrogate,
+            weights_grad=weights_grad,
+            numbers=(margin, rho if surrogate == "quadratic" else smoothness),
+            pooled=scope == "pooled",
+        )
+        mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
+        return reduce_images(fused_losses(inputs, rule, (mined[0], mined[1]), chosen, inplace), reduction)
+    return reduce_images(ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope)), reduction)
+
+
+def _not_fused(ranking: Ranking) -> str:
+    """Why the fused backends do not have this ranking, if so."""
+    if ranking.pairing != "dr":
+        return f"pairing {ranking.pairing!r}"
+    if ranking.negative.regularizer != "kl":
+        return f"regularizer {ranking.negative.regularizer!r}"
+    return "" if ranking.negative.radius is None and ranking.positive.radius is None else "a radius"
 
 
 class DRLoss(ImageLoss):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from drloss.losses.candidates import Levels
 from drloss.losses.checking import require_positive
+from drloss.losses.inputs import Levels
 
 _PER_BATCH = ("ignore", "quality")  # what belongs to the images and is given with them
 

@@ -11,8 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from drloss.losses.accumulate import total
-from drloss.losses.candidates import Candidates, CandidateSet, Levels, keep_hardest, reduce_images, split_candidates
+from drloss.losses.candidates import (
+    Candidates,
+    CandidateSet,
+    candidates_of,
+    keep_hardest,
+    reduce_images,
+    split_candidates,
+)
 from drloss.losses.checking import require_choice, require_not_negative, require_positive
+from drloss.losses.fused.op import Rule, choose_backend, fused_losses
+from drloss.losses.inputs import Inputs, Levels, check_inputs
 from drloss.losses.module import ImageLoss
 
 NORMALIZERS = ("positives", "none")
@@ -26,13 +35,15 @@ def cross_entropy_loss(
     normalizer: str = "positives",
     scope: str = "per_image",
     reduction: str = "mean",
+    backend: str = "auto",
+    inplace: bool = False,
 ) -> Tensor:
     r"""Binary cross-entropy over all candidates, $\sum_{j_+} -\log p_{j_+} + \sum_{j_-} -\log(1 - p_{j_-})$.
 
     Paper: Eq. (2), the loss whose imbalance the paper sets out from (and Eq. (1), before the sum is split).
 
     Args:
-        logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
+        logits, labels, ignore, scope, reduction, backend, inplace: see :func:`drloss.dr_loss`.
         normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` is Eq. (2).
     Returns:
         float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``.
@@ -44,7 +55,11 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.zeros(1, 3, 2), labels)  # 4 candidates of log 2 each, 1 positive
     tensor(2.7726)
     """
-    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    inputs = check_inputs(logits, labels, ignore, None, None, scope)
+    chosen = choose_backend(backend, inputs, inplace=inplace)
+    if chosen != "torch":
+        return _fused(inputs, 0.0, (1.0, 1.0), normalizer, scope, reduction, chosen, inplace)
+    candidates = candidates_of(inputs, None, None, scope)
     losses = total(_cross_entropy(candidates.positive.signed)) + total(_cross_entropy(candidates.negative.signed))
     return _reduce(losses, candidates, normalizer, reduction)
 
@@ -59,6 +74,8 @@ def focal_loss(
     normalizer: str = "positives",
     scope: str = "per_image",
     reduction: str = "mean",
+    backend: str = "auto",
+    inplace: bool = False,
 ) -> Tensor:
     r"""Focal loss, $-\alpha_t (1 - p_t)^\gamma \log p_t$ summed over the candidates of each image.
 
@@ -66,7 +83,7 @@ def focal_loss(
     easiness: p of a positive, 1 - p of a negative.
 
     Args:
-        logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
+        logits, labels, ignore, scope, reduction, backend, inplace: see :func:`drloss.dr_loss`.
         alpha: α in [0, 1], the weight of positives; negatives get 1 - α.
         gamma: γ >= 0.
         normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` does not.
@@ -83,7 +100,11 @@ def focal_loss(
     require_not_negative(alpha=alpha, gamma=gamma)
     if alpha > 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
-    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    inputs = check_inputs(logits, labels, ignore, None, None, scope)
+    chosen = choose_backend(backend, inputs, inplace=inplace)
+    if chosen != "torch":
+        return _fused(inputs, gamma, (alpha, 1 - alpha), normalizer, scope, reduction, chosen, inplace)
+    candidates = candidates_of(inputs, None, None, scope)
 
     def focal(part: CandidateSet) -> Tensor:
         return total(torch.sigmoid(-part.signed) ** gamma * _cross_entropy(part.signed))
@@ -204,6 +225,21 @@ def _quality(quality: Levels | None, labels: Levels, scope: str, like: Tensor) -
         )
     quality = quality.detach().to(like.device, like.dtype).reshape(like.shape[0], -1)
     return functional.pad(quality, (0, like.shape[1] - quality.shape[1]), value=1.0)
+
+
+def _fused(
+    inputs: Inputs,
+    gamma: float,
+    by_sign: tuple[float, float],
+    normalizer: str,
+    scope: str,
+    reduction: str,
+    backend: str,
+    inplace: bool,
+) -> Tensor:
+    require_choice("normalizer", normalizer, NORMALIZERS)
+    rule = Rule("focal", (gamma, gamma), normalizer, "", by_sign, scope == "pooled")
+    return reduce_images(fused_losses(inputs, rule, (0, 0), backend, inplace), reduction)
 
 
 def _reduce(losses: Tensor, candidates: Candidates, normalizer: str, reduction: str) -> Tensor:

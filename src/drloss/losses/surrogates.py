@@ -94,3 +94,12 @@ def choose_surrogate(name: str, *, smoothness: float, rho: float) -> Callable[[T
     if name == "logistic":
         return partial(logistic, smoothness=smoothness)
     return partial(quadratic, rho=rho) if name == "quadratic" else hinge
+
+
+def surrogate_slope(name: str, *, smoothness: float, rho: float) -> Callable[[Tensor], Tensor]:
+    r"""Derivative of :func:`choose_surrogate`'s function: for the logistic, $1/(1 + e^{-Lz})$; see Appendix A."""
+    if name == "logistic":
+        return lambda z: (smoothness * z).sigmoid()
+    if name == "quadratic":
+        return lambda z: ((z + rho) / (2 * rho)).clamp(0, 1)
+    return lambda z: (z > 0).to(z.dtype)

@@ -1,0 +1,150 @@
+"""The sums on a CPU, by a small C file that is compiled on the user's machine when it is first needed.
+
+Why so, and not by torch's extension builder or by Numba: the C file knows neither torch nor Python, so one wheel
+serves every version of both; it compiles in about a second, once; the code is made for the very processor; and where
+there is no compiler, the chunked backend steps in. Threads come from the OpenMP library that torch has loaded.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from math import inf
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drloss.losses.fused.layout import Level, Problem
+
+SOURCE = Path(__file__).with_name("kernels.c")
+DTYPES = (torch.float32, torch.bfloat16)
+_FLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_TRIES = (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ())
+_TOP, _SUMS, _SLOPE = 0, {"dr": 1, "focal": 3}, {"dr": 2, "focal": 4}  # the enum of kernels.c
+
+
+class _Sign(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_float) for name in ("rate", "v0", "w0", "threshold", "share", "alpha", "beta")]
+
+
+class _Level(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("anchors", "classes", "places", "per_place")],
+        ("labels", ctypes.c_void_p),
+        ("dense", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * 2),
+        ("by_anchor", ctypes.c_int64 * 2),
+        ("by_class", ctypes.c_int64 * 2),
+        ("signs", ctypes.POINTER(_Sign)),
+    ]
+
+
+def available() -> bool:
+    """Whether the compiled sums can be had: compiles them if need be."""
+    return _library() is not None
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
+    for tuned in _TRIES if compiler else ():
+        assert compiler is not None
+        try:
+            library = ctypes.CDLL(str(_compiled(compiler, (*_FLAGS, *tuned))))
+        except (OSError, subprocess.SubprocessError):
+            continue
+        library.drloss_blocks.restype = ctypes.c_int64
+        library.drloss_level.restype = None
+        return library
+    return None
+
+
+def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+    """The shared library for this source, compiler and processor, from the user's cache or newly made."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
+    key = b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode()])
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drloss"
+    target = folder / f"kernels-{hashlib.sha256(key).hexdigest()[:24]}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / target.name
+            command = [compiler, *flags, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, capture_output=True, check=True, timeout=120)
+            made.replace(target)  # whole or not at all, whoever else compiles beside
+    return target
+
+
+def _processor() -> str:
+    """What the processor can do: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def hardest(problem: Problem) -> Tensor:
+    """As :func:`drloss.losses.fused.chunked.hardest`."""
+    found = torch.full((problem.images, 6), -torch.inf, dtype=torch.float64)
+    for n, level in problem.each_level():
+        _call(problem, level, n, _TOP, out=found[n])
+    return found[:, ::3]
+
+
+def sums(problem: Problem) -> Tensor:
+    """As :func:`drloss.losses.fused.chunked.sums`."""
+    found = torch.zeros(problem.images, 6, dtype=torch.float64)
+    for n, level in problem.each_level():
+        _call(problem, level, n, _SUMS[problem.kind], out=found[n])
+    return found.view(-1, 2, 3)
+
+
+def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
+    """As :func:`drloss.losses.fused.chunked.gradient`."""
+    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(problem.images, 2, 2)
+    for n, level in problem.each_level():
+        _call(problem, level, n, _SLOPE[problem.kind], coefficients=coefficients[n], into=into[level.number])
+
+
+def _call(
+    problem: Problem,
+    level: Level,
+    n: int,
+    task: int,
+    coefficients: Tensor | None = None,
+    into: Tensor | None = None,
+    out: Tensor | None = None,
+) -> None:
+    library = _library()
+    assert library is not None
+    signs = (_Sign * 2)()
+    for sign in range(2):
+        extremes = (0.0, 1.0, -inf, 1.0) if problem.extremes is None else problem.extremes[n, sign].tolist()
+        alpha_beta = (0.0, 0.0) if coefficients is None else coefficients[sign].tolist()
+        signs[sign] = _Sign(problem.rates[sign], *extremes, *alpha_beta)
+    described = _Level(level.anchors, problem.classes, level.places if level.planes else 0, level.per_place)
+    described.signs = signs
+    described.labels = problem.labels[n, level.first :].data_ptr()
+    if problem.dense is not None:
+        described.dense = problem.dense[n, level.first :].data_ptr()
+    for sign, weights in enumerate(problem.weights):
+        if weights is not None:
+            described.weights[sign] = weights[n, level.first :].data_ptr()
+            described.by_anchor[sign], described.by_class[sign] = weights.stride(1), weights.stride(2)
+    slots = torch.empty(6 * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
+    library.drloss_level(
+        ctypes.byref(described),
+        ctypes.c_void_p(level.logits[n].data_ptr()),
+        None if into is None else ctypes.c_void_p(into[n].data_ptr()),
+        task,
+        ctypes.c_void_p(slots.data_ptr()),
+        None if out is None else ctypes.c_void_p(out.data_ptr()),
+        int(level.logits.dtype == torch.bfloat16),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,371 @@
+r"""The fused losses: one differentiable operator from logits and labels to the loss of each image.
+
+For the candidates of one sign with hardness $v$ (a score for a negative, 1 minus a score for a positive), prior $o$
+and $e = \exp((v - c)/\lambda)$, the sums $Z = \sum o e$, $S = \sum o e v$ and $M = \sum o$ are all that Eq. (9) asks:
+
+- $V = S/Z$ is $\hat P_-$ for the negatives and $1 - \hat P_+$ for the positives (Eq. 6);
+- $c + \lambda \log(Z/M)$ is the dual value, whose gradient is q;
+- so $z = V_- + V_+ - 1 + \gamma$, and the loss is $\ell(z)$ (Eq. 9).
+
+Their gradient needs no more than the logits again: it is $o e (\alpha + \beta v) v (1 - v)$ with
+$\alpha = (1 - V/\lambda)\,\ell'(z)/Z$ and $\beta = \ell'(z)/(\lambda Z)$, which is Appendix A; with the weights held
+fixed, $\alpha = \ell'(z)/Z$ and $\beta = 0$.
+
+The shift c is 0 while 1/λ is at most 40: scores lie in (0, 1), so that e^40 · 16 million is far from overflowing.
+For a smaller λ a pass before finds the hardest candidate, whose v is then c.
+
+Each backend computes the sums and the gradient in one file of its own: ``cpu`` (C, compiled on the user's machine),
+``triton`` (CUDA) and ``chunked`` (plain torch, everywhere).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drloss.losses.accumulate import last_derivative
+from drloss.losses.checking import require_choice
+from drloss.losses.fused import chunked, cpu
+from drloss.losses.fused.layout import describe, in_place
+from drloss.losses.inputs import Inputs
+from drloss.losses.surrogates import choose_surrogate, surrogate_slope
+
+BACKENDS = ("auto", "torch", "cpu", "triton", "chunked")
+
+MOST_RATE = 40.0
+"""1/λ up to which no shift is needed."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is made of the sums of an image.
+
+    Attributes:
+        kind: ``"dr"`` or ``"focal"``.
+        rates: 1/λ₊ and 1/λ₋ of the DR loss, twice γ of the focal loss.
+        surrogate: its name, for the DR loss; ``"positives"`` or ``"none"``, what the focal loss is divided by.
+        weights_grad: see :func:`drloss.dr_loss`; ``""`` for the focal loss.
+        numbers: margin and parameter of the surrogate (L or ρ); weights of positives and negatives.
+        pooled: whether all images are one.
+    """
+
+    kind: str
+    rates: tuple[float, float]
+    surrogate: str
+    weights_grad: str
+    numbers: tuple[float, float]
+    pooled: bool
+
+
+def choose_backend(name: str, inputs: Inputs, *, inplace: bool, cannot: str = "") -> str:
+    """The backend of that name if it can do what is asked, else ``"torch"`` for ``"auto"``.
+
+    Args:
+        cannot: what of the loss's options the fused backends do not have, or "".
+    Raises:
+        ValueError: if the name is unknown, or is that of a backend that cannot.
+    """
+    require_choice("backend", name, BACKENDS)
+    if not isinstance(inplace, bool):
+        raise ValueError(f"inplace must be True or False, got {inplace!r}")
+    x = inputs.logits[0]
+    if any(level.dtype != x.dtype or level.device != x.device for level in inputs.logits):
+        cannot = cannot or "levels of several dtypes or devices"
+    elif x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        cannot = cannot or f"{x.dtype} logits"
+    empty = not any(level.numel() for level in inputs.logits)
+    if name == "cpu" and not cannot and not empty:
+        if x.device.type != "cpu" or x.dtype not in cpu.DTYPES:
+            cannot = f"{x.dtype} logits on {x.device.type}"
+        elif not torch.compiler.is_compiling() and not cpu.available():
+            cannot = "a machine without a C compiler (cc, gcc or $CC)"
+    if name == "triton" and not cannot and not empty:
+        if find_spec("triton") is None:
+            cannot = "a machine without the package triton"
+        elif not (x.is_cuda or "TRITON_INTERPRET" in os.environ):
+            cannot = f"logits on {x.device.type}"
+    if name == "auto" and cannot:
+        return "torch"
+    if name != "torch" and cannot:
+        raise ValueError(f"backend must be 'auto' or 'torch' for {cannot}, got {name!r}")
+    if name == "torch" and inplace:
+        raise ValueError("inplace must be False with backend 'torch'")
+    return "chunked" if empty and name != "torch" else name
+
+
+def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: str, inplace: bool) -> Tensor:
+    """Loss of each image, (N,) float32, or (1,) if they are pooled; see :func:`drloss.dr_loss`.
+
+    Args:
+        inputs: float32, bfloat16 or float16 logits on one device.
+        rule: the loss.
+        mined: n̂ of positives and of negatives, 0 for all.
+        backend: ``"auto"``, ``"cpu"``, ``"triton"`` or ``"chunked"``.
+        inplace: whether the gradient may take the logits' memory.
+    """
+    logits = [in_place(x) for x in inputs.logits]
+    if inplace:
+        _check_inplace(inputs.logits)
+    if inputs.labels is not None:
+        labels, dense = inputs.labels.contiguous(), None
+    else:
+        assert inputs.targets is not None
+        dense = inputs.targets.to(torch.uint8)
+        if inputs.ignore is not None:
+            dense = dense.masked_fill(inputs.ignore.unsqueeze(2), 2)
+        labels, dense = dense.new_zeros(dense.shape[:2], dtype=torch.int64), dense.contiguous()
+    rest = (labels, dense, *inputs.weights)
+    shifted = [rule.kind == "dr" and rate > MOST_RATE for rate in rule.rates]
+    extremes = None
+    if any(mined) or any(shifted):
+        extremes = _extremes(
+            [x.detach() for x in logits], *rest, inputs.classes, mined, shifted, rule.pooled, backend
+        )
+    ending = (rule.surrogate, rule.weights_grad, rule.numbers, rule.pooled)
+    options = (rule.rates, inputs.classes, rule.kind, backend, *ending)
+    losses: Tensor = _Losses.apply(options, inplace, *rest, extremes, *logits)[0]
+    return losses
+
+
+def _check_inplace(levels: list[Tensor]) -> None:
+    if any(x.is_leaf and x.requires_grad for x in levels):
+        raise ValueError(
+            "inplace must be False for logits that are leaves of the graph: their values would be lost, got a tensor "
+            "whose own gradient is wanted"
+        )
+    spans = sorted((x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()) for x in levels)
+    if any(end > begin for (_, end), (begin, _) in pairwise(spans)):
+        raise ValueError("inplace must be False for levels that share their memory")
+
+
+def backend_of(name: str, x: Tensor) -> Any:
+    """The module that does the work: the one of that name, or for ``"auto"`` the fastest that can."""
+    if name == "cpu" or (name == "auto" and x.device.type == "cpu" and x.dtype in cpu.DTYPES and cpu.available()):
+        return cpu
+    if name == "triton" or (name == "auto" and x.is_cuda and find_spec("triton") is not None):
+        from drloss.losses.fused import triton
+
+        return triton
+    return chunked
+
+
+def finish(sums: Tensor, extremes: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Losses (R,) and α and β of positives and negatives, (R, 2, 2), of sums (R, 2, 3), all float64.
+
+    R is N, or 1 if the images are pooled.
+    """
+    z_sum, s_sum, mass = sums.unbind(2)
+    if rule.kind == "focal":
+        by_sign = sums.new_tensor(rule.numbers)
+        by_sign = (
+            by_sign / mass[:, :1].clamp(min=1) if rule.surrogate == "positives" else by_sign.expand(len(sums), 2)
+        )
+        return (z_sum * by_sign).sum(dim=1), torch.stack([by_sign, torch.zeros_like(by_sign)], dim=2)
+    there = mass > 0
+    z_sum = torch.where(there, z_sum, 1.0)
+    lam = 1 / sums.new_tensor(rule.rates)
+    value = expected = torch.where(there, s_sum / z_sum, 0.0)
+    if rule.weights_grad == "dual":
+        shift = 0.0 if extremes is None else extremes[: len(sums), :, 0]
+        value = torch.where(there, shift + lam * (z_sum / torch.where(there, mass, 1.0)).log(), 0.0)
+    violation = value.sum(dim=1) - 1 + rule.numbers[0]
+    parameters = {"smoothness": rule.numbers[1], "rho": rule.numbers[1]}
+    slope = surrogate_slope(rule.surrogate, **parameters)(violation)
+    alpha, beta = 1 / z_sum, torch.zeros_like(z_sum)
+    if rule.weights_grad == "exact":
+        alpha, beta = (1 - expected / lam) / z_sum, 1 / (lam * z_sum)
+    coefficients = torch.stack([alpha, beta], dim=2) * (there * slope.unsqueeze(1)).unsqueeze(2)
+    return choose_surrogate(rule.surrogate, **parameters)(violation), coefficients
+
+
+@torch.library.custom_op("drloss::extremes", mutates_args=())
+def _extremes(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    classes: int,
+    mined: Sequence[int],
+    shifted: Sequence[bool],
+    pooled: bool,
+    backend: str,
+) -> Tensor:
+    """Of :class:`drloss.losses.fused.layout.Problem`."""
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, None, (1.0, 1.0), classes, "dr")
+    n = problem.images
+    found = labels.new_tensor([0.0, 1.0, -torch.inf, 1.0], dtype=torch.float32).repeat(n, 2, 1)
+    if any(mined):
+        found[:, :, 2:] = chunked.mined(problem, mined, pooled)
+    if any(shifted):
+        hardest = backend_of(backend, logits[0]).hardest(problem)
+        if pooled and n:
+            hardest = hardest.amax(dim=0, keepdim=True).expand(n, 2)
+        for sign in range(2):
+            if shifted[sign]:
+                found[:, sign, 0] = hardest[:, sign].sigmoid()
+                found[:, sign, 1] = (-hardest[:, sign]).sigmoid()
+    return found
+
+
+@_extremes.register_fake
+def _(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    classes: int,
+    mined: Sequence[int],
+    shifted: Sequence[bool],
+    pooled: bool,
+    backend: str,
+) -> Tensor:
+    return labels.new_empty(labels.shape[0], 2, 4, dtype=torch.float32)
+
+
+@torch.library.custom_op("drloss::losses", mutates_args=())
+def _losses(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    extremes: Tensor | None,
+    rates: Sequence[float],
+    classes: int,
+    kind: str,
+    backend: str,
+    surrogate: str,
+    weights_grad: str,
+    numbers: Sequence[float],
+    pooled: bool,
+) -> tuple[Tensor, Tensor]:
+    """Losses (R,) and coefficients (R, 2, 2), float32."""
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    rule = Rule(kind, (rates[0], rates[1]), surrogate, weights_grad, (numbers[0], numbers[1]), pooled)
+    module = backend_of(backend, logits[0])
+    if hasattr(module, "losses"):
+        found: tuple[Tensor, Tensor] = module.losses(problem, rule)
+        return found
+    sums = module.sums(problem)
+    if pooled and problem.images:
+        sums = sums.sum(dim=0, keepdim=True)
+    losses, coefficients = finish(sums, extremes, rule)
+    return losses.float(), coefficients.float()
+
+
+@_losses.register_fake
+def _(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    extremes: Tensor | None,
+    rates: Sequence[float],
+    classes: int,
+    kind: str,
+    backend: str,
+    surrogate: str,
+    weights_grad: str,
+    numbers: Sequence[float],
+    pooled: bool,
+) -> tuple[Tensor, Tensor]:
+    rows = min(labels.shape[0], 1) if pooled else labels.shape[0]
+    losses = labels.new_empty(rows, dtype=torch.float32)
+    return losses, losses.new_empty(rows, 2, 2)
+
+
+@torch.library.custom_op("drloss::gradients", mutates_args=())
+def _gradients(
+    factors: Tensor,
+    coefficients: Tensor,
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    extremes: Tensor | None,
+    rates: Sequence[float],
+    classes: int,
+    kind: str,
+    backend: str,
+) -> list[Tensor]:
+    """Gradient of each level for factors (R,), the derivative of what follows by each loss."""
+    into = [torch.empty_like(level) for level in logits]
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    backend_of(backend, logits[0]).gradient(problem, factors, coefficients, into)
+    return into
+
+
+@_gradients.register_fake
+def _(
+    factors: Tensor,
+    coefficients: Tensor,
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    extremes: Tensor | None,
+    rates: Sequence[float],
+    classes: int,
+    kind: str,
+    backend: str,
+) -> list[Tensor]:
+    return [torch.empty_like(level) for level in logits]
+
+
+@torch.library.custom_op("drloss::gradients_in_place", mutates_args={"logits"})
+def _gradients_in_place(
+    factors: Tensor,
+    coefficients: Tensor,
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    dense: Tensor | None,
+    pos_weights: Tensor | None,
+    neg_weights: Tensor | None,
+    extremes: Tensor | None,
+    rates: Sequence[float],
+    classes: int,
+    kind: str,
+    backend: str,
+) -> None:
+    """As ``gradients``, written over the logits."""
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    backend_of(backend, logits[0]).gradient(problem, factors, coefficients, list(logits))
+
+
+class _Losses(torch.autograd.Function):
+    """Losses (R,) with their gradient; the levels come last."""
+
+    @staticmethod
+    def forward(options: tuple[Any, ...], inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = _losses(list(tensors[5:]), *tensors[:5], *options)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        options, ctx.inplace, *tensors = inputs
+        ctx.options = options[:4]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, factors: Tensor, _: Tensor) -> tuple[Any, ...]:
+        coefficients, *rest = ctx.saved_tensors
+        levels = rest[5:]
+        arguments = (factors.detach(), coefficients, [x.detach() for x in levels], *rest[:5], *ctx.options)
+        if ctx.inplace:
+            _gradients_in_place(*arguments)
+            gradients = [x.detach() for x in levels]
+        else:
+            gradients = _gradients(*arguments)
+        what = "a fused loss (backend 'torch' is not)"
+        return *[None] * 7, *[last_derivative(g, x, what) for g, x in zip(gradients, levels, strict=True)]

@@ -1,0 +1,200 @@
+"""What a detector hands to a loss, checked once for all losses and backends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from drloss.losses.checking import require_choice, require_count
+
+SCOPES = ("per_image", "pooled")
+
+Levels = Tensor | Sequence[Tensor]
+"""One tensor, or its parts by pyramid level."""
+Prior = Tensor | Sequence[Tensor] | int | None
+"""Original distribution: uniform (None), the n̂ hardest (an integer) or weights (a tensor)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Logits and labels of N images, as they were given.
+
+    Attributes:
+        logits: of each level (N, A_l, K), or the classifier's maps (N, B·K, H, W).
+        labels: (N, A) int64, or None where targets are dense.
+        targets: (N, A, K) bool, or None.
+        ignore: (N, A) bool, or None; with dense targets only.
+        weights: of positives and negatives, (N, A, K) of the logits' dtype, float32 at least, possibly strided with
+            0; None where the prior is no tensor.
+        classes: K.
+    """
+
+    logits: list[Tensor]
+    labels: Tensor | None
+    targets: Tensor | None
+    ignore: Tensor | None
+    weights: tuple[Tensor | None, Tensor | None]
+    classes: int
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """The levels as (N, A_l, K): anchors in the order of rows, columns, shapes."""
+        return [x if x.ndim == 3 else maps_to_rows(x, self.classes) for x in self.logits]
+
+
+def maps_to_rows(maps: Tensor, classes: int) -> Tensor:
+    """(N, B·K, H, W) to (N, H·W·B, K)."""
+    n, _, h, w = maps.shape
+    return maps.reshape(n, -1, classes, h, w).permute(0, 3, 4, 1, 2).reshape(n, -1, classes)
+
+
+def check_inputs(
+    logits: Levels, labels: Levels, ignore: Levels | None, pos_prior: Prior, neg_prior: Prior, scope: str
+) -> Inputs:
+    """Check what all losses are given; see :func:`drloss.losses.candidates.split_candidates` for what may be.
+
+    Raises:
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator
+            values are not looked at, because that would stop and wait for the device.
+        TypeError: if something is no tensor.
+    """
+    require_choice("scope", scope, SCOPES)
+    levels = _parts("logits", logits)
+    labels = join("labels", labels)
+    if not all(level.is_floating_point() for level in levels):
+        raise ValueError(f"logits must be floating point, got {', '.join(str(x.dtype) for x in levels)}")
+    shape = _shape(levels, labels)
+    wide = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
+    weights = (
+        _prior_weights("pos_prior", pos_prior, shape, levels[0].device, wide),
+        _prior_weights("neg_prior", neg_prior, shape, levels[0].device, wide),
+    )
+    if labels.ndim == 3:
+        targets = _check_targets(labels, shape).to(levels[0].device)
+        ignore = None if ignore is None else _check_ignore(join("ignore", ignore), shape).to(levels[0].device)
+        return Inputs(levels, None, targets, ignore, weights, shape[2])
+    if ignore is not None:
+        raise ValueError(
+            "ignore goes with dense targets (N, A, K), got it with integer labels, which mark ignored anchors by -1"
+        )
+    return Inputs(levels, _check_labels(labels, shape).to(levels[0].device), None, None, weights, shape[2])
+
+
+def _shape(levels: list[Tensor], labels: Tensor) -> tuple[int, int, int]:
+    """(N, A, K)."""
+    first = levels[0]
+    shapes = [tuple(x.shape) for x in levels]
+    if first.ndim == 3 and first.shape[2] > 0:
+        if any(x.ndim != 3 or x.shape[0] != first.shape[0] or x.shape[2] != first.shape[2] for x in levels):
+            raise ValueError(f"the levels of logits must agree in every dimension but the second, got {shapes}")
+        return first.shape[0], sum(x.shape[1] for x in levels), first.shape[2]
+    if first.ndim != 4:
+        raise ValueError(f"logits must have shape (N, A, K) with K >= 1, or be maps (N, B·K, H, W), got {shapes[0]}")
+    if any(x.ndim != 4 or x.shape[:2] != first.shape[:2] for x in levels):
+        raise ValueError(f"the levels of logits as maps (N, B·K, H, W) must agree in N and B·K, got {shapes}")
+    places = sum(x.shape[2] * x.shape[3] for x in levels)
+    anchors = labels.shape[1] if labels.ndim > 1 else 0
+    per_place = anchors // places if places else 0
+    if not per_place or per_place * places != anchors or first.shape[1] % per_place:
+        raise ValueError(
+            f"labels must have shape (N, A) with A = B · {places} to fit the logits' maps {shapes}, where B divides "
+            f"{first.shape[1]}, got {tuple(labels.shape)}"
+        )
+    return first.shape[0], anchors, first.shape[1] // per_place
+
+
+def _check_labels(labels: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels (N, A) must be integers, got {labels.dtype}")
+    if labels.shape != shape[:2]:
+        raise ValueError(
+            f"labels must have shape (N, A) = {shape[:2]} to fit the logits, or (N, A, K) as dense targets, got "
+            f"{tuple(labels.shape)}"
+        )
+    labels = labels.to(torch.int64)
+    if values_can_be_checked(labels) and (labels.min() < -1 or labels.max() > shape[2]):
+        raise ValueError(
+            f"labels must be -1 (ignored), 0 (background) or 1..{shape[2]} (class), "
+            f"got values from {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels
+
+
+def _check_targets(targets: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if not (targets.is_floating_point() or targets.dtype == torch.bool):
+        raise ValueError(f"labels (N, A, K) as dense targets must be floating point or bool, got {targets.dtype}")
+    if targets.shape != shape:
+        raise ValueError(f"labels as dense targets must have the logits' shape {shape}, got {tuple(targets.shape)}")
+    if (
+        targets.dtype != torch.bool
+        and values_can_be_checked(targets)
+        and not bool(((targets == 0) | (targets == 1)).all())
+    ):
+        raise ValueError(
+            "labels as dense targets must be 1 (positive) or 0, got other values, between "
+            f"{float(targets.min()):g} and {float(targets.max()):g}; soft targets have no positive set"
+        )
+    return targets if targets.dtype == torch.bool else targets > 0
+
+
+def _check_ignore(ignore: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if ignore.dtype != torch.bool:
+        raise ValueError(f"ignore must be bool, got {ignore.dtype}")
+    if ignore.shape != shape[:2]:
+        raise ValueError(f"ignore must have shape (N, A) = {shape[:2]}, got {tuple(ignore.shape)}")
+    return ignore
+
+
+def _prior_weights(
+    name: str, prior: Prior, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Weights (N, A, K) of a prior that is a tensor, else None."""
+    if prior is None:
+        return None
+    if not isinstance(prior, Tensor | list | tuple):
+        require_count(**{name: prior})
+        return None
+    prior = join(name, prior).detach()
+    n, a, k = shape
+    views = {(k,): (1, 1, k), (n, a): (n, a, 1), (n, a, k): (n, a, k)}
+    if tuple(prior.shape) not in views:
+        raise ValueError(
+            f"{name} as weights must have shape (K,) = {(k,)}, (N, A) = {(n, a)} or (N, A, K) = {(n, a, k)}, "
+            f"got {tuple(prior.shape)}"
+        )
+    if prior.is_complex() or prior.dtype == torch.bool:
+        raise ValueError(f"{name} as weights must be numbers, got {prior.dtype}")
+    if values_can_be_checked(prior) and not bool(((prior >= 0) & (prior < inf)).all()):
+        raise ValueError(
+            f"{name} as weights must be finite and not negative, got values from {float(prior.min()):g} "
+            f"to {float(prior.max()):g}"
+        )
+    return prior.to(device, dtype).reshape(views[tuple(prior.shape)]).expand(n, a, k)
+
+
+def _parts(name: str, parts: Levels) -> list[Tensor]:
+    if isinstance(parts, Tensor):
+        return [parts]
+    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(p, Tensor) for p in parts):
+        raise TypeError(
+            f"{name} must be a tensor or a non-empty list or tuple of tensors, got {type(parts).__name__}"
+        )
+    return list(parts)
+
+
+def join(name: str, parts: Levels) -> Tensor:
+    """One tensor over all pyramid levels: one distribution per image needs the anchors of every level."""
+    levels = _parts(name, parts)
+    if len(levels) == 1:
+        return levels[0]
+    shapes = [tuple(p.shape) for p in levels]
+    if any(p.ndim < 2 or p.shape[:1] + p.shape[2:] != levels[0].shape[:1] + levels[0].shape[2:] for p in levels):
+        raise ValueError(f"the levels of {name} must agree in every dimension but the second, got {shapes}")
+    return torch.cat(levels, dim=1)
+
+
+def values_can_be_checked(values: Tensor) -> bool:
+    """Whether looking at a tensor's values costs no waiting for a device."""
+    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
