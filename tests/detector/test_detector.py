@@ -11,7 +11,7 @@ from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch, box_loss, box_quality
 from drloss.detector.targets import BOX_CODER, Objects, assign_targets
 from drloss.errors import UserError
-from drloss.losses import DRLoss, FocalLoss, QualityFocalLoss
+from drloss.losses import LOSSES, DRLoss, FocalLoss, QualityFocalLoss
 
 SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_scale=2.0
@@ -109,13 +109,21 @@ def test_heads_start_as_retinanets():
 
 
 def test_heads_keep_location_major_order():
-    model = RetinaNet(SMALL, 2, 0.5)
-    head = model.cls_head
-    feature = torch.randn(1, 32, 2, 3)
-    (values,) = head([feature])
-    raw = head.predict(head.tower(feature))
-    assert values.shape == (1, 2 * 3 * 9, 2)
-    torch.testing.assert_close(values[0, (1 * 3 + 2) * 9 + 4, 1], raw[0, 4 * 2 + 1, 1, 2])
+    outputs = RetinaNet(SMALL, 2, 0.5)(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    for maps, logits in zip(outputs.maps, outputs.logits, strict=True):
+        height, width = maps.shape[2:]
+        assert logits.shape == (1, height * width * 9, 2)
+        row, column = height // 2, width - 1
+        assert torch.equal(logits[0, (row * width + column) * 9 + 4, 1], maps[0, 4 * 2 + 1, row, column])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_takes_the_maps_as_they_are(loss):
+    outputs = RetinaNet(SMALL, 2, 0.5)(torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8))
+    anchors = sum(len(a) for a in outputs.anchors)
+    labels = torch.randint(3, (2, anchors)) * (torch.rand(2, anchors) < 0.1)
+    module = LOSSES[loss]()
+    torch.testing.assert_close(module(outputs.maps, labels), module(outputs.logits, labels))
 
 
 @pytest.mark.parametrize(
@@ -220,10 +228,11 @@ def test_every_trainable_weight_gets_a_gradient_without_any_object():
 
 def heads_saying(boxes, scores, labels, num_classes=3):
     """Outputs of one level in which anchor i decodes to box i with one class's score."""
-    logits = torch.full((1, len(boxes), num_classes), -20.0)
+    maps = torch.full((1, num_classes, 1, len(boxes)), -20.0)
     for i, (score, label) in enumerate(zip(scores, labels, strict=True)):
-        logits[0, i, label - 1] = math.log(score / (1 - score))
-    return HeadOutputs([logits], [torch.zeros(1, len(boxes), 4)], [torch.tensor(boxes, dtype=torch.float32)])
+        maps[0, label - 1, 0, i] = math.log(score / (1 - score))
+    anchors = torch.tensor(boxes, dtype=torch.float32)
+    return HeadOutputs([maps], [torch.zeros(1, len(boxes), 4)], [anchors], num_classes)
 
 
 def test_detections_are_thresholded_suppressed_per_class_and_ranked():

@@ -1,6 +1,7 @@
 """Dr. Retina: RetinaNet with K sigmoid outputs per anchor and no background channel."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from drloss.detector.anchors import level_anchors
 from drloss.detector.backbone import ResNetFPN
 from drloss.detector.config import DetectorConfig
+from drloss.losses.inputs import maps_to_rows
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -20,14 +22,22 @@ class HeadOutputs:
     """What the heads say about a batch, level by level.
 
     Attributes:
-        logits: one (N, A_l, K) per level.
+        maps: one (N, B·K, H, W) per level, the classification logits as the last convolution leaves them: the losses
+            read them in place.
         deltas: one (N, A_l, 4) per level, box deltas weighted (10, 10, 5, 5).
         anchors: one (A_l, 4) per level, xyxy in pixels of the padded images.
+        num_classes: K.
     """
 
-    logits: list[Tensor]
+    maps: list[Tensor]
     deltas: list[Tensor]
     anchors: list[Tensor]
+    num_classes: int
+
+    @cached_property
+    def logits(self) -> list[Tensor]:
+        """One (N, A_l, K) per level, a copy in the order of the anchors."""
+        return [maps_to_rows(m, self.num_classes) for m in self.maps]
 
 
 class Head(nn.Module):
@@ -45,7 +55,6 @@ class Head(nn.Module):
             channels = config.head_channels
         self.tower = nn.Sequential(*layers)
         self.predict = nn.Conv2d(channels, config.anchors_per_location * outputs, 3, padding=1)
-        self.outputs = outputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -55,9 +64,8 @@ class Head(nn.Module):
         nn.init.constant_(self.predict.bias, bias)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Per level, features (N, C, H, W) to values (N, H * W * B, outputs)."""
-        maps = [self.predict(self.tower(f)) for f in features]
-        return [m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, self.outputs) for m in maps]
+        """Per level, features (N, C, H, W) to maps (N, B * outputs, H, W)."""
+        return [self.predict(self.tower(f)) for f in features]
 
 
 class RetinaNet(nn.Module):
@@ -94,7 +102,8 @@ class RetinaNet(nn.Module):
         features = self.backbone((images / 255 - self.mean) / self.std)
         grids = tuple((f.shape[2], f.shape[3]) for f in features)
         return HeadOutputs(
-            logits=self.cls_head(features),
-            deltas=self.box_head(features),
+            maps=self.cls_head(features),
+            deltas=[maps_to_rows(m, 4) for m in self.box_head(features)],
             anchors=level_anchors(self.config, grids, images.device),
+            num_classes=self.num_classes,
         )

@@ -108,4 +108,4 @@ class Objective(nn.Module):
         if getattr(self.loss, "uses_quality", False):
             joined = torch.cat(outputs.deltas, dim=1)
             per_batch["quality"] = box_quality(joined, targets, labels, torch.cat(outputs.anchors))
-        return LossTerms(cls=self.loss(outputs.logits, labels, **per_batch), box=box.mean(), labels=labels)
+        return LossTerms(cls=self.loss(outputs.maps, labels, **per_batch), box=box.mean(), labels=labels)
