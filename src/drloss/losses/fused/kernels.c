@@ -36,32 +36,33 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 static inline vf splat(float x) { return x - (vf){0}; }
 static inline vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* exp(x) for x <= 88, to 2 units in the last place; exp(-87) below -87. NaN stays NaN. */
-static inline vf exponential(vf x) {
-    x = choose(x < splat(-87.0f), splat(-87.0f), x);
-    vf n = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
-    vi power = (vi)n;
+/* 2^(x * scale) for results between 2^-126 and 2^126, to 2 units in the last place. NaN stays NaN. */
+static inline vf power(vf x, vf scale) {
+    vf n = x * scale + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
+    vi bits = (vi)n << 23;
     n = n - 12582912.0f;
-    vf r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return (vf)((vi)p + (power << 23));
+    vf r = x * scale - n, p = splat(1.535336188e-4f);
+    p = p * r + 1.339887440e-3f;
+    p = p * r + 9.618437357e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472028e-1f;
+    p = p * r + 1.0f;
+    return (vf)((vi)p + bits);
 }
 
-/* v = sigmoid(y) and w = sigmoid(-y), both to full relative precision. */
+#define LOG2E 1.44269504088896341f
+
+/* exp(x) for x <= 87; exp(-87) below -87. */
+static inline vf exponential(vf x) { return power(choose(x < splat(-87.0f), splat(-87.0f), x), splat(LOG2E)); }
+
+/* v = sigmoid(y) and w = sigmoid(-y), both to full relative precision; 1.6e-38 at the least. */
 static inline void sigmoids(vf y, vf *v, vf *w) {
-    vi negative = y < splat(0.0f);
-    vf t = exponential((vf)((vi)y | (int32_t)0x80000000));
-    vf large = 1.0f / (1.0f + t);
-    vf small = t * large;
-    *v = choose(negative, small, large);
-    *w = choose(negative, large, small);
+    y = choose(y < splat(-87.0f), splat(-87.0f), y);
+    y = choose(y > splat(87.0f), splat(87.0f), y);
+    vf t = power(y, splat(-LOG2E));
+    *v = 1.0f / (1.0f + t);
+    *w = t * *v;
 }
 
 /* Logits are float32 or bfloat16; bf16 is a constant wherever these are used, so that the choice costs nothing. */
@@ -180,8 +181,8 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 else slope = p->alpha * term * (p->rate * w * choose(softplus > splat(1e30f), splat(0.0f), softplus) + v);
             } else {
                 sigmoids(y, &v, &w);
-                vf d = plain ? v : hard ? p->w0 - w : v - p->v0;
-                term = o * exponential(d * p->rate);
+                if (plain) term = power(v, splat(p->rate * LOG2E)); /* rate is at most 40 */
+                else term = o * exponential((hard ? p->w0 - w : v - p->v0) * p->rate);
                 slope = term * v * w * (p->alpha + p->beta * v);
             }
             if (task == DR_SLOPE || task == FOCAL_SLOPE) {
@@ -197,7 +198,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 }
                 z += term;
                 if (task == DR_SUMS) s += term * v;
-                m += o;
+                if (!plain) m += o;
             }
         }
         if (task == DR_SUMS || task == FOCAL_SUMS)
@@ -206,6 +207,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 sums->s += s[l];
                 sums->m += m[l];
             }
+        if (plain) sums->m += (double)(to - from);
     }
     for (int l = 0; task == TOP && l < LANES; l++)
         if (!(best[l] <= sums->z)) sums->z = best[l];
