@@ -9,9 +9,9 @@ the rounds are shown:
 - ``x focal``: time over that of torchvision's ``sigmoid_focal_loss``, whose dense targets are made beforehand;
 - ``x floor``: time over that of what no loss can do without, measured in the same rounds: one read and one fresh copy
   of the logits on a CPU; two reads and a write at the speed of a copy on a GPU;
-- ``memory``: peak during the step, the gradient included, over the logits' own; ready targets and labels do not count.
+- ``memory``: peak during the step, the gradient included, over the logits' own, beside ready targets and labels.
 
-``--record`` writes benchmarks/results/DATE-loss-DEVICE.json, of which ``python -m benchmarks.page`` makes docs/speed.md.
+``--record`` writes benchmarks/results/DATE-loss-DEVICE.json; ``python -m benchmarks.page`` makes docs/speed.md of it.
 """
 
 import argparse
@@ -186,9 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     about = surroundings(options.device)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(
-        f"images of {ANCHORS} x {CLASSES}, medians of {options.repeats}; drloss from {Path(drloss.__file__).parent.name}"
-    )
+    print(f"images of {ANCHORS} x {CLASSES}, medians of {options.repeats}")
     rows = []
     for dtype in options.dtypes:
         for n in options.batches:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.losses [--anchors 201600] [--classes 80] [--dtype float32] [--device cpu] [--repeats 5]
 
-Of each loss of the family in its default backend; ``benchmarks.loss`` compares the backends and the rivals. One image of
-the paper's size by default. Each loss is timed in turn, round after round, and the median is shown as a
-ratio to torchvision's ``sigmoid_focal_loss``; the extra memory is the peak during the step beyond the logits, their
-gradient and the labels, in units of the logits. Records belong in ``benchmarks/results/`` as dated files.
+Each loss of the family by its default backend; ``benchmarks.loss`` compares backends and rivals. One image of the
+paper's size by default. Each loss is timed in turn, round after round, and the median is shown as a ratio to
+torchvision's ``sigmoid_focal_loss``; the extra memory is the peak during the step beyond the logits, their gradient and
+the labels, in units of the logits. Records belong in ``benchmarks/results/`` as dated files.
 """
 
 import argparse
