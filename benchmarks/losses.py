@@ -4,8 +4,8 @@
 
 Each loss of the family by its default backend; ``benchmarks.loss`` compares backends and rivals. One image of the
 paper's size by default. Each loss is timed in turn, round after round, and the median is shown as a ratio to
-torchvision's ``sigmoid_focal_loss``; the extra memory is the peak during the step beyond the logits, their gradient and
-the labels, in units of the logits. Records belong in ``benchmarks/results/`` as dated files.
+torchvision's ``sigmoid_focal_loss``; the extra memory is the peak during the step beyond the logits, their gradient
+and the labels, in units of the logits. Records belong in ``benchmarks/results/`` as dated files.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -343,8 +344,8 @@ def test_modules_take_the_backend():
         close(module(backend="chunked")(logits, labels), module(backend="torch")(logits, labels))
 
 
-@pytest.mark.parametrize("break_it", ["none", "fails", "no home"])
-def test_without_a_compiler_the_chunked_backend_steps_in(break_it, tmp_path, monkeypatch):
+@pytest.mark.parametrize("break_it", ["none", "fails", "no home", "a folder of others"])
+def test_without_a_compiler_or_a_cache_of_its_own_there_is_another_way(break_it, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if break_it == "none":
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -354,14 +355,20 @@ def test_without_a_compiler_the_chunked_backend_steps_in(break_it, tmp_path, mon
         (tmp_path / "cc").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("CC", raising=False)
-    else:
+    elif not shutil.which("cc"):
+        pytest.skip("there is no C compiler")
+    elif break_it == "no home":
         (tmp_path / "cache").write_text("not a folder")
+    else:
+        (tmp_path / "cache" / "drloss").mkdir(parents=True)
+        (tmp_path / "cache" / "drloss").chmod(0o777)
     cpu._library.cache_clear()
     try:
         logits, labels = random_case(18, dtype=torch.float32)
         wanted = dr_loss(logits, labels, backend="torch")
-        if break_it == "no home":
-            assert cpu.available() == (backend_of("auto", logits) is cpu)
+        if break_it in ("no home", "a folder of others"):
+            assert backend_of("auto", logits) is cpu
+            assert not list(tmp_path.glob("cache/*/*"))
         else:
             assert backend_of("auto", logits) is chunked
             with pytest.raises(ValueError, match=r"for a machine without a C compiler"):

@@ -5,6 +5,7 @@ serves every version of both; it compiles in about a second, once; the code is m
 there is no compiler, the chunked backend steps in. Threads come from the OpenMP library that torch has loaded.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -12,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from math import inf
 from pathlib import Path
@@ -68,16 +70,29 @@ def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
     """The shared library for this source, compiler and processor, from the user's cache or newly made."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
     key = b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode()])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drloss"
+    folder = _folder()
     target = folder / f"kernels-{hashlib.sha256(key).hexdigest()[:24]}.so"
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / target.name
             command = [compiler, *flags, str(SOURCE), "-o", str(made)]
             subprocess.run(command, capture_output=True, check=True, timeout=120)
             made.replace(target)  # whole or not at all, whoever else compiles beside
     return target
+
+
+def _folder() -> Path:
+    """Where the library is kept: the user's cache, or a folder of this process if others could write there."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drloss"
+    with suppress(OSError, RuntimeError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+        own = not hasattr(os, "getuid") or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
+        if own and os.access(folder, os.W_OK):
+            return folder
+    private = tempfile.mkdtemp(prefix="drloss-")
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return Path(private)
 
 
 def _processor() -> str:
