@@ -188,8 +188,8 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(f"images of {ANCHORS} x {CLASSES}, medians of {options.repeats}")
     rows = []
-    for dtype in options.dtypes:
-        for n in options.batches:
+    for n in options.batches:
+        for dtype in options.dtypes:
             for kind in options.logits:
                 least, measured = measure(options.device, dtype, n, kind, options.repeats, options.only)
                 show(least, measured)

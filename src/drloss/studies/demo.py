@@ -6,21 +6,16 @@ weight: what :data:`drloss.losses.LOSSES` gives it.
 """
 
 import io
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from drloss.data.annotations import Annotations
 from drloss.data.sources import DataSource
 from drloss.detector.detections import Detection
-from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS, evaluate
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.drawing import draw_detections, mosaic
@@ -29,6 +24,7 @@ from drloss.evaluation.thresholds import threshold_sweep
 from drloss.files import write_json
 from drloss.ranks import Ranks
 from drloss.studies.evaluate import observe_scores
+from drloss.studies.farm import Job, train_jobs
 from drloss.studies.report import RunSummary, write_report
 from drloss.training.checkpoints import load_run
 from drloss.training.config import Config, make_loss, override
@@ -71,7 +67,19 @@ def run_demo(
     val, _ = source.read("val")
     settings: dict[str, object] = {"seed": seed} if max_iters is None else {"seed": seed, "max_iters": max_iters}
     configs = {loss: override(PRESETS["cpu"], {**settings, "loss": loss}) for loss in LOSSES}
-    _train_both(source.name, configs, out, ranks, console)
+    jobs = [
+        Job(
+            name=name,
+            out=out / loss,
+            iterations=configs[loss].max_iters,
+            options=[
+                *("--data", source.name, "--preset", "cpu", "--loss", loss),
+                *("--seed", str(seed), "--max-iters", str(configs[loss].max_iters)),
+            ],
+        )
+        for loss, name in LOSSES.items()
+    ]
+    train_jobs(jobs, ranks.device, len(jobs), console)
     summaries, detections = [], []
     for loss, name in LOSSES.items():
         summary, found = _summarise(name, configs[loss], out / loss, val, ranks)
@@ -96,80 +104,6 @@ def run_demo(
         f"{seconds / 60:.1f} minutes on {ranks.device}, {torch.get_num_threads()} threads; report: {report}"
     )
     return report
-
-
-def _train_both(data: str, configs: dict[str, Config], out: Path, ranks: Ranks, console: Console) -> None:
-    """Train the runs at the same time, each as ``drloss train`` on half of the cores.
-
-    Small convolutions keep two cores busier than four: side by side the two runs take two thirds of the time that
-    they take one after the other, and what else the machine does slows both alike.
-    """
-    threads = max(1, torch.get_num_threads() // len(configs))
-    environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    out.mkdir(parents=True, exist_ok=True)
-    children: dict[str, subprocess.Popen[bytes]] = {}
-    console.print(
-        f"training {' and '.join(LOSSES.values())} side by side, {threads} thread(s) each, on {ranks.device}"
-    )
-    for loss, config in configs.items():
-        command = [sys.executable, "-m", "drloss", "train", "--data", data, "--preset", "cpu", "--resume"]
-        command += [
-            "--loss",
-            loss,
-            "--out",
-            str(out / loss),
-            "--device",
-            str(ranks.device),
-            "--seed",
-            str(config.seed),
-        ]
-        command += ["--max-iters", str(config.max_iters)]
-        with (out / f"{loss}.log").open("wb") as log:
-            children[loss] = subprocess.Popen(command, env=environ, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        failed = _watch(children, configs, out, console)
-    finally:
-        for child in children.values():
-            child.terminate()  # a run that has ended does not mind; another writes its checkpoint and ends
-        for child in children.values():
-            child.wait()
-    if failed:
-        last = (out / f"{failed}.log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"the {failed} run failed ({out / failed}.log): {''.join(last)}")
-
-
-def _watch(
-    children: dict[str, "subprocess.Popen[bytes]"], configs: dict[str, Config], out: Path, console: Console
-) -> str | None:
-    """Show how far each run is, from its own records, until all have ended or one has failed, which is returned."""
-    words = TextColumn("{task.description:<6}"), TextColumn("{task.fields[state]}")
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    printed = -20.0
-    with Progress(words[0], BarColumn(), MofNCompleteColumn(), words[1], *times, console=console) as progress:
-        tasks = {k: progress.add_task(LOSSES[k], total=c.max_iters, state="") for k, c in configs.items()}
-        while True:
-            states = {loss: _state(out / loss) for loss in tasks}
-            for loss, (done, state) in states.items():
-                progress.update(tasks[loss], completed=done, state=state)
-            if not console.is_terminal and time.monotonic() >= printed + 20:
-                printed = time.monotonic()
-                for loss, (done, state) in states.items():
-                    console.print(f"{LOSSES[loss]}: {done}/{configs[loss].max_iters} {state}")
-            codes = {loss: child.poll() for loss, child in children.items()}
-            if any(codes.values()):
-                return next(loss for loss, code in codes.items() if code)
-            if all(code == 0 for code in codes.values()):
-                return None
-            time.sleep(1)
-
-
-def _state(run: Path) -> tuple[int, str]:
-    """Iterations that a run has logged, and its last loss and AP50 in words."""
-    curves = read_scalars(run / SCALARS) | read_scalars(run / EVALUATIONS)
-    if "loss" not in curves:
-        return 0, ""
-    ap50 = f", AP50 {curves['AP50'][1][-1]:.1f}" if "AP50" in curves else ""
-    return int(curves["loss"][0][-1]), f"loss {curves['loss'][1][-1]:.3f}{ap50}"
 
 
 def _summarise(

@@ -1,0 +1,242 @@
+"""``drloss compare``: should I change my loss? Several losses on the user's own data, and one page with the answer."""
+
+import io
+import json
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from drloss.data.annotations import Annotations
+from drloss.data.sources import DataSource
+from drloss.detector.detections import Detection
+from drloss.errors import UserError
+from drloss.evaluation.coco import METRICS, percent
+from drloss.evaluation.drawing import draw_detections, mosaic
+from drloss.evaluation.matching import calibration
+from drloss.files import write_json, write_text
+from drloss.ranks import Ranks
+from drloss.studies.compare_page import write_page
+from drloss.studies.differences import (
+    Contender,
+    Difference,
+    configurations,
+    difference,
+    disagreements,
+    recommended_threshold,
+    run_folder,
+    title,
+    verdict,
+)
+from drloss.studies.farm import Job, train_jobs
+from drloss.studies.measure import measure_run
+from drloss.training.config import Config, make_loss
+from drloss.training.log import environment
+
+REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
+PICTURES = 6
+"""Images in the gallery: those on which the first loss and its best rival differ most."""
+
+
+def run_compare(
+    source: DataSource,
+    losses: Sequence[str],
+    seeds: Sequence[int],
+    preset: str,
+    settings: dict[str, object],
+    options: Sequence[str],
+    splits: tuple[str, str],
+    out: Path,
+    ranks: Ranks,
+    *,
+    at_once: int,
+    console: Console,
+) -> Path:
+    """Train each loss with each seed, measure the runs and write the report.
+
+    Args:
+        source: the data.
+        losses: at least one, as ``drloss train --loss`` takes them; the first is the one to beat.
+        seeds: of each loss.
+        preset: name of the configuration.
+        settings: what replaces the preset's settings, but for loss and seed.
+        options: the same as options of ``drloss train``, with the data's.
+        splits: to train on and to evaluate on.
+        out: folder for ``runs/``, ``report.html``, ``report.md`` and ``report.json``. What is done already is kept.
+        ranks: for the device.
+        at_once: runs at a time.
+        console: where to print.
+    Returns:
+        The report's path.
+    Raises:
+        UserError: if options, data or folder do not fit, or a run fails.
+    """
+    configs = configurations(losses, seeds, preset, settings)
+    train, _ = source.read(splits[0])
+    val, _ = source.read(splits[1])
+    if not len(val):
+        raise UserError(f"{source.name}: split {splits[1]} has no images to compare on")
+    jobs = [
+        Job(
+            name=f"{title(spec)}, seed {seed}",
+            out=run_folder(out, spec, seed),
+            iterations=config.max_iters,
+            options=[*options, "--preset", preset, "--loss", spec, "--seed", str(seed)],
+        )
+        for (spec, seed), config in configs.items()
+    ]
+    train_jobs(jobs, ranks.device, at_once, console)
+    contenders = []
+    for spec in losses:
+        runs = []
+        for seed in seeds:
+            console.print(f"measuring {escape(title(spec))}, seed {seed}")
+            runs.append(measure_run(run_folder(out, spec, seed), configs[spec, seed], val, ranks))
+        contenders.append(Contender(spec, runs))
+    first, *others = contenders
+    console.print("resampling the images")
+    differences = [difference(other, first) for other in others]
+    told = [verdict(d, len(val)) for d in differences]
+    facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
+    settings_of = {spec: _settings(configs[spec, seeds[0]], preset) for spec in losses}
+    write_page(
+        out / REPORT,
+        contenders,
+        differences,
+        told,
+        name=f"{' and '.join(map(title, losses))} on {source.name}",
+        facts=facts,
+        settings=settings_of,
+        gallery=_gallery(val, contenders),
+    )
+    write_text(out / MARKDOWN, _markdown(contenders, differences, told, source.name, facts))
+    write_json(out / DATA, _to_json(contenders, differences, told, facts))
+    for line in told:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"report: {out / REPORT}", markup=False)
+    return out / REPORT
+
+
+def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config: Config) -> dict[str, str]:
+    where = environment(ranks.device, ranks.size)
+    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
+    return {
+        "data": f"{name}: {len(train)} images to train on, {len(val)} to evaluate on, {len(val.boxes)} boxes in them",
+        "detector": f"{config.detector.backbone}, images of {config.detector.short_side} pixels",
+        "device": f"{where['device']}, {torch.get_num_threads()} threads",
+        "date": where["started"],
+        "drloss": f"{where['drloss']}, commit {where['commit'] or 'unknown'}",
+        "versions": f"Python {where['python']}, {versions}",
+    }
+
+
+def _settings(config: Config, preset: str) -> dict[str, str]:
+    loss = make_loss(config.loss)
+    return {
+        "loss": repr(loss),
+        "prior probability": f"{loss.prior_probability:g}",
+        "preset": preset,
+        "weights": config.weights,
+        "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
+        "batch": str(config.batch_size),
+        "iterations": str(config.max_iters),
+        "score threshold": f"{config.detector.score_threshold:g}",
+        "NMS threshold": f"{config.detector.nms_threshold:g}",
+    }
+
+
+def _gallery(val: Annotations, contenders: Sequence[Contender]) -> bytes:
+    """PNG with a row per image on which the first two differ most: the truth, then what each loss detects."""
+    shown = [contender.runs[0] for contender in contenders]
+    thresholds = [_threshold(run.detections, len(val.boxes)) for run in shown]
+    second = min(1, len(shown) - 1)
+    ranked = disagreements(shown[0].matches, shown[second].matches, thresholds[0], thresholds[second])
+    tiles = []
+    for i in ranked[:PICTURES]:
+        own = val.boxes_of(i)
+        truth: Detection = {
+            "boxes": torch.from_numpy(val.boxes[own]).float(),
+            "scores": torch.ones(own.stop - own.start),
+            "labels": torch.from_numpy(val.labels[own]),
+        }
+        image = val.load_image(i)
+        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
+        for run, threshold in zip(shown, thresholds, strict=True):
+            tiles.append(draw_detections(image, run.detections[i], val.class_names, threshold=threshold))
+    buffer = io.BytesIO()
+    mosaic(tiles, columns=1 + len(shown)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _threshold(detections: Sequence[Detection], objects: int) -> float:
+    """Score that as many detections reach as there are objects: the same number of boxes for every loss."""
+    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
+    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0
+
+
+def _markdown(
+    contenders: Sequence[Contender],
+    differences: Sequence[Difference],
+    told: Sequence[str],
+    name: str,
+    facts: dict[str, str],
+) -> str:
+    seeds = [run.seed for run in contenders[0].runs]
+    lines = [f"# {', '.join(c.title for c in contenders)} on {name}", "", *told, ""]
+    lines += [f"| loss | {' | '.join(METRICS)} |", f"|---|{'---:|' * len(METRICS)}"]
+    for contender in contenders:
+        cells = [_plus_minus(contender.mean(m), contender.spread(m)) for m in METRICS]
+        lines.append(f"| {contender.title} | {' | '.join(cells)} |")
+    lines += ["", f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}.", ""]
+    lines += ["| loss | recommended threshold | calibration error | loss in a step |", "|---|---:|---:|---:|"]
+    for contender in contenders:
+        run = contender.runs[0]
+        error = calibration(run.matches).error
+        share = f"{run.cost['loss_ms'] / run.cost['step_ms']:.1%}" if run.cost else "–"
+        lines.append(f"| {contender.title} | {recommended_threshold(contender):g} | {error:.3f} | {share} |")
+    lines += ["", *(f"- {key}: {value}" for key, value in facts.items()), ""]
+    return "\n".join(lines)
+
+
+def _plus_minus(mean: float, spread: float) -> str:
+    return percent(mean) if isnan(mean) or isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+
+
+def _to_json(
+    contenders: Sequence[Contender], differences: Sequence[Difference], told: Sequence[str], facts: dict[str, str]
+) -> dict[str, object]:
+    runs = [
+        {
+            "loss": contender.spec,
+            "seed": run.seed,
+            "folder": run.folder.name,
+            "evaluation": run.evaluation.to_json(),
+            "thresholds": run.sweep,
+            "calibration_error": _number(calibration(run.matches).error),
+            "seconds": run.seconds,
+            "cost": run.cost,
+        }
+        for contender in contenders
+        for run in contender.runs
+    ]
+    pairs = [
+        {
+            "ahead": d.ahead,
+            "behind": d.behind,
+            "per_seed": [_number(v) for v in d.per_seed.tolist()],
+            "low": _number(d.low),
+            "high": _number(d.high),
+            "margin": _number(d.margin),
+            "told": d.told,
+        }
+        for d in differences
+    ]
+    plain: dict[str, object] = json.loads(json.dumps({"runs": runs, "differences": pairs}).replace("NaN", "null"))
+    return {"facts": facts, "verdicts": list(told), **plain}
+
+
+def _number(value: float) -> float | None:
+    return None if isnan(value) else float(value)

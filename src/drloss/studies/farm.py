@@ -1,0 +1,138 @@
+"""Several training runs beside each other: each is a ``drloss train`` of its own, resumed where it was stopped."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from drloss.errors import UserError
+from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+
+PRINT_EVERY = 20
+"""Seconds between the lines that say how far the runs are, where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        name: what the terminal calls it.
+        out: run folder; beside it, ``<out>.log`` has what the run prints.
+        iterations: of the whole run.
+        options: of ``drloss train``, but for ``--out``, ``--resume`` and ``--device``.
+    """
+
+    name: str
+    out: Path
+    iterations: int
+    options: Sequence[str]
+
+    @property
+    def log(self) -> Path:
+        """File of what the run prints."""
+        return self.out.with_name(f"{self.out.name}.log")
+
+    def progress(self) -> tuple[int, str]:
+        """Iterations that the run has logged, and its last loss and AP50 in words."""
+        curves = read_scalars(self.out / METRICS) | read_scalars(self.out / EVALUATIONS)
+        if "loss" not in curves:
+            return 0, ""
+        ap50 = f", AP50 {curves['AP50'][1][-1]:.1f}" if "AP50" in curves else ""
+        return int(curves["loss"][0][-1]), f"loss {curves['loss'][1][-1]:.3f}{ap50}"
+
+
+def devices_for(device: torch.device) -> list[str]:
+    """Where runs may go at the same time: every CUDA device, or ``["cpu"]``.
+
+    Args:
+        device: what the user asked for; ``cuda:N`` is that one alone.
+    """
+    if str(device) == "cuda":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [str(device)]
+
+
+def train_jobs(jobs: Sequence[Job], device: torch.device, at_once: int, console: Console) -> None:
+    """Train runs, ``at_once`` at a time; those that are done already cost a few seconds.
+
+    On a CPU the runs share the cores. Small convolutions keep two cores busier than four: side by side two runs take
+    two thirds of the time that they take one after the other, and what else the machine does slows both alike.
+
+    Raises:
+        UserError: if a run fails; the others are stopped, with a checkpoint each.
+    """
+    devices = devices_for(device)
+    threads = max(1, torch.get_num_threads() // at_once)
+    where = f"{threads} thread(s) each" if device.type == "cpu" else ", ".join(devices)
+    console.print(f"training {len(jobs)} run(s), {min(at_once, len(jobs))} at a time, on {device.type} ({where})")
+    farm = _Farm(jobs, devices, at_once, threads, console)
+    try:
+        failed = farm.run()
+    finally:
+        farm.stop()
+    if failed:
+        last = failed.log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"the {failed.name} run failed ({failed.log}): {''.join(last)}")
+
+
+@dataclass
+class _Farm:
+    jobs: Sequence[Job]
+    devices: list[str]
+    at_once: int
+    threads: int
+    console: Console
+    running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    def run(self) -> Job | None:
+        """Until all have ended, or one has failed, which is returned."""
+        words = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        columns = (words[0], BarColumn(), MofNCompleteColumn(), words[1], *times)
+        waiting = list(range(len(self.jobs)))
+        printed = time.monotonic() - PRINT_EVERY
+        with Progress(*columns, console=self.console) as progress:
+            tasks = [progress.add_task(job.name, total=job.iterations, state="") for job in self.jobs]
+            while waiting or self.running:
+                while waiting and len(self.running) < self.at_once:
+                    self._start(waiting.pop(0))
+                time.sleep(0.5)
+                for index, child in list(self.running.items()):
+                    done, state = self.jobs[index].progress()
+                    progress.update(tasks[index], completed=done, state=state)
+                    if child.poll() is not None:
+                        del self.running[index]
+                        if child.returncode:
+                            return self.jobs[index]
+                if not self.console.is_terminal and time.monotonic() >= printed + PRINT_EVERY:
+                    printed = time.monotonic()
+                    for index in self.running:
+                        done, state = self.jobs[index].progress()
+                        self.console.print(f"{self.jobs[index].name}: {done}/{self.jobs[index].iterations} {state}")
+        return None
+
+    def _start(self, index: int) -> None:
+        job = self.jobs[index]
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        device = self.devices[index % len(self.devices)]
+        command = [sys.executable, "-m", "drloss", "train", *job.options, "--out", str(job.out), "--resume"]
+        environ = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        with job.log.open("wb") as log:
+            self.running[index] = subprocess.Popen(
+                [*command, "--device", device], env=environ, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def stop(self) -> None:
+        """End what is still running; a run writes its checkpoint before it ends."""
+        for child in self.running.values():
+            child.terminate()
+        for child in self.running.values():
+            child.wait()
