@@ -1,4 +1,4 @@
-"""The command line: ``drloss train | eval | predict | export | check-data | make-shapes | demo``.
+"""The command line: ``drloss train | eval | predict | export | compare | check-data | make-shapes | demo``.
 
 Heavy imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and
 exit code 2; only a fault of ours shows a traceback.
@@ -93,7 +93,6 @@ def _device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> _Command:
-    from drloss.training.config import OPTIONS
     from drloss.training.presets import PRESETS
 
     _data_option(parser)
@@ -103,14 +102,22 @@ def _add_train(parser: argparse.ArgumentParser) -> _Command:
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
     parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
     _device_option(parser)
+    _settings_options(parser)
+    return _train
+
+
+def _settings_options(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()) -> None:
+    from drloss.training.config import OPTIONS
+
     settings = parser.add_argument_group("settings", "each replaces the preset's value; lists with commas")
     for name, kind in OPTIONS.items():
+        if name in without:
+            continue
         flag = "--" + name.replace("_", "-")
         if kind is bool:
             settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
         else:
             settings.add_argument(flag, metavar=_metavar(kind))
-    return _train
 
 
 def _metavar(kind: Any) -> str:
@@ -118,12 +125,18 @@ def _metavar(kind: Any) -> str:
 
 
 def _configuration(options: argparse.Namespace) -> "Config":
-    from drloss.training.config import OPTIONS, override, parse_value
+    from drloss.training.config import override
     from drloss.training.presets import PRESETS
 
-    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
-    values = {name: parse_value(name, v) if isinstance(v, str) else v for name, v in given.items()}
-    return override(PRESETS[options.preset], values)
+    return override(PRESETS[options.preset], _settings(options))
+
+
+def _settings(options: argparse.Namespace) -> dict[str, object]:
+    """The settings that were given, by name."""
+    from drloss.training.config import OPTIONS, parse_value
+
+    given = {name: getattr(options, name, None) for name in OPTIONS}
+    return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -280,6 +293,73 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------- compare
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> _Command:
+    from drloss.training.presets import PRESETS
+
+    _data_option(parser)
+    losses = "losses, the one to beat first; with parameters if wanted: dr:neg_lambda=0.05 (default: focal dr)"
+    parser.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
+    parser.add_argument("--preset", default="cpu", choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
+    parser.add_argument("--out", required=True, type=Path, help="folder for runs and report; what is done is kept")
+    parser.add_argument(
+        "--jobs", type=int, metavar="INT", help="runs at a time (default: one per CUDA device, two on a CPU)"
+    )
+    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
+    parser.add_argument("--val-split", default="val", metavar="SPLIT", help="split to compare on (default: val)")
+    _device_option(parser)
+    _settings_options(parser, without=("loss", "seed"))
+    return _compare
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.compare import run_compare
+    from drloss.studies.farm import devices_for
+
+    with join_ranks(options.device) as ranks:
+        if ranks.size > 1:
+            raise UserError("compare runs several trainings of its own: start it without torchrun")
+        at_once = 2 if ranks.device.type == "cpu" else len(devices_for(ranks.device))
+        jobs = at_once if options.jobs is None else _at_least("--jobs", options.jobs, 1)
+        run_compare(
+            open_data(options.data),
+            options.losses,
+            options.seeds,
+            options.preset,
+            _settings(options),
+            _as_options(options),
+            (options.train_split, options.val_split),
+            options.out,
+            ranks,
+            at_once=jobs,
+            skip_bad=options.skip_bad,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
+def _as_options(options: argparse.Namespace) -> list[str]:
+    """Data and settings as they were given, for a ``drloss train`` of its own."""
+    from drloss.training.config import OPTIONS
+
+    found = ["--data", options.data, "--train-split", options.train_split, "--val-split", options.val_split]
+    found += ["--skip-bad"] if options.skip_bad else []
+    for name in OPTIONS:
+        value, flag = getattr(options, name, None), name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{'' if value else 'no-'}{flag}")
+        elif value is not None and name not in ("loss", "seed"):
+            found += [f"--{flag}", value]
+    return found
+
+
 # ---------------------------------------------------------------------- data and demo
 
 
@@ -371,6 +451,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], _Command]]] 
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", _add_eval),
     "predict": ("Detect objects in pictures and draw them.", _add_predict),
     "export": ("Write a run's weights and description to one safetensors file.", _add_export),
+    "compare": ("Train several losses on your data and say in one page which is ahead.", _add_compare),
     "check-data": ("Read a data set once and say what is in it and what is wrong.", _add_check_data),
     "make-shapes": ("Write the generated data set to a folder.", _add_make_shapes),
     "demo": ("Train focal and DR on generated data and write a report.", _add_demo),

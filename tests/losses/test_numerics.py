@@ -167,3 +167,60 @@ def test_pooled_is_the_authors_loss(n, without_positives, dtype):
         assert DRLoss()(logits, labels) == pooled(logits, labels)
     elif not without_positives:
         assert DRLoss()(logits, labels) != pooled(logits, labels)
+
+
+@pytest.mark.parametrize("loss", [dr_loss, cross_entropy_loss, focal_loss, ohem_loss, quality_focal_loss, ap_loss])
+@pytest.mark.parametrize("anchors", [5, 32_768, 60_000])
+def test_no_images_of_any_size_have_the_mean_0(loss, anchors):
+    logits = torch.zeros(0, anchors, 1, requires_grad=True)
+    value = loss(logits, torch.zeros(0, anchors, dtype=torch.int64))
+    value.backward()
+    assert value == 0
+    assert dr_statistics(logits.detach(), torch.zeros(0, anchors, dtype=torch.int64)).expected_pos.shape == (0,)
+
+
+@pytest.mark.parametrize("lam", [1e-4, 1e-6, 1e-8, 1e-20, 1e-46])
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_small_lambda_is_the_worst_case_in_its_gradient_too(lam, backend):
+    logits, labels = torch.tensor([[[0.3], [2.0], [-1.0], [0.5]]]), torch.tensor([[1, 1, 0, 0]])
+    found = gradient_of(logits, labels, pos_lambda=lam, neg_lambda=lam, backend=backend)
+    wanted = gradient_of(logits, labels, pairing="worst_case")
+    torch.testing.assert_close(found, wanted, rtol=1e-3 if lam == 1e-4 else 1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-50, 1e-40, 1e39, 1e300])
+@pytest.mark.parametrize("backend", ["torch", "chunked", "auto"])
+def test_only_the_ratios_of_prior_weights_count(scale, backend):
+    logits, labels = image(100, 3)
+    weights = torch.rand(1, 100, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    options = {"backend": backend}
+    found = gradient_of(logits, labels, pos_prior=weights * scale, neg_prior=weights * scale, **options)
+    torch.testing.assert_close(found, gradient_of(logits, labels, pos_prior=weights, neg_prior=weights, **options))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("backend", ["torch", "chunked", "auto"])
+def test_the_focal_gradient_is_finite_for_every_exponent(gamma, backend):
+    logits = torch.tensor([[[-90.0], [1.0], [float("-inf")], [90.0]]])
+    labels = torch.tensor([[0, 1, 0, 1]])
+    found = gradient_of(logits, labels, loss=focal_loss, gamma=gamma, backend=backend)
+    wanted = gradient_of(logits.double().clamp(min=-700), labels, loss=focal_loss, gamma=gamma, backend="torch")
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_extreme_parameters_are_their_limits():
+    logits, labels = image(100, 3)
+    all_kept = ohem_loss(logits, labels, ratio=1e19)
+    assert torch.equal(all_kept, ohem_loss(logits, labels, ratio=1e6))
+    huge = dr_loss(logits, labels, surrogate="quadratic", rho=1e20, pairing="neg_only")
+    torch.testing.assert_close(huge, torch.tensor(1e20 / 4))
+    steep = dr_loss(logits, labels, smoothness=1e39, pairing="neg_only")
+    torch.testing.assert_close(steep, dr_loss(logits, labels, surrogate="hinge", pairing="neg_only"))
+
+
+def test_statistics_under_inference_mode():
+    logits, labels = image(100, 3)
+    with torch.inference_mode():
+        found = dr_statistics(logits * 1, labels)
+    assert found.expected_pos == dr_statistics(logits, labels).expected_pos

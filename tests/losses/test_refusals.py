@@ -174,3 +174,25 @@ def test_an_unknown_option_is_named_with_those_there_are():
 
 def test_the_table_is_long_enough():
     assert len(OPTIONS) >= 40
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: quality_focal_loss(X, Y, beta=0.5), "^beta must be 0 or at least 1, got 0.5"),
+        (lambda: quality_focal_loss(X, Y, quality=torch.full((2, 4), 2.0)), r"^quality must lie in \[0, 1\]"),
+        (lambda: ap_loss(X, Y, delta=1e-16), "^delta must be at least 1e-9"),
+        (lambda: dr_statistics(X, Y, reduction="most"), "^reduction must be one of"),
+        (lambda: dr_loss(X, Y, neg_lambda=1e-6, backend="chunked"), "for a λ below 0.0001"),
+    ],
+)
+def test_what_a_review_found_to_be_accepted_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_quality_counts_at_positive_anchors_alone():
+    labels, x = torch.tensor([[1, 0, -1]]), torch.zeros(1, 3, 2)
+    quality = torch.tensor([[0.7, math.nan, 5.0]])
+    wanted = quality_focal_loss(x, labels, quality=torch.full((1, 3), 0.7))
+    assert quality_focal_loss(x, labels, quality=quality) == wanted

@@ -39,7 +39,7 @@ def total(x: Tensor) -> Tensor:
     """Sum of each row, (N, M) float32 or float64 -> (N, 1) float64."""
     blocks = _blocks(x)
     if blocks > 1:
-        x = x.reshape(x.shape[0], blocks, -1).sum(dim=2)
+        x = x.reshape(x.shape[0], blocks, x.shape[1] // blocks).sum(dim=2)
     return wide(x).sum(dim=1, keepdim=True)
 
 

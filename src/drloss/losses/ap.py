@@ -46,7 +46,7 @@ def ap_loss(
 
     Args:
         logits, labels, ignore, reduction: see :func:`drloss.dr_loss`.
-        delta: δ > 0, half the width of the ramp, in logits.
+        delta: δ of at least 1e-9, half the width of the ramp, in logits.
         interpolate: whether precision is interpolated.
         scope: ``"pooled"`` or ``"per_image"``.
     Returns:
@@ -60,6 +60,8 @@ def ap_loss(
     tensor(0.1667)
     """
     require_positive(delta=delta)
+    if delta < 1e-9:
+        raise ValueError(f"delta must be at least 1e-9, what logits can be told apart by, got {delta!r}")
     if not isinstance(interpolate, bool):
         raise ValueError(f"interpolate must be True or False, got {interpolate!r}")
     candidates = split_candidates(logits, labels, ignore, scope=scope)

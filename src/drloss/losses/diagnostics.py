@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from drloss.losses.accumulate import total
-from drloss.losses.candidates import Candidates, CandidateSet, split_candidates
+from drloss.losses.candidates import REDUCTIONS, Candidates, CandidateSet, split_candidates
+from drloss.losses.checking import require_choice
 from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
 from drloss.losses.dr import DRLoss
 from drloss.losses.inputs import Levels
@@ -68,11 +69,12 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
     settings = DRLoss.defaults | options
     if unknown := set(settings) - set(DRLoss.defaults):
         raise TypeError(f"dr_statistics has no option {', '.join(sorted(unknown))}")
-    for name in ("reduction", "backend", "inplace"):
+    require_choice("reduction", settings.pop("reduction"), REDUCTIONS)
+    for name in ("backend", "inplace"):
         del settings[name]
     split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
     ranking = Ranking.of(**settings)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         candidates = _leaves(split_candidates(logits, labels, ignore, **split))
         gradient = torch.autograd.grad(ranking.losses(candidates).sum(), candidates.negative.signed)[0]
     with torch.no_grad():

@@ -37,7 +37,10 @@ from drloss.losses.inputs import values_can_be_checked
 REGULARIZERS = ("kl", "chi2", "cvar")
 WEIGHTS_GRADS = ("exact", "detached", "dual")
 
-_LEAST_LAMBDA, _MOST_LAMBDA = 1e-7, 1e9  # where the search for λ ends: the hardest candidate alone, the prior itself
+LEAST_LAMBDA = 1e-30
+"""A smaller λ is taken for this one: differences of scores divided by it are still numbers of float32."""
+_LEAST_SEARCHED, _MOST_SEARCHED = 1e-7, 1e9
+"""Ends of the search for λ: the hardest candidate alone, the prior itself."""
 
 
 def lambda_from_log_base(log_base: float, *, scale: float) -> float:
@@ -149,10 +152,10 @@ def find_lambda(easiness: Tensor, prior: Tensor, *, radius: float) -> Tensor:
     with torch.no_grad():
         above = easiness - easiness.amin(dim=1, keepdim=True)
         mass = total(prior)
-        low = torch.full_like(mass, log(1 / _MOST_LAMBDA))  # of b = log(1/λ)
-        high = torch.full_like(mass, log(1 / _LEAST_LAMBDA))
+        low = torch.full_like(mass, log(1 / _MOST_SEARCHED))  # of b = log(1/λ)
+        high = torch.full_like(mass, log(1 / _LEAST_SEARCHED))
         b = torch.zeros_like(mass)
-        for _ in range(64):
+        for step in range(90):
             rate = b.exp()
             terms = torch.exp(-above * spread(rate, like=above)) * prior
             z = total(terms)
@@ -164,7 +167,8 @@ def find_lambda(easiness: Tensor, prior: Tensor, *, radius: float) -> Tensor:
             low, high = torch.where(kl < radius, b, low), torch.where(kl < radius, high, b)
             kl = kl.clamp(min=1e-30)
             newton = b + (log(radius) - kl.log()) * kl / (rate**2 * variance)
-            inside = (newton > low) & (newton < high)
+            # A divergence near rounding says nothing of its slope, and now and then the bracket is halved anyway.
+            inside = (newton > low) & (newton < high) & (kl > 1e-12) & (step % 3 != 2)
             b = torch.where(inside, newton, (low + high) / 2)
         return torch.exp(-b)
 
@@ -275,7 +279,9 @@ class Drift:
         if self.weights_grad == "dual":
             hardest = wide(easiness.detach().amin(dim=1, keepdim=True))
             return hardest - self.lam * torch.log(total(terms) / total(prior))
-        return total(terms * easiness) / total(terms)
+        # From the hardest candidate on: λ divides differences of u, which must not be those of rounded sums.
+        hardest = easiness.detach().amin(dim=1, keepdim=True)
+        return wide(hardest) + total(terms * (easiness - hardest)) / total(terms)
 
 
 class _OptimalExpectation(torch.autograd.Function):
@@ -301,7 +307,7 @@ def _terms(easiness: Tensor, prior: Tensor, lam: float | Tensor) -> Tensor:
     if isinstance(lam, Tensor):
         return torch.exp((hardest - easiness) / lam.to(easiness.dtype)) * prior
     require_positive(lam=lam)
-    return torch.exp((hardest - easiness) / lam) * prior
+    return torch.exp((hardest - easiness) / max(lam, LEAST_LAMBDA)) * prior
 
 
 def _normalised(prior: Tensor, like: Tensor) -> Tensor:

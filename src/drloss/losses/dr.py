@@ -37,6 +37,8 @@ MARGIN = 0.5
 """γ of Corollary 1."""
 CLS_WEIGHT = 4.0
 """τ of §3.3, the weight of the classification loss beside RetinaNet's box loss."""
+LEAST_FUSED_LAMBDA = 1e-4
+"""For a smaller λ the rounding of the scores in the kernels would be seen in the gradient."""
 
 
 def dr_loss(
@@ -112,15 +114,15 @@ def dr_loss(
         backend: ``"torch"`` is the definition; the others are fused (:mod:`drloss.losses.fused`) and give the same
             numbers within float32 rounding, several times as fast and without memory of the logits' size but for
             their gradient: ``"triton"`` on a CUDA device, ``"cpu"`` by a C file that is compiled at its first use,
-            ``"chunked"`` in plain torch. They know the pairing ``"dr"`` with KL, any prior, surrogate, scope and
-            weights_grad, for logits of 32 or 16 bits. ``"auto"`` takes the fastest that can do what is asked, and
-            the definition for the rest.
+            ``"chunked"`` in plain torch. They know the pairing ``"dr"`` with KL and λ from 1e-4 on, any prior,
+            surrogate, scope and weights_grad, for logits of 32 or 16 bits. ``"auto"`` takes the fastest that can do
+            what is asked, and the definition for the rest.
         inplace: whether the gradient may take the memory of the logits, whose values are then lost with the
             backward pass; for logits that nobody needs after it, such as the output of a last convolution.
     Returns:
-        float32 (float64 for float64 logits), a scalar, or for ``"none"`` (N,), pooled (1,). An image without
-        positives has $\hat P_+ = 1$, one without negatives $\hat P_- = 0$; the graph is kept in every case, and the
-        mean over no images is 0.
+        float32 (float64 for float64 logits), a scalar, or for ``"none"`` (N,), pooled (1,) if there are images. An
+        image without positives has $\hat P_+ = 1$, one without negatives $\hat P_- = 0$; the graph is kept in every
+        case, and the mean over no images is 0.
     Raises:
         ValueError: if a parameter, a dtype, a shape or (on the CPU) a label or weight is out of range.
         TypeError: if logits or labels are no tensors.
@@ -172,6 +174,8 @@ def _not_fused(ranking: Ranking) -> str:
         return f"pairing {ranking.pairing!r}"
     if ranking.negative.regularizer != "kl":
         return f"regularizer {ranking.negative.regularizer!r}"
+    if min(ranking.negative.lam, ranking.positive.lam) < LEAST_FUSED_LAMBDA:
+        return f"a λ below {LEAST_FUSED_LAMBDA:g}"
     return "" if ranking.negative.radius is None and ranking.positive.radius is None else "a radius"
 
 
@@ -247,6 +251,8 @@ def dr_gradient(
     """
     require_positive(smoothness=smoothness)
     require_finite(margin=margin)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
     if labels.ndim != 2:
         raise ValueError(f"labels must have shape (N, A), got {tuple(labels.shape)}")
     candidates = split_candidates(logits, labels)

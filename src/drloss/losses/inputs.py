@@ -68,8 +68,8 @@ def check_inputs(
     shape = _shape(levels, labels)
     wide = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
     weights = (
-        _prior_weights("pos_prior", pos_prior, shape, levels[0].device, wide),
-        _prior_weights("neg_prior", neg_prior, shape, levels[0].device, wide),
+        _prior_weights("pos_prior", pos_prior, shape, levels[0].device, wide, scope),
+        _prior_weights("neg_prior", neg_prior, shape, levels[0].device, wide, scope),
     )
     if labels.ndim == 3:
         targets = _check_targets(labels, shape).to(levels[0].device)
@@ -148,9 +148,9 @@ def _check_ignore(ignore: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _prior_weights(
-    name: str, prior: Prior, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+    name: str, prior: Prior, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, scope: str
 ) -> Tensor | None:
-    """Weights (N, A, K) of a prior that is a tensor, else None."""
+    """Weights (N, A, K) of a prior that is a tensor, 1 at the most for each distribution, else None."""
     if prior is None:
         return None
     if not isinstance(prior, Tensor | list | tuple):
@@ -171,7 +171,12 @@ def _prior_weights(
             f"{name} as weights must be finite and not negative, got values from {float(prior.min()):g} "
             f"to {float(prior.max()):g}"
         )
-    return prior.to(device, dtype).reshape(views[tuple(prior.shape)]).expand(n, a, k)
+    prior = prior.to(device).reshape(views[tuple(prior.shape)])
+    prior = prior if prior.dtype == torch.float64 else prior.to(dtype)
+    if prior.numel():  # weights of 1e-50 or 1e50 would be no numbers in float32, and only their ratios count
+        largest = prior.amax() if scope == "pooled" else prior.amax(dim=(1, 2), keepdim=True)
+        prior = prior / torch.where(largest > 0, largest, 1.0)
+    return prior.to(dtype).expand(n, a, k)
 
 
 def _parts(name: str, parts: Levels) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.accumulate import total
+from drloss.losses.accumulate import total, wide
 from drloss.losses.candidates import (
     Candidates,
     CandidateSet,
@@ -21,7 +21,7 @@ from drloss.losses.candidates import (
 )
 from drloss.losses.checking import require_choice, require_not_negative, require_positive
 from drloss.losses.fused.op import Rule, choose_backend, fused_losses
-from drloss.losses.inputs import Inputs, Levels, check_inputs
+from drloss.losses.inputs import Inputs, Levels, check_inputs, values_can_be_checked
 from drloss.losses.module import ImageLoss
 
 NORMALIZERS = ("positives", "none")
@@ -107,7 +107,7 @@ def focal_loss(
     candidates = candidates_of(inputs, None, None, scope)
 
     def focal(part: CandidateSet) -> Tensor:
-        return total(torch.sigmoid(-part.signed) ** gamma * _cross_entropy(part.signed))
+        return total(_power_of_hardness(part.signed, gamma) * _cross_entropy(part.signed))
 
     losses = alpha * focal(candidates.positive) + (1 - alpha) * focal(candidates.negative)
     return _reduce(losses, candidates, normalizer, reduction)
@@ -146,7 +146,7 @@ def ohem_loss(
     require_positive(ratio=ratio)
     candidates = split_candidates(logits, labels, ignore, scope=scope)
     positive, negative = candidates.positive, candidates.negative
-    wanted = torch.minimum((ratio * positive.count).floor().long(), negative.count)
+    wanted = torch.minimum((ratio * wide(positive.count)).floor().clamp(max=2.0**62).long(), negative.count)
     kept = _hardest(negative, wanted) * (wanted > 0)
     losses = total(_cross_entropy(positive.signed)) + total(kept * _cross_entropy(negative.signed))
     return _reduce(losses, candidates, normalizer, reduction)
@@ -172,7 +172,7 @@ def quality_focal_loss(
         logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
         quality: (N, A) in [0, 1], y of the positive anchors, the overlap of their predicted box with its object;
             1 for all where it is None. It is a constant of the gradient.
-        beta: β >= 0.
+        beta: β, 0 or at least 1: in between, the slope at y = p is infinite.
         normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` does not.
     Returns:
         float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``.
@@ -185,6 +185,8 @@ def quality_focal_loss(
     tensor(0.6931)
     """
     require_not_negative(beta=beta)
+    if 0 < beta < 1:
+        raise ValueError(f"beta must be 0 or at least 1, got {beta!r}")
     candidates = split_candidates(logits, labels, ignore, scope=scope)
     x = candidates.positive.signed
     y = _quality(quality, labels, scope, like=x)
@@ -192,13 +194,18 @@ def quality_focal_loss(
     soft = y * _cross_entropy(x) + torch.where(y < 1, (1 - y) * functional.softplus(x), 0.0)
     losses = total((y - x.sigmoid()).abs() ** beta * torch.where(x == torch.inf, 0.0, soft))
     negative = candidates.negative.signed
-    losses = losses + total(torch.sigmoid(-negative) ** beta * _cross_entropy(negative))
+    losses = losses + total(_power_of_hardness(negative, beta) * _cross_entropy(negative))
     return _reduce(losses, candidates, normalizer, reduction)
 
 
 def _cross_entropy(signed: Tensor) -> Tensor:
     """-log of the easiness."""
     return -functional.logsigmoid(signed)
+
+
+def _power_of_hardness(signed: Tensor, exponent: float) -> Tensor:
+    """(1 - easiness) to a power, whose slope is finite for any exponent of at least 0."""
+    return (exponent * functional.logsigmoid(-signed).clamp(min=-1e30)).exp()
 
 
 def _hardest(negative: CandidateSet, count: Tensor) -> Tensor:
@@ -217,13 +224,21 @@ def _quality(quality: Levels | None, labels: Levels, scope: str, like: Tensor) -
         return torch.ones_like(like)
     if not isinstance(quality, Tensor):
         quality = torch.cat(list(quality), dim=1)
-    shape = labels.shape if isinstance(labels, Tensor) else torch.cat(list(labels), dim=1).shape
+    labels = labels if isinstance(labels, Tensor) else torch.cat(list(labels), dim=1)
+    shape, positive = labels.shape, labels > 0
     if len(shape) != 2 or quality.shape != shape or not quality.is_floating_point():
         raise ValueError(
             f"quality must be floating point of shape (N, A) and go with integer labels (N, A), got {quality.dtype} "
             f"{tuple(quality.shape)} with labels {tuple(shape)}"
         )
-    quality = quality.detach().to(like.device, like.dtype).reshape(like.shape[0], -1)
+    of_positives = torch.where(positive.to(quality.device), quality.detach(), 1.0)
+    if values_can_be_checked(quality) and not bool(((of_positives >= 0) & (of_positives <= 1)).all()):
+        raise ValueError(
+            f"quality must lie in [0, 1] at the positive anchors, got values from {float(of_positives.min()):g} to "
+            f"{float(of_positives.max()):g}"
+        )
+    quality = of_positives.to(like.device, like.dtype)
+    quality = quality.reshape(like.shape[0], quality.numel() // max(like.shape[0], 1))
     return functional.pad(quality, (0, like.shape[1] - quality.shape[1]), value=1.0)
 
 

@@ -55,7 +55,7 @@ def quadratic(z: Tensor, *, rho: float) -> Tensor:
     tensor([0.0000, 0.1250, 0.5000, 2.0000])
     """
     require_positive(rho=rho)
-    return torch.where(z >= rho, z, (z.clamp(-rho, rho) + rho) ** 2 / (4 * rho))
+    return torch.where(z >= rho, z, ((z.clamp(-rho, rho) / rho + 1) / 2) ** 2 * rho)
 
 
 def logistic(z: Tensor, *, smoothness: float) -> Tensor:
@@ -80,6 +80,7 @@ def logistic(z: Tensor, *, smoothness: float) -> Tensor:
     tensor([1.1552e-01, 5.0810e-01, 1.0000e+03])
     """
     require_positive(smoothness=smoothness)
+    smoothness = min(smoothness, 1e30)  # float32 ends at 1e38
     return -functional.logsigmoid(-smoothness * z) / smoothness
 
 

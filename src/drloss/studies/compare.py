@@ -1,4 +1,4 @@
-"""``drloss compare``: should I change my loss? Several losses on the user's own data, and one page with the answer."""
+"""``drloss compare``: should I change my loss? Several losses on the user's own data, one page with the answer."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drloss.data.annotations import Annotations
+from drloss.data.images import check_images
 from drloss.data.sources import DataSource
 from drloss.detector.detections import Detection
 from drloss.errors import UserError
@@ -53,6 +54,7 @@ def run_compare(
     ranks: Ranks,
     *,
     at_once: int,
+    skip_bad: bool = False,
     console: Console,
 ) -> Path:
     """Train each loss with each seed, measure the runs and write the report.
@@ -68,6 +70,7 @@ def run_compare(
         out: folder for ``runs/``, ``report.html``, ``report.md`` and ``report.json``. What is done already is kept.
         ranks: for the device.
         at_once: runs at a time.
+        skip_bad: leave bad images and boxes out, as the runs do.
         console: where to print.
     Returns:
         The report's path.
@@ -75,8 +78,7 @@ def run_compare(
         UserError: if options, data or folder do not fit, or a run fails.
     """
     configs = configurations(losses, seeds, preset, settings)
-    train, _ = source.read(splits[0])
-    val, _ = source.read(splits[1])
+    train, val = (_read(source, split, skip_bad) for split in splits)
     if not len(val):
         raise UserError(f"{source.name}: split {splits[1]} has no images to compare on")
     jobs = [
@@ -107,7 +109,7 @@ def run_compare(
         contenders,
         differences,
         told,
-        name=f"{' and '.join(map(title, losses))} on {source.name}",
+        name=f"{', '.join(map(title, losses))} on {source.name}",
         facts=facts,
         settings=settings_of,
         gallery=_gallery(val, contenders),
@@ -118,6 +120,11 @@ def run_compare(
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"report: {out / REPORT}", markup=False)
     return out / REPORT
+
+
+def _read(source: DataSource, split: str, skip_bad: bool) -> Annotations:
+    annotations, report = source.read(split, strict=not skip_bad)
+    return check_images(annotations, report, strict=False)[0] if skip_bad else annotations
 
 
 def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config: Config) -> dict[str, str]:

@@ -115,7 +115,7 @@ def configurations(
     Raises:
         UserError: if a loss or seed is given twice, is unknown, or a setting does not fit.
     """
-    for option, given in (("--losses", list(losses)), ("--seeds", list(seeds))):
+    for option, given in (("--losses", list(losses)), ("--seeds", [str(seed) for seed in seeds])):
         if twice := [value for value in given if given.count(value) > 1]:
             raise UserError(f"{option}: {twice[0]} is given twice")
     if not losses or not seeds:

@@ -173,6 +173,43 @@ def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: st
     return figure
 
 
+def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
+    """Share of right detections against their score; the dotted line is where a score is a probability.
+
+    Args:
+        curves: of each run its name, its loss, and mean score and precision of each bin, NaN where it is empty.
+    """
+    figure, (axes,) = _figure(1)
+    axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1.2)
+    for (name, _, score, precision), colour in zip(curves, colours([c[1] for c in curves]), strict=True):
+        there = np.isfinite(score)
+        axes.plot(score[there], precision[there], color=colour, linewidth=2, marker="o", label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score", ylabel="right at IoU .50")
+    _legend(axes)
+    return figure
+
+
+def class_differences(names: Sequence[str], differences: Sequence[float], colour: str) -> Figure:
+    """Differences in AP per class, the largest above; of more than thirty classes the fifteen at either end.
+
+    Args:
+        names: (K,) of the classes.
+        differences: (K,) in percent AP; NaN is left out.
+        colour: of the bars.
+    """
+    pairs = sorted((d, n) for n, d in zip(names, differences, strict=True) if not isnan(d))
+    if len(pairs) > 30:
+        pairs = pairs[:15] + pairs[-15:]
+    figure, (axes,) = _figure(1, height=1.2 + 0.24 * max(len(pairs), 2))
+    axes.barh(range(len(pairs)), [d for d, _ in pairs], color=colour, height=0.7)
+    with mpl.rc_context({"text.parse_math": False}):
+        axes.set_yticks(range(len(pairs)), [name if len(name) <= 24 else f"{name[:23]}…" for _, name in pairs])
+    axes.axvline(0, color=NEUTRAL, linewidth=1)
+    axes.set_xlabel("difference in AP")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
 def save_evaluation_figures(
     folder: Path,
     evaluation: Evaluation,

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from drloss.training.checkpoints import MODEL, fingerprint, load_run
 from drloss.training.config import Config, make_loss
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
 KEPT = "measured.json"
 _VERSION = 1
 TIMED_BATCHES = 4
@@ -80,8 +83,8 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
     path = folder / KEPT
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("key") != key:
-        kept = _measure(folder, config, val, ranks) | {"key": key}
-        write_json(path, kept)
+        write_json(path, _measure(folder, config, val, ranks) | {"key": key})
+        kept = json.loads(path.read_text())
     detections = [
         {
             "boxes": torch.tensor(d["boxes"], dtype=torch.float32).reshape(-1, 4),
@@ -95,7 +98,7 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
         folder=folder,
         seed=config.seed,
         evaluation=Evaluation.from_json(kept["evaluation"]),
-        sweep=kept["sweep"],
+        sweep=[{k: nan if v is None else v for k, v in record.items()} for record in kept["sweep"]],
         histogram=ScoreHistogram.from_json(kept["histogram"]),
         detections=detections,
         matches=match_detections(val, detections),
@@ -209,7 +212,7 @@ def _peak_mb(run: Callable[[], None], device: torch.device) -> float:
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     held = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

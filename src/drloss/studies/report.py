@@ -73,13 +73,13 @@ def write_report(
     parts = [
         f"<header>{''.join(top)}</header>",
         _cards(runs),
-        _average_precision(runs),
-        _thresholds(runs),
-        _training(runs),
-        _densities(runs),
-        _precision_recall(runs),
-        _predictions(runs, mosaic_png),
-        _settings(runs),
+        average_precision(runs),
+        thresholds(runs),
+        training(runs),
+        densities(runs),
+        precision_recall(runs),
+        predictions(runs, mosaic_png),
+        settings(runs),
         page.section("environment", "Data and environment", page.text_table(list(facts.items()))) if facts else "",
     ]
     write_text(path, page.page(title, "\n".join(filter(None, parts))))
@@ -119,7 +119,8 @@ def _cards(runs: Sequence[RunSummary]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _average_precision(runs: Sequence[RunSummary]) -> str:
+def average_precision(runs: Sequence[RunSummary]) -> str:
+    """Section: the six metrics, in total and per class."""
     head = f"<tr><th>loss</th>{''.join(f'<th>{m}</th>' for m in METRICS)}</tr>"
     table = [[run.evaluation.metrics[m] for m in METRICS] for run in runs]
     best = [_best([row[c] for row in table]) for c in range(len(METRICS))]
@@ -153,7 +154,8 @@ def _average_precision(runs: Sequence[RunSummary]) -> str:
     )
 
 
-def _thresholds(runs: Sequence[RunSummary]) -> str:
+def thresholds(runs: Sequence[RunSummary]) -> str:
+    """Section: metrics against the score threshold (Table 5)."""
     rows = []
     for index, record in enumerate(runs[0].sweep):
         best = [_best([run.sweep[index][m] for run in runs]) for m in ("AP", "AP50")]
@@ -192,7 +194,8 @@ CURVES = {
 }
 
 
-def _training(runs: Sequence[RunSummary]) -> str:
+def training(runs: Sequence[RunSummary]) -> str:
+    """Sections: losses and expected scores over training."""
     drawn = []
     for name, (label, caption) in CURVES.items():
         series = _series(runs, name)
@@ -219,7 +222,8 @@ def _training(runs: Sequence[RunSummary]) -> str:
     return "\n".join(parts)
 
 
-def _densities(runs: Sequence[RunSummary]) -> str:
+def densities(runs: Sequence[RunSummary]) -> str:
+    """Section: densities of the scores (Figure 4)."""
     known = [(run.name, run.loss, run.histogram) for run in runs if run.histogram is not None]
     if not known:
         return ""
@@ -232,7 +236,8 @@ def _densities(runs: Sequence[RunSummary]) -> str:
     return page.section("densities", "Score densities", page.figure(svg, caption, single=True))
 
 
-def _precision_recall(runs: Sequence[RunSummary]) -> str:
+def precision_recall(runs: Sequence[RunSummary]) -> str:
+    """Section: precision against recall."""
     drawn = []
     for index, run in enumerate(runs):
         svg = figures.to_svg(
@@ -248,7 +253,8 @@ def _precision_recall(runs: Sequence[RunSummary]) -> str:
     return page.section("pr", "Precision and recall", page.paragraph(note, "quiet"), page.grid(drawn))
 
 
-def _predictions(runs: Sequence[RunSummary], mosaic: bytes | None) -> str:
+def predictions(runs: Sequence[RunSummary], mosaic: bytes | None, note: str = "") -> str:
+    """Section: pictures; ``note`` says which they are, if not the first ones."""
     if mosaic is None:
         return ""
     names = ["Ground truth", *(run.name for run in runs)]
@@ -261,10 +267,12 @@ def _predictions(runs: Sequence[RunSummary], mosaic: bytes | None) -> str:
         "Images of the validation data, one a row. Each run shows its best-scored boxes, over all these data as many "
         "as there are objects. Look for objects without a box and for boxes on what is no object."
     )
-    return page.section("predictions", "Predictions", page.figure(f"{least}{columns}{image}</div></div>", caption))
+    drawn = page.figure(f"{least}{columns}{image}</div></div>", note or caption)
+    return page.section("predictions", "Predictions", drawn)
 
 
-def _settings(runs: Sequence[RunSummary]) -> str:
+def settings(runs: Sequence[RunSummary]) -> str:
+    """Section: what the runs have in common and what not."""
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
     values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
     measured = [

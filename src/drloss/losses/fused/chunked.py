@@ -98,10 +98,10 @@ def sums(problem: Problem) -> Tensor:
     for chunk in _chunks(problem):
         for sign in range(2):
             part = _part(problem, chunk, sign)
-            terms, v = _terms(problem, chunk.image, sign, part)
+            terms, _, distance = _terms(problem, chunk.image, sign, part)
             z = terms * functional.softplus(part.y) if problem.kind == "focal" else terms
             mass = z.new_tensor([[len(z)]]) if part.prior is None else total(part.prior.unsqueeze(0))
-            of_part = [total(z.unsqueeze(0)), total(v.mul_(terms).unsqueeze(0)), wide(mass)]
+            of_part = [total(z.unsqueeze(0)), total((distance * terms).unsqueeze(0)), wide(mass)]
             found[chunk.image, sign] += torch.cat(of_part, dim=1).squeeze(0)
     return found
 
@@ -119,13 +119,13 @@ def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list
         positive, negative = _part(problem, chunk, 0), _part(problem, chunk, 1)
         for sign, part in enumerate((positive, negative)):
             alpha, beta = coefficients[chunk.image, sign].to(part.y.dtype)
-            terms, v = _terms(problem, chunk.image, sign, part)
+            terms, v, distance = _terms(problem, chunk.image, sign, part)
             if problem.kind == "focal":
                 w, loss = (-part.y).sigmoid_(), functional.softplus(part.y).clamp_(max=_LARGE)
                 slopes.append(terms.mul_(w.mul_(loss).mul_(problem.rates[sign]).add_(v)).mul_(alpha))
             else:
                 terms = terms.mul_(v).mul_((-part.y).sigmoid_())
-                slopes.append(terms.mul_(v.mul_(beta).add_(alpha)))
+                slopes.append(terms.mul_((distance * beta).add_(alpha)))
         seen = chunk.level.seen(into[chunk.level.number], chunk.image)[chunk.first : chunk.last]
         slope = slopes[1][: seen.numel()]
         if positive.own is None:
@@ -135,9 +135,10 @@ def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list
         seen.copy_(slope.view(seen.shape))
 
 
-def _terms(problem: Problem, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor]:
-    """o e of the DR loss, o v^γ of the focal loss; and v. Both may be written to."""
+def _terms(problem: Problem, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    """o e of the DR loss, o v^γ of the focal loss; v; and v - c. The first may be written to."""
     v, rate = part.y.sigmoid(), problem.rates[sign]
+    distance = v
     if problem.kind == "focal":
         terms = v**rate
     elif problem.extremes is None:
@@ -148,8 +149,8 @@ def _terms(problem: Problem, image: int, sign: int, part: Part) -> tuple[Tensor,
         distance = torch.where(score > 0.5, easiness - (-part.y).sigmoid(), v - score)
         if part.prior is not None:
             distance = torch.where(part.prior != 0, distance, 0.0)  # or e may overflow, and o e be NaN
-        terms = distance.mul_(rate).exp_()
-    return terms if part.prior is None else terms.mul_(part.prior), v
+        terms = (distance * rate).exp_()
+    return terms if part.prior is None else terms.mul_(part.prior), v, distance
 
 
 @dataclass(frozen=True)

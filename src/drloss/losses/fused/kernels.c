@@ -3,11 +3,11 @@
  * A candidate has the hardness v = sigmoid(y), where y = x for a negative and y = -x for a positive, w = 1 - v, and the
  * prior o. For the DR loss, with e = exp((v - c) / lambda), the sums wanted per image and sign are
  *
- *     Z = sum o e,   S = sum o e v,   M = sum o,
+ *     Z = sum o e,   S = sum o e (v - c),   M = sum o,
  *
  * and, for an alpha and a beta that the caller makes of them,
  *
- *     dloss/dy = o e (alpha + beta v) v w.
+ *     dloss/dy = o e (alpha + beta (v - c)) v w.
  *
  * For the focal loss they are
  *
@@ -159,7 +159,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
             vi there = left < LANES ? COUNT < (int32_t)left : ONES;
             vf y = left < LANES ? load_part(x, i + j, left, bf16) : load(x, i + j, bf16);
             y = (vf)((vi)y ^ flip);
-            vf o = splat(1.0f), v, w, slope, term;
+            vf o = splat(1.0f), v, w, d, slope, term;
             if (!plain) {
                 if (weights) o = left < LANES ? load_part(weights, j, left, 0) : load(weights, j, 0);
                 o = choose(y < splat(p->threshold), splat(0.0f), choose(y == splat(p->threshold), o * p->share, o));
@@ -181,9 +181,10 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 else slope = p->alpha * term * (p->rate * w * choose(softplus > splat(1e30f), splat(0.0f), softplus) + v);
             } else {
                 sigmoids(y, &v, &w);
+                d = plain ? v : hard ? p->w0 - w : v - p->v0;
                 if (plain) term = power(v, splat(p->rate * LOG2E)); /* rate is at most 40 */
-                else term = o * exponential((hard ? p->w0 - w : v - p->v0) * p->rate);
-                slope = term * v * w * (p->alpha + p->beta * v);
+                else term = o * exponential(d * p->rate);
+                slope = term * v * w * (p->alpha + p->beta * d);
             }
             if (task == DR_SLOPE || task == FOCAL_SLOPE) {
                 if (!plain) slope = choose(there, slope, splat(0.0f));
@@ -193,11 +194,11 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
             } else {
                 if (!plain || left < LANES) { /* what is not there may be NaN */
                     term = choose(there, term, splat(0.0f));
-                    v = choose(there, v, splat(0.0f));
+                    d = choose(there, d, splat(0.0f));
                     o = choose(there, o, splat(0.0f));
                 }
                 z += term;
-                if (task == DR_SUMS) s += term * v;
+                if (task == DR_SUMS) s += term * d;
                 if (!plain) m += o;
             }
         }

@@ -1,15 +1,16 @@
 r"""The fused losses: one differentiable operator from logits and labels to the loss of each image.
 
 For the candidates of one sign with hardness $v$ (a score for a negative, 1 minus a score for a positive), prior $o$
-and $e = \exp((v - c)/\lambda)$, the sums $Z = \sum o e$, $S = \sum o e v$ and $M = \sum o$ are all that Eq. (9) asks:
+and $e = \exp((v - c)/\lambda)$, the sums $Z = \sum o e$, $S = \sum o e (v - c)$ and $M = \sum o$ are all that
+Eq. (9) needs:
 
-- $V = S/Z$ is $\hat P_-$ for the negatives and $1 - \hat P_+$ for the positives (Eq. 6);
+- $V = c + S/Z$ is $\hat P_-$ for the negatives and $1 - \hat P_+$ for the positives (Eq. 6);
 - $c + \lambda \log(Z/M)$ is the dual value, whose gradient is q;
 - so $z = V_- + V_+ - 1 + \gamma$, and the loss is $\ell(z)$ (Eq. 9).
 
-Their gradient needs no more than the logits again: it is $o e (\alpha + \beta v) v (1 - v)$ with
-$\alpha = (1 - V/\lambda)\,\ell'(z)/Z$ and $\beta = \ell'(z)/(\lambda Z)$, which is Appendix A; with the weights held
-fixed, $\alpha = \ell'(z)/Z$ and $\beta = 0$.
+Their gradient needs no more than the logits again: it is $o e (\alpha + \beta (v - c)) v (1 - v)$ with
+$\alpha = (1 - (V - c)/\lambda)\,\ell'(z)/Z$ and $\beta = \ell'(z)/(\lambda Z)$, which is Appendix A; with the
+weights held fixed, $\alpha = \ell'(z)/Z$ and $\beta = 0$.
 
 The shift c is 0 while 1/λ is at most 40: scores lie in (0, 1), so that e^40 · 16 million is far from overflowing.
 For a smaller λ a pass before finds the hardest candidate, whose v is then c.
@@ -169,16 +170,20 @@ def finish(sums: Tensor, extremes: Tensor | None, rule: Rule) -> tuple[Tensor, T
     there = mass > 0
     z_sum = torch.where(there, z_sum, 1.0)
     lam = 1 / sums.new_tensor(rule.rates)
-    value = expected = torch.where(there, s_sum / z_sum, 0.0)
+    above = torch.where(there, s_sum / z_sum, 0.0)
+    shift: Tensor | float = 0.0
+    if extremes is not None:
+        score, easiness = extremes[: len(sums), :, :2].to(sums.dtype).unbind(2)
+        shift = torch.where(there, torch.where(score > 0.5, 1 - easiness, score), 0.0)
+    value = shift + above
     if rule.weights_grad == "dual":
-        shift = 0.0 if extremes is None else extremes[: len(sums), :, 0]
         value = torch.where(there, shift + lam * (z_sum / torch.where(there, mass, 1.0)).log(), 0.0)
     violation = value.sum(dim=1) - 1 + rule.numbers[0]
     parameters = {"smoothness": rule.numbers[1], "rho": rule.numbers[1]}
     slope = surrogate_slope(rule.surrogate, **parameters)(violation)
     alpha, beta = 1 / z_sum, torch.zeros_like(z_sum)
     if rule.weights_grad == "exact":
-        alpha, beta = (1 - expected / lam) / z_sum, 1 / (lam * z_sum)
+        alpha, beta = (1 - above / lam) / z_sum, 1 / (lam * z_sum)
     coefficients = torch.stack([alpha, beta], dim=2) * (there * slope.unsqueeze(1)).unsqueeze(2)
     return choose_surrogate(rule.surrogate, **parameters)(violation), coefficients
 

@@ -190,8 +190,9 @@ def pass_over_logits(
                     term = term * softplus
                 pos_z += tl.where(positive, term, 0.0)
                 neg_z += tl.where(negative, term, 0.0)
-                pos_s += tl.where(positive, term * v, 0.0)
-                neg_s += tl.where(negative, term * v, 0.0)
+                if not FOCAL:
+                    pos_s += tl.where(positive, term * distance, 0.0)
+                    neg_s += tl.where(negative, term * distance, 0.0)
                 pos_m += tl.where(positive, o, 0.0)
                 neg_m += tl.where(negative, o, 0.0)
             else:
@@ -199,7 +200,7 @@ def pass_over_logits(
                 if FOCAL:
                     slope = alpha * term * (rate * w * tl.minimum(softplus, 1e30) + v)
                 else:
-                    slope = term * v * w * (alpha + beta * v)
+                    slope = term * v * w * (alpha + beta * distance)
                 slope = tl.where(there_with_prior, tl.where(positive, -slope, slope), 0.0)
                 tl.store(g + at, slope.to(g.dtype.element_ty), mask=there)
     if TASK != 2:
@@ -217,14 +218,22 @@ def pass_over_logits(
 
 
 @triton.jit
+def _shift(at):
+    """c in float64, exact near 1, too."""
+    score, easiness = tl.load(at).to(tl.float64), tl.load(at + 1).to(tl.float64)
+    return tl.where(score > 0.5, 1.0 - easiness, score)
+
+
+@triton.jit
 def _expected(z_sum, s_sum, mass, rate, shift, WEIGHTS_GRAD: tl.constexpr):
     """Value, α and β of one sign for an outer slope of 1; all 0 where there is no candidate."""
     there = mass > 0.0
     z_sum = tl.where(there, z_sum, 1.0)
-    value = s_sum / z_sum
+    above = s_sum / z_sum
+    value = shift + above
     alpha, beta = 1.0 / z_sum, value * 0.0
     if WEIGHTS_GRAD == 0:
-        alpha, beta = (1.0 - value * rate) / z_sum, rate / z_sum
+        alpha, beta = (1.0 - above * rate) / z_sum, rate / z_sum
     if WEIGHTS_GRAD == 2:
         value = shift + tl.log(z_sum / tl.where(there, mass, 1.0)) / rate
     return tl.where(there, value, 0.0), tl.where(there, alpha, 0.0), tl.where(there, beta, 0.0)
@@ -262,7 +271,7 @@ def finish(
     else:
         pos_shift, neg_shift = 0.0, 0.0
         if EXTREMES:
-            pos_shift, neg_shift = tl.load(extremes + row * 8), tl.load(extremes + row * 8 + 4)
+            pos_shift, neg_shift = _shift(extremes + row * 8), _shift(extremes + row * 8 + 4)
         pos_value, pos_alpha, pos_beta = _expected(pz, ps, pm, pos_rate, pos_shift, WEIGHTS_GRAD)
         neg_value, neg_alpha, neg_beta = _expected(nz, ns, nm, neg_rate, neg_shift, WEIGHTS_GRAD)
         z = neg_value + pos_value - 1.0 + first_number
