@@ -342,3 +342,12 @@ def test_dual_lies_below_the_expectation_by_the_divergence_and_has_q_for_a_gradi
         torch.testing.assert_close(dual, expected_easiness(u, q) + 0.1 * omega)
         (gradient,) = torch.autograd.grad(dual.sum(), leaf)
         torch.testing.assert_close(gradient, q * u * (1 - u))
+
+
+@pytest.mark.parametrize("weight", [1e-15, 1e-16, 1e-17])
+def test_the_search_for_lambda_is_not_stopped_by_a_divergence_of_rounding_size(weight):
+    easiness = torch.tensor([[0.9, 0.1]], dtype=torch.float64)
+    prior = torch.tensor([[1.0, weight]], dtype=torch.float64)
+    lam = find_lambda(easiness, prior, radius=0.5)
+    divergence = kl_divergence(drifted_weights(easiness, prior, lam=lam), prior)
+    assert divergence.item() == pytest.approx(0.5, abs=1e-6)

@@ -180,7 +180,7 @@ def test_the_table_is_long_enough():
     ("call", "words"),
     [
         (lambda: quality_focal_loss(X, Y, beta=0.5), "^beta must be 0 or at least 1, got 0.5"),
-        (lambda: quality_focal_loss(X, Y, quality=torch.full((2, 4), 2.0)), r"^quality must lie in \[0, 1\]"),
+        (lambda: quality_focal_loss(X, Y + 1, quality=torch.full((2, 4), 2.0)), r"^quality must lie in \[0, 1\]"),
         (lambda: ap_loss(X, Y, delta=1e-16), "^delta must be at least 1e-9"),
         (lambda: dr_statistics(X, Y, reduction="most"), "^reduction must be one of"),
         (lambda: dr_loss(X, Y, neg_lambda=1e-6, backend="chunked"), "for a λ below 0.0001"),

@@ -43,7 +43,8 @@ class DetectorFile:
 
 def save_detector(path: Path, weights: dict[str, Tensor], about: DetectorFile) -> None:
     """Write weights and their description to one ``.safetensors`` file, atomically."""
-    metadata = {"format": FORMAT, "about": json.dumps(asdict(about))}
+    # One entry: safetensors writes several in any order, and the same weights are to be the same bytes.
+    metadata = {"about": json.dumps({"format": FORMAT, **asdict(about)})}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_atomic(path, lambda beside: save_file(tensors, beside, metadata=metadata))
 
@@ -173,10 +174,10 @@ def _about(path: Path) -> DetectorFile | None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
-    if metadata.get("format") != FORMAT:
-        return None
     try:
-        plain: dict[str, Any] = json.loads(metadata["about"])
+        plain: dict[str, Any] = json.loads(metadata.get("about", "{}"))
+        if plain.get("format") != FORMAT:
+            return None
         known = {f.name for f in fields(DetectorConfig)}
         settings: dict[str, Any] = {k: v for k, v in plain["detector"].items() if k in known}
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
@@ -186,5 +187,5 @@ def _about(path: Path) -> DetectorFile | None:
             category_ids=tuple(plain["category_ids"]),
             loss=plain["loss"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its description cannot be read: {error}") from None
