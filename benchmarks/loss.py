@@ -172,6 +172,10 @@ def show(least: float, rows: list[dict[str, Any]]) -> None:
         print(f"{row['loss']:<30}{times}{row['x_focal']:>9.3f}{row['x_floor']:>9.2f}{row['memory']:>7.2f}x")
 
 
+def _setting(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["dtype"], row["batch"], row["logits"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -197,6 +201,11 @@ def main() -> None:
     if options.record:
         now = datetime.now(UTC)
         path = RESULTS / f"{now:%Y-%m-%d}-loss-{options.device.split(':')[0]}.json"
+        rows = [row | {"commit": about["commit"]} for row in rows]
+        if path.exists():  # of the same day: what was not measured again stays
+            measured = {_setting(row) for row in rows}
+            rows += [row for row in json.loads(path.read_text())["rows"] if _setting(row) not in measured]
+            rows.sort(key=lambda row: (row["batch"], row["dtype"], row["logits"]))
         record = {"date": f"{now:%Y-%m-%d}", **about, "anchors": ANCHORS, "classes": CLASSES, "rows": rows}
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"\nrecorded in {path}")
