@@ -103,7 +103,7 @@ def _claims() -> tuple[Claim, ...]:
         ),
         ("table6", "a larger input is better for DR", "Table 6", (_over(a, b) for (a, _), (b, _) in larger)),
         (
-            *("table7", "DR outperforms focal on VOC2007", "§C, comparison on PASCAL"),
+            *("table7", "DR outperforms focal on another data set", "§C, comparison on PASCAL"),
             [_over(find_row("table7", "DR"), find_row("table7", "Focal"))],
         ),
     ]

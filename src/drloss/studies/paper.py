@@ -44,6 +44,7 @@ NEEDS = {
 """What the rows of a table need at the paper's scale."""
 
 _BACKBONE = "needs its backbone, which is what the row compares: too much for a CPU"
+_NO_NUMBER = "the paper gives no number, because training does not reach a meaningful result"
 _MULTI_SCALE = (
     "needs the test at short sides 400 to 1200, which drloss does not have: the paper states neither the flips nor "
     "how it merges the scales' detections"
@@ -103,10 +104,15 @@ class Row:
         return ", ".join(dict.fromkeys(part for part in (self.label, self.method) if part))
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Table and name: of one row only."""
+        return self.table, self.name
+
+    @property
     def must_reach(self) -> str:
         """The number that a run of this row has to reach, in words."""
         if not self.metrics:
-            return f"no number: {self.reason}"
+            return self.reason
         return f"AP {self.metrics['AP']:.1f} on {self.split} ({self.source})"
 
 
@@ -173,9 +179,8 @@ def _log_bases(pos_base: float, neg_base: float, numbers: str) -> Row:
 
 
 def _published(method: str, reference: str, backbone: str, numbers: str, recipe: Recipe | None = None) -> Row:
-    reason = f"the number that {reference} published of its own detector" + (
-        ", trained its own way" if recipe else ", which is none of ours: it cannot be run here"
-    )
+    reason = "a published number of another paper's detector"
+    reason += ", trained its own way" if recipe else ", which drloss does not have: it cannot be rerun here"
     metrics = _metrics(numbers)
     return Row("table4", backbone, method, metrics, TEST_DEV, "Table 4", recipe, reason, published=reference)
 
@@ -206,7 +211,7 @@ def _scales(side: int, focal: str, dr: str) -> list[Row]:
     rows = []
     for method, loss, numbers, reference in (("Focal", "focal", focal, "[17]"), ("DR", "dr", dr, "")):
         recipe = Recipe(preset, loss, smaller)
-        reason = "the number that [17] published of RetinaNet" if reference else ""
+        reason = "a published number of another paper's detector, trained its own way" if reference else ""
         row = Row("table6", f"scale {side}", method, _metrics(numbers), TEST_DEV, "Table 6", recipe, reason)
         rows.append(replace(row, scale=side, published=reference))
     return rows
@@ -219,7 +224,7 @@ def _voc(method: str, loss: str, numbers: str) -> Row:
 
 def _control(label: str, method: str, numbers: str, source: str, recipe: Recipe) -> Row:
     split = TEST_DEV if source == "Table 4" else MINIVAL
-    reason = f"the paper has no such row; the number is {source}'s, its nearest"
+    reason = f"the paper has no such row; the number is that of its nearest, {source}"
     return Row(CONTROLS, label, method, _metrics(numbers), split, source, recipe, reason)
 
 
@@ -246,7 +251,7 @@ ROWS: tuple[Row, ...] = (
     _ablation("table3", "", "All", "12.9 23.0 12.6 8.8 16.7 15.0", "dr:pairing=all_pairs"),
     _ablation("table3", "", "NegOnly", "37.0 55.5 39.5 19.8 40.7 50.5", "dr:pairing=neg_only"),
     _ablation("table3", "", "DR", _DEFAULT, "dr"),
-    _ablation("table3", "", "Worst case", "", "dr:pairing=worst_case", "training fails to reach a meaningful result"),
+    _ablation("table3", "", "Worst case", "", "dr:pairing=worst_case", _NO_NUMBER),
     _published("Faster R-CNN+++", "[13]", "ResNet-101-C4", "34.9 55.7 37.4 15.6 38.7 50.9"),
     _published("Faster R-CNN w FPN", "[16]", _R101, "36.2 59.1 39.0 18.2 39.0 48.2"),
     _published("Deformable R-FCN", "[4]", "Aligned-Inception-ResNet", "37.5 58.0 40.8 19.4 40.1 52.5"),
