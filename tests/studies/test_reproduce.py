@@ -148,7 +148,9 @@ def test_a_shard_that_is_none_is_refused(text):
     [
         (["table1", "--scale", "paper"], "--data: the paper's scale needs the paper's data"),
         (["table7", "table1", "--scale", "paper", "--data", DATA], "table7 needs VOC2007 and the others COCO"),
-        (["table6", "--short-side", "64"], "--short-side cannot be set with table6"),
+        (["table6", "--short-side", "64"], "--short-side cannot be set with table6: it is what its rows"),
+        (["controls", "--negative-iou", "0.3"], "--negative-iou cannot be set with controls"),
+        (["table6", "--max-side", "9", "--scale", "paper", "--data", DATA], "--max-side cannot be set with table6"),
         (["table1", "--seeds", "0", "0"], "--seeds: 0 is given twice"),
         (["table1", "--shard", "2/1"], "--shard must be i/n"),
         (["table1", "--max-iters", "0"], "max_iters must be positive"),

@@ -88,9 +88,14 @@ def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) 
         if "table7" in what:
             raise UserError("table7 needs VOC2007 and the others COCO: run it by itself, with the same --out")
         tables.remove("table7")
-    sizes = [name for name in ("short_side", "max_side", "train_short_sides") if name in given]
-    if sizes and "table6" in tables:
-        raise UserError(f"--{sizes[0].replace('_', '-')} cannot be set with table6, whose rows differ in it")
+    sizes = {"short_side", "max_side", "train_short_sides"} if "table6" in tables else set()
+    for table in tables:
+        for row in rows_of(table):
+            chosen = settings(row, scale)
+            own = set(chosen.values) | sizes if isinstance(chosen, Settings) else set()
+            if clash := sorted(own & set(given)):
+                flag = clash[0].replace("_", "-")
+                raise UserError(f"--{flag} cannot be set with {table}: it is what its rows differ in")
     return tables
 
 
