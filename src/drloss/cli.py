@@ -295,6 +295,92 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------- data and demo
+
+
+def _add_check_data(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("data", metavar="DATA", help="as for train --data")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
+    return _check_data
+
+
+def _check_data(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from drloss.data.check import check_data
+    from drloss.files import write_json
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = progress.add_task(f"images of {split}", total=total)
+            progress.update(tasks[split], completed=done)
+
+        result = check_data(options.data, progress=advance)
+    print(result.text())
+    if options.report:
+        write_json(options.report, result.to_json())
+        print(f"all of it is in {options.report}")
+    return 0 if result.ok else 1
+
+
+def _add_make_shapes(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("folder", type=Path, help="folder to write")
+    parser.add_argument("--data", default="shapes", help="shapes:key=value,... (default: shapes)")
+    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")
+    return _make_shapes
+
+
+def _make_shapes(options: argparse.Namespace) -> int:
+    from drloss.data import writing
+    from drloss.data.shapes import open_shapes
+
+    write = {"coco": writing.write_coco, "voc": writing.write_voc, "yolo": writing.write_yolo}[options.format]
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise UserError(f"{options.folder} is not empty; name a new folder")
+    if options.data.partition(":")[0] != "shapes":
+        raise UserError(f"--data must be shapes or shapes:key=value,..., got {options.data}")
+    source = open_shapes(options.data)
+    for split in source.splits:
+        annotations, _ = source.read(split)
+        write(annotations, options.folder, split)
+        print(f"{options.folder}: {split}, {len(annotations)} images, {len(annotations.boxes)} boxes")
+    return 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> _Command:
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument("--data", default="shapes", help="as for train (default: shapes)")
+    parser.add_argument("--max-iters", type=int, help="iterations of each run (default: the cpu preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="of both runs (default: 0)")
+    _device_option(parser)
+    return _demo
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.demo import run_demo
+
+    with join_ranks(options.device) as ranks:
+        if ranks.size > 1:
+            raise UserError("drloss demo runs in one process; torchrun is for drloss train")
+        run_demo(
+            open_data(options.data),
+            options.out,
+            ranks,
+            max_iters=options.max_iters,
+            seed=options.seed,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
 # ---------------------------------------------------------------------- reproduce
 
 
@@ -389,99 +475,13 @@ def _reproduce_tables(options: argparse.Namespace, tables: list[str], given: dic
     return 0
 
 
-# ---------------------------------------------------------------------- data and demo
-
-
-def _add_check_data(parser: argparse.ArgumentParser) -> _Command:
-    parser.add_argument("data", metavar="DATA", help="as for train --data")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
-    return _check_data
-
-
-def _check_data(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from drloss.data.check import check_data
-    from drloss.files import write_json
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(split: str, done: int, total: int) -> None:
-            if split not in tasks:
-                tasks[split] = progress.add_task(f"images of {split}", total=total)
-            progress.update(tasks[split], completed=done)
-
-        result = check_data(options.data, progress=advance)
-    print(result.text())
-    if options.report:
-        write_json(options.report, result.to_json())
-        print(f"all of it is in {options.report}")
-    return 0 if result.ok else 1
-
-
-def _add_make_shapes(parser: argparse.ArgumentParser) -> _Command:
-    parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--data", default="shapes", help="shapes:key=value,... (default: shapes)")
-    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")
-    return _make_shapes
-
-
-def _make_shapes(options: argparse.Namespace) -> int:
-    from drloss.data import writing
-    from drloss.data.shapes import open_shapes
-
-    write = {"coco": writing.write_coco, "voc": writing.write_voc, "yolo": writing.write_yolo}[options.format]
-    if options.folder.exists() and any(options.folder.iterdir()):
-        raise UserError(f"{options.folder} is not empty; name a new folder")
-    if options.data.partition(":")[0] != "shapes":
-        raise UserError(f"--data must be shapes or shapes:key=value,..., got {options.data}")
-    source = open_shapes(options.data)
-    for split in source.splits:
-        annotations, _ = source.read(split)
-        write(annotations, options.folder, split)
-        print(f"{options.folder}: {split}, {len(annotations)} images, {len(annotations.boxes)} boxes")
-    return 0
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> _Command:
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
-    parser.add_argument("--data", default="shapes", help="as for train (default: shapes)")
-    parser.add_argument("--max-iters", type=int, help="iterations of each run (default: the cpu preset's)")
-    parser.add_argument("--seed", type=int, default=0, help="of both runs (default: 0)")
-    _device_option(parser)
-    return _demo
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from drloss.data.sources import open_data
-    from drloss.ranks import join_ranks
-    from drloss.studies.demo import run_demo
-
-    with join_ranks(options.device) as ranks:
-        if ranks.size > 1:
-            raise UserError("drloss demo runs in one process; torchrun is for drloss train")
-        run_demo(
-            open_data(options.data),
-            options.out,
-            ranks,
-            max_iters=options.max_iters,
-            seed=options.seed,
-            console=Console(highlight=False),
-        )
-    return 0
-
-
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], _Command]]] = {
     "train": ("Train a detector on images with boxes.", _add_train),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", _add_eval),
     "predict": ("Detect objects in pictures and draw them.", _add_predict),
     "export": ("Write a run's weights and description to one safetensors file.", _add_export),
-    "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", _add_reproduce),
     "check-data": ("Read a data set once and say what is in it and what is wrong.", _add_check_data),
     "make-shapes": ("Write the generated data set to a folder.", _add_make_shapes),
     "demo": ("Train focal and DR on generated data and write a report.", _add_demo),
+    "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", _add_reproduce),
 }

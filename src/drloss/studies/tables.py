@@ -205,9 +205,12 @@ def verdict(claim: Claim, values: Values) -> str:
     )
     least = min(range(len(differences)), key=lambda i: mean(differences[i]))
     pair, difference = claim.comparisons[least], differences[least]
-    if confirmed == len(seeds):
-        said = "holds in every seed" if confirmed > 1 else "holds in the one seed run"
-    elif all(c.confirmed_by(mean(d)) for c, d in zip(claim.comparisons, differences, strict=True)):
+    on_average = all(c.confirmed_by(mean(d)) for c, d in zip(claim.comparisons, differences, strict=True))
+    if len(seeds) == 1:
+        said = f"{'holds' if on_average else 'does **not** hold'} in the one seed run"
+    elif confirmed == len(seeds):
+        said = "holds in every seed"
+    elif on_average:
         said = f"holds on average, but only in {confirmed} of {len(seeds)} seeds"
     else:
         said = f"does **not** hold (in {confirmed} of {len(seeds)} seeds)"
