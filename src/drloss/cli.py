@@ -1,4 +1,4 @@
-"""The command line: ``drloss train | eval | predict | export | compare | check-data | make-shapes | demo``.
+"""The command line: ``drloss train | eval | predict | export | compare | reproduce | check-data | ...``.
 
 Heavy imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and
 exit code 2; only a fault of ours shows a traceback.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from drloss.errors import UserError
 
 if TYPE_CHECKING:
+    from drloss.studies.schematics import Ranking
     from drloss.training.config import Config
 
 USER_ERROR = 2
@@ -446,6 +447,100 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------- reproduce
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> _Command:
+    from drloss.studies.paper import SCALES
+    from drloss.studies.reproduce import WHAT
+    from drloss.studies.schematics import POINTS
+
+    parser.add_argument("what", nargs="+", choices=WHAT, metavar="WHAT", help=", ".join(WHAT))
+    _data_option(parser, required=False)
+    parser.add_argument(
+        "--scale", choices=SCALES, default="laptop", help="the paper's presets, or the preset cpu (default: laptop)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
+    parser.add_argument(
+        "--out", type=Path, default=Path("reproduction"), help="folder; what is done is kept (default: reproduction)"
+    )
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="train every N-th run from the I-th on")
+    parser.add_argument(
+        "--jobs", type=int, metavar="INT", help="runs at a time (default: one per CUDA device, two on a CPU)"
+    )
+    parser.add_argument("--points", type=int, default=POINTS, metavar="INT", help=f"of figure2 (default: {POINTS})")
+    parser.add_argument(
+        "--scores-of", type=Path, metavar="RUN", help="trained run whose scores figure1 shows (split val of --data)"
+    )
+    _device_option(parser)
+    _settings_options(parser, without=("loss", "seed"))
+    return _reproduce
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from drloss.studies.reproduce import FIGURES, choose_tables
+    from drloss.studies.schematics import write_schematic
+
+    given = _settings(options)
+    tables = choose_tables(options.what, options.scale, given)
+    figures = [name for name in FIGURES if name in options.what or "all" in options.what]
+    points = _at_least("--points", options.points, 1)
+    if tables and options.scale == "paper" and options.data is None:
+        raise UserError("--data: the paper's scale needs the paper's data: a COCO folder, for table7 VOC2007")
+    if options.scores_of is not None and (options.data is None or "figure1" not in figures):
+        raise UserError(f"--scores-of {options.scores_of}: is for figure1, and needs --data with a split val")
+    ranking = _ranking(options) if options.scores_of is not None else None
+    for name in figures:
+        for path in write_schematic(options.out, name, points, ranking):
+            print(path)
+    return _reproduce_tables(options, tables, given) if tables else 0
+
+
+def _ranking(options: argparse.Namespace) -> "Ranking":
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.reproduce import scores_of
+
+    with join_ranks(options.device) as ranks:
+        annotations = _read(open_data(options.data), "val", options.skip_bad, Console(highlight=False), None)
+        return scores_of(options.scores_of, annotations, ranks)
+
+
+def _reproduce_tables(options: argparse.Namespace, tables: list[str], given: dict[str, object]) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.farm import devices_for
+    from drloss.studies.reproduce import reproduce_tables
+
+    console = Console(highlight=False)
+    source = open_data(options.data or "shapes")
+    if twice := [seed for seed in options.seeds if options.seeds.count(seed) > 1]:
+        raise UserError(f"--seeds: {twice[0]} is given twice")
+    with join_ranks(options.device) as ranks:
+        if ranks.size > 1:
+            raise UserError("reproduce runs several trainings of its own: start it without torchrun")
+        at_once = 2 if ranks.device.type == "cpu" else len(devices_for(ranks.device))
+        reproduce_tables(
+            tables,
+            source.name,
+            lambda split: _read(source, split, options.skip_bad, console, None),
+            options.out,
+            ranks,
+            scale=options.scale,
+            seeds=options.seeds,
+            given=given,
+            shard=options.shard,
+            at_once=at_once if options.jobs is None else _at_least("--jobs", options.jobs, 1),
+            skip_bad=options.skip_bad,
+            console=console,
+        )
+    return 0
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], _Command]]] = {
     "train": ("Train a detector on images with boxes.", _add_train),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", _add_eval),
@@ -455,4 +550,5 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], _Command]]] 
     "check-data": ("Read a data set once and say what is in it and what is wrong.", _add_check_data),
     "make-shapes": ("Write the generated data set to a folder.", _add_make_shapes),
     "demo": ("Train focal and DR on generated data and write a report.", _add_demo),
+    "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", _add_reproduce),
 }

@@ -1,6 +1,8 @@
 """Several training runs beside each other: each is a ``drloss train`` of its own, resumed where it was stopped."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,27 +62,40 @@ def devices_for(device: torch.device) -> list[str]:
     return [str(device)]
 
 
-def train_jobs(jobs: Sequence[Job], device: torch.device, at_once: int, console: Console) -> None:
+def train_jobs(
+    jobs: Sequence[Job], device: torch.device, at_once: int, console: Console, *, keep_going: bool = False
+) -> list[str]:
     """Train runs, ``at_once`` at a time; those that are done already cost a few seconds.
 
     On a CPU the runs share the cores. Small convolutions keep two cores busier than four: side by side two runs take
     two thirds of the time that they take one after the other, and what else the machine does slows both alike.
 
+    Args:
+        jobs: the runs.
+        device: what the user asked for.
+        at_once: runs at a time.
+        console: where to print.
+        keep_going: whether a run that fails leaves the others to go on.
+    Returns:
+        What failed and why, a line for each run; without ``keep_going`` there is none.
     Raises:
-        UserError: if a run fails; the others are stopped, with a checkpoint each.
+        UserError: if a run fails, without ``keep_going``; the others are stopped, with a checkpoint each.
     """
     devices = devices_for(device)
     threads = max(1, torch.get_num_threads() // at_once)
     where = f"{threads} thread(s) each" if device.type == "cpu" else ", ".join(devices)
     console.print(f"training {len(jobs)} run(s), {min(at_once, len(jobs))} at a time, on {device.type} ({where})")
-    farm = _Farm(jobs, devices, at_once, threads, console)
+    farm = _Farm(jobs, devices, at_once, threads, keep_going, console)
+    # Whoever stops this process stops its runs, each with a checkpoint.
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        failed = farm.run()
+        farm.run()
     finally:
         farm.stop()
-    if failed:
-        last = failed.log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"the {failed.name} run failed ({failed.log}): {''.join(last)}")
+        signal.signal(signal.SIGTERM, handler)
+    if farm.failed and not keep_going:
+        raise UserError(farm.failed[0])
+    return farm.failed
 
 
 @dataclass
@@ -89,11 +104,13 @@ class _Farm:
     devices: list[str]
     at_once: int
     threads: int
+    keep_going: bool
     console: Console
     running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
-    def run(self) -> Job | None:
-        """Until all have ended, or one has failed, which is returned."""
+    def run(self) -> None:
+        """Until all have ended or, unless the others keep going, one has failed."""
         words = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
         columns = (words[0], BarColumn(), MofNCompleteColumn(), words[1], *times)
@@ -111,13 +128,18 @@ class _Farm:
                     if child.poll() is not None:
                         del self.running[index]
                         if child.returncode:
-                            return self.jobs[index]
+                            self._note_failure(self.jobs[index])
+                if self.failed and not self.keep_going:
+                    return
                 if not self.console.is_terminal and time.monotonic() >= printed + PRINT_EVERY:
                     printed = time.monotonic()
                     for index in self.running:
                         done, state = self.jobs[index].progress()
                         self.console.print(f"{self.jobs[index].name}: {done}/{self.jobs[index].iterations} {state}")
-        return None
+
+    def _note_failure(self, job: Job) -> None:
+        last = job.log.read_text(errors="replace").strip().splitlines()[-1:]
+        self.failed.append(f"the {job.name} run failed ({job.log}): {''.join(last)}")
 
     def _start(self, index: int) -> None:
         job = self.jobs[index]
@@ -125,7 +147,13 @@ class _Farm:
         device = self.devices[index % len(self.devices)]
         command = [sys.executable, "-m", "drloss", "train", *job.options, "--out", str(job.out), "--resume"]
         environ = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
-        with job.log.open("wb") as log:
+        with job.log.open("ab") as log:
+            # The child inherits the lock: it lasts as long as the run, even where this process is killed before.
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{job.out}: another process is training this run ({job.log} is locked)") from None
+            log.truncate(0)
             self.running[index] = subprocess.Popen(
                 [*command, "--device", device], env=environ, stdout=log, stderr=subprocess.STDOUT
             )

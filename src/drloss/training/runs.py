@@ -1,6 +1,7 @@
 """A run folder before the first step: whether it may be written to, what is resumed, what is put on record."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from drloss.training.schedule import scaled_lr
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 
-FREE_ON_RESUME = (
+HOW_IT_RUNS = (
     *("expects", "workers", "micro_batch", "compile", "channels_last"),
     *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
-    *("score_threshold", "nms_threshold", "level_candidates", "max_detections"),
 )
+"""Settings that change neither what a run learns nor what its detector finds."""
+FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candidates", "max_detections")
 """Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
 
 
@@ -53,14 +55,18 @@ def saved_state(out: Path, config: Config, data: str, console: Console) -> dict[
         console.print(f"{message}; using the one before", style="yellow", markup=False)
     if state["data"] != data:
         raise UserError(f"--resume {out}: the data have changed since the run began")
-    ours, theirs = _flat(to_json(config)), _flat(json.loads(state["config"]))
-    changed = [k for k in ours if ours[k] != theirs.get(k) and k not in FREE_ON_RESUME]
-    if changed:
+    changed = changed_settings(json.loads(state["config"]), to_json(config), FREE_ON_RESUME)
+    for name, (was, now) in changed.items():
         raise UserError(
-            f"--resume {out}: {changed[0]} was {theirs.get(changed[0])} and is now {ours[changed[0]]}; "
-            "resume with the settings the run began with"
+            f"--resume {out}: {name} was {was} and is now {now}; resume with the settings the run began with"
         )
     return state
+
+
+def changed_settings(was: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two configurations in JSON types, but for some settings: by name the two values."""
+    before, after = _flat(was), _flat(now)
+    return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,242 @@
+"""``drloss reproduce``: the runs behind the paper's tables, as run folders, and the page that is made of them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from drloss.data.annotations import Annotations
+from drloss.detector.weights import resolve_norm
+from drloss.errors import UserError
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.inference import run_detector
+from drloss.ranks import Ranks
+from drloss.studies.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
+from drloss.studies.farm import Job, train_jobs
+from drloss.studies.paper import NEEDS, TABLES, Settings, rows_of, settings
+from drloss.studies.schematics import Ranking, rank_scores
+from drloss.studies.tables import evaluation_folder, run_folder, write_page
+from drloss.training.checkpoints import MODEL, load_run
+from drloss.training.config import Config, override, to_json
+from drloss.training.presets import PRESETS
+from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
+
+FIGURES = ("figure1", "figure2", "figure3")
+WHAT = (*FIGURES, *TABLES, "all")
+"""What ``drloss reproduce`` may be asked for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, for all the rows that it serves.
+
+    Attributes:
+        settings: of the rows.
+        seed: of the run.
+        given: settings of the user's, on top.
+    """
+
+    settings: Settings
+    seed: int
+    given: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.settings.name}-seed{self.seed}"
+
+    @property
+    def values(self) -> dict[str, object]:
+        """All that replaces the preset's settings."""
+        return {**self.settings.values, **self.given, "seed": self.seed}
+
+    @property
+    def config(self) -> Config:
+        """What the run computes.
+
+        Raises:
+            UserError: if a setting does not fit.
+        """
+        config = override(PRESETS[self.settings.preset], self.values)
+        return replace(config, detector=resolve_norm(config.detector, config.weights))
+
+
+def runs_of(tables: Sequence[str], scale: str, seeds: Sequence[int], given: Mapping[str, object]) -> list[Run]:
+    """The runs of some tables, each once, in the order of the rows; all of a row's seeds follow each other."""
+    found: dict[str, Run] = {}
+    for table in tables:
+        for row in rows_of(table):
+            chosen = settings(row, scale)
+            if isinstance(chosen, Settings):
+                for seed in seeds:
+                    run = Run(chosen, seed, given)
+                    found.setdefault(run.name, run)
+    return list(found.values())
+
+
+def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) -> list[str]:
+    """The tables among what is asked for, in the paper's order.
+
+    Raises:
+        UserError: if they cannot be run together, or not with the settings given.
+    """
+    tables = [table for table in TABLES if table in what or "all" in what]
+    if scale == "paper" and "table7" in tables and len(tables) > 1:
+        if "table7" in what:
+            raise UserError("table7 needs VOC2007 and the others COCO: run it by itself, with the same --out")
+        tables.remove("table7")
+    sizes = {"short_side", "max_side", "train_short_sides"} if "table6" in tables else set()
+    for table in tables:
+        for row in rows_of(table):
+            chosen = settings(row, scale)
+            own = set(chosen.values) | sizes if isinstance(chosen, Settings) else set()
+            if clash := sorted(own & set(given)):
+                flag = clash[0].replace("_", "-")
+                raise UserError(f"--{flag} cannot be set with {table}: it is what its rows differ in")
+    return tables
+
+
+def choose_shard(runs: Sequence[Run], text: str) -> list[Run]:
+    """Every n-th run from the i-th on, for ``i/n``.
+
+    Raises:
+        UserError: if it is not i/n with 1 <= i <= n.
+    """
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--shard must be i/n with i from 1 to n, got {text!r}")
+    return list(runs[int(first) - 1 :: int(count)])
+
+
+def reproduce_tables(
+    tables: Sequence[str],
+    data: str,
+    read_split: Callable[[str], Annotations],
+    out: Path,
+    ranks: Ranks,
+    *,
+    scale: str,
+    seeds: Sequence[int],
+    given: Mapping[str, object],
+    shard: str,
+    at_once: int,
+    skip_bad: bool,
+    console: Console,
+) -> Path:
+    """Train and evaluate what is missing of some tables, and write ``reproduction.md``.
+
+    Args:
+        tables: names, of :func:`choose_tables`.
+        data: as ``drloss train --data`` takes it.
+        read_split: the annotations of a split of it.
+        out: folder for ``runs/`` and the page. What is done already is kept.
+        ranks: for the device.
+        scale: ``"paper"`` or ``"laptop"``.
+        seeds: of each row.
+        given: settings that replace the rows'.
+        shard: ``i/n``: every n-th run from the i-th on.
+        at_once: runs at a time.
+        skip_bad: leave bad images and boxes out.
+        console: where to print.
+    Returns:
+        The page's path.
+    Raises:
+        UserError: if options, data or folder do not fit, or a run failed; the others are trained, evaluated and on
+            the page before that is said.
+    """
+    runs = choose_shard(runs_of(tables, scale, seeds, given), shard)
+    configs = {run.name: run.config for run in runs}  # what does not fit is said before anything is trained
+    if scale == "paper":
+        for table in tables:
+            console.print(f"{table} needs {NEEDS[table]}", markup=False, soft_wrap=True)
+    missing = [run for run in runs if not is_finished(run, run_folder(out, run.name), data)]
+    console.print(f"{len(runs)} run(s) for {', '.join(tables)}; {len(runs) - len(missing)} of them done already")
+    failed: list[str] = []
+    if missing:
+        jobs = [_job(run, run_folder(out, run.name), data, skip_bad) for run in missing]
+        failed = train_jobs(jobs, ranks.device, at_once, console, keep_going=True)
+    splits: dict[str, Annotations] = {}
+    for run in runs:
+        folder, split = run_folder(out, run.name), run.settings.splits[1]
+        if not is_finished(run, folder, data) or _is_evaluated(folder, split):
+            continue
+        if split not in splits:
+            splits[split] = read_split(split)
+        console.print(f"evaluating {run.name}", markup=False)
+        evaluate_run(
+            folder,
+            splits[split],
+            evaluation_folder(folder, split),
+            ranks,
+            batch_size=configs[run.name].eval_batch_size,
+            workers=configs[run.name].workers,
+            score_threshold=None,
+            console=Console(quiet=True),
+        )
+    page = write_page(out, scale)
+    console.print(f"page: {page}", markup=False)
+    if failed:
+        raise UserError("\n".join(failed))
+    return page
+
+
+def is_finished(run: Run, folder: Path, data: str) -> bool:
+    """Whether a folder holds the run, trained to its end.
+
+    Raises:
+        UserError: if it was trained on other data.
+    """
+    if not (folder / CONFIG).is_file():
+        return False
+    records = json.loads((folder / ENVIRONMENT).read_text()) if (folder / ENVIRONMENT).is_file() else []
+    name = f"{data} {run.settings.splits[0]}"
+    if records and records[-1]["data"]["name"] != name:
+        raise UserError(f"{folder}: was trained on {records[-1]['data']['name']}, not on {name}; name another --out")
+    was = json.loads((folder / CONFIG).read_text())
+    return (folder / MODEL).is_file() and not changed_settings(was, to_json(run.config), HOW_IT_RUNS)
+
+
+def _is_evaluated(folder: Path, split: str) -> bool:
+    metrics = evaluation_folder(folder, split) / METRICS
+    return metrics.is_file() and metrics.stat().st_mtime >= (folder / MODEL).stat().st_mtime
+
+
+def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
+    options = ["--data", data, "--preset", run.settings.preset]
+    for name, split in zip(("--train-split", "--val-split"), run.settings.splits, strict=True):
+        options += [name, split]
+    options += ["--skip-bad"] if skip_bad else []
+    for name, value in run.values.items():
+        options += _option(name, value)
+    return Job(run.name, folder, run.config.max_iters, options)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as ``drloss train`` takes it."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+
+
+def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> Ranking:
+    """Data of Figure 1 from a trained run and a split.
+
+    Raises:
+        UserError: if the run cannot be loaded, knows other classes, or there is nothing to draw.
+    """
+    model, about = load_run(run)
+    require_same_classes(about, annotations, run)
+    model.to(ranks.device)
+    histogram = ScoreHistogram()
+    run_detector(
+        model,
+        annotations,
+        ranks,
+        batch_size=2,
+        observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
+    )
+    return rank_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")

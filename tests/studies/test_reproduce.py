@@ -1,0 +1,303 @@
+"""The driver of the reproduction: what is run, what is not run again, and the page made of the run folders."""
+
+import fcntl
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from drloss.cli import main
+from drloss.errors import UserError
+from drloss.studies import farm
+from drloss.studies.claims import CLAIMS
+from drloss.studies.farm import Job, train_jobs
+from drloss.studies.paper import ROWS, Settings, settings
+from drloss.studies.reproduce import choose_shard, choose_tables, runs_of
+from drloss.studies.tables import PAGE, verdict, write_page
+
+DATA = "shapes:train=8,val=4,test=2,size=64"
+TINY = [
+    *("--data", DATA, "--seeds", "0", "--max-iters", "3", "--checkpoint-every", "1", "--batch-size", "4"),
+    *("--no-scale-lr", "--workers", "0", "--short-side", "64", "--device", "cpu"),
+]
+NAMES = ["cpu-focal-seed0", "cpu-dr-seed0"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The two rows of Table 7, stopped after the first was trained and called again; what was said of the first."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    out, kept = root / "reproduction", root / "reproduction.json"
+    with (root / "reproduction.lock").open("w") as lock:  # the workers share it, and none changes it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_text(json.dumps(stop_and_go_on(out)))
+    return out, json.loads(kept.read_text())
+
+
+def stop_and_go_on(out):
+    """Run the driver twice; the exit codes, and the runs begun and the time of the first's weights after each."""
+    start, begun, said = farm._Farm._start, [], []
+
+    def start_one(self, index):
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(index)
+        start(self, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(farm._Farm, "_start", start_one)
+        for _ in range(2):
+            code = main(["reproduce", "table7", *TINY, "--out", str(out), "--jobs", "1"])
+            runs = [n for n in NAMES if (out / "runs" / n / "environment.json").exists()]
+            said.append([code, runs, (out / "runs" / NAMES[0] / "model.safetensors").stat().st_mtime_ns])
+            patch.undo()
+    return said
+
+
+def test_a_finished_run_is_not_repeated_after_the_driver_was_stopped(finished):
+    out, ((code, runs, trained), (code_again, runs_again, trained_again)) = finished
+    assert (code, runs) == (130, NAMES[:1])
+    assert (code_again, runs_again) == (0, NAMES)
+    assert trained == trained_again
+    assert len(json.loads((out / "runs" / NAMES[0] / "environment.json").read_text())) == 1
+    assert sorted(p.name for p in (out / "runs").iterdir() if p.is_dir()) == sorted(NAMES)
+
+
+def test_a_third_call_trains_and_evaluates_nothing_and_writes_the_same_page(finished, tmp_path, capsys):
+    out, _ = finished
+    (tmp_path / "runs").symlink_to(out / "runs")
+    metrics = out / "runs" / NAMES[1] / "eval_val" / "metrics.json"
+    written = metrics.stat().st_mtime_ns
+    assert main(["reproduce", "table7", *TINY, "--out", str(tmp_path)]) == 0
+    assert "2 run(s) for table7; 2 of them done already" in capsys.readouterr().out
+    assert (tmp_path / PAGE).read_text() == (out / PAGE).read_text()
+    assert metrics.stat().st_mtime_ns == written
+
+
+def line_of(page, heading, run):
+    """The cells of our line of a run in a table."""
+    section = page.split(f"## {heading}")[1].split("\n## ")[0]
+    (line,) = [line for line in section.splitlines() if f"| `{run}` |" in line]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_has_the_runs_numbers_below_the_papers(finished):
+    out, _ = finished
+    page = (out / PAGE).read_text()
+    assert "| – | Focal | paper, VOC2007 test | 39.5 | 67.2 | 40.8 | |" in page
+    for run in ("cpu-focal", "cpu-dr"):
+        found = json.loads((out / "runs" / f"{run}-seed0" / "eval_val" / "metrics.json").read_text())
+        numbers = [f"{found['metrics'][m]:.1f}" for m in ("AP", "AP50", "AP75")]
+        assert line_of(page, "Table 7", run)[2:] == ["ours", *numbers, "0"]
+        assert line_of(page, "Table 2", run)[3:6] == numbers  # the same run
+    assert line_of(page, "Table 2", "cpu-dr_surrogate=hinge")[3] == "not run"
+    assert "evaluated on: shapes" in page
+    assert "max_iters is 3, not 600 (all runs)" in page
+    for row in ROWS:
+        for number in row.metrics.values():
+            assert f" {number:.1f} |" in page
+
+
+def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
+    out, _ = finished
+    (tmp_path / "runs").symlink_to(out / "runs")
+    assert write_page(tmp_path, "laptop").read_text() == (out / PAGE).read_text()
+    empty = write_page(tmp_path, "paper").read_text()
+    assert "No run has been evaluated yet" in empty
+    assert empty.count("not run |") == len(ROWS)
+    assert "only COCO's server" in empty
+
+
+def test_other_data_in_the_same_folder_are_refused(finished, capsys):
+    out, _ = finished
+    other = [option.replace("size=64", "size=72") for option in TINY]
+    assert main(["reproduce", "table7", *other, "--out", str(out)]) == 2
+    assert "name another --out" in capsys.readouterr().err
+
+
+def test_rows_of_several_tables_are_trained_once():
+    tables = choose_tables(["all"], "laptop", {})
+    runs = runs_of(tables, "laptop", [0, 1], {})
+    names = [run.name for run in runs]
+    assert len(set(names)) == len(names)
+    assert names.count("cpu-dr-seed0") == names.count("cpu-dr-seed1") == 1
+    wanted = {s.name for row in ROWS if isinstance(s := settings(row, "laptop"), Settings)}
+    assert {run.settings.name for run in runs} == wanted
+    for run in runs:
+        assert (run.config.seed, run.config.detector.norm) == (run.seed, "group")
+
+
+def test_shards_share_out_all_runs():
+    runs = runs_of(["table2", "table3"], "laptop", [0, 1, 2], {})
+    parts = [choose_shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
+    assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", ""])
+def test_a_shard_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="--shard must be i/n with i from 1 to n"):
+        choose_shard([], text)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["table1", "--scale", "paper"], "--data: the paper's scale needs the paper's data"),
+        (["table7", "table1", "--scale", "paper", "--data", DATA], "table7 needs VOC2007 and the others COCO"),
+        (["table6", "--short-side", "64"], "--short-side cannot be set with table6: it is what its rows"),
+        (["controls", "--negative-iou", "0.3"], "--negative-iou cannot be set with controls"),
+        (["table6", "--max-side", "9", "--scale", "paper", "--data", DATA], "--max-side cannot be set with table6"),
+        (["table1", "--seeds", "0", "0"], "--seeds: 0 is given twice"),
+        (["table1", "--shard", "2/1"], "--shard must be i/n"),
+        (["table1", "--max-iters", "0"], "max_iters must be positive"),
+        (["figure2", "--points", "0"], "--points must be at least 1, got 0"),
+        (["figure2", "--scores-of", "run"], "--scores-of run: is for figure1, and needs --data"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_run(options, said, tmp_path, capsys):
+    assert main(["reproduce", *options, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_table_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["reproduce", "table8"])
+    assert stopped.value.code == 2
+    assert "table8" in capsys.readouterr().err
+
+
+def test_everything_at_the_papers_scale_leaves_out_what_needs_other_data():
+    assert "table7" in choose_tables(["all"], "laptop", {})
+    assert "table7" not in choose_tables(["all"], "paper", {})
+    assert choose_tables(["table7"], "paper", {}) == ["table7"]
+
+
+def test_figures_are_drawn_without_data(tmp_path, capsys):
+    assert main(["reproduce", "figure1", "figure3", "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["figure1.png", "figure3.png"]
+    assert "figure3.svg" in capsys.readouterr().out
+
+
+def test_figure_1_of_a_run_names_it(finished, tmp_path):
+    out, _ = finished
+    run = out / "runs" / NAMES[1]
+    options = ["--scores-of", str(run), "--data", DATA, "--device", "cpu", "--out", str(tmp_path)]
+    assert main(["reproduce", "figure1", *options]) == 0
+    assert json.loads((tmp_path / "figure1.json").read_text())["source"] == f"{NAMES[1]} (dr) on {DATA} val"
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+def claim(text):
+    return next(c for c in CLAIMS if c.text.startswith(text))
+
+
+def aps(wanted, by_seed):
+    """Values of a claim's rows: those ahead have the given AP, the others 10."""
+    values = {row.key: {} for row in ROWS}
+    for comparison in wanted.comparisons:
+        for row in comparison.rows:
+            ap = by_seed if row in comparison.ahead else [10.0] * len(by_seed)
+            values[row.key] = {seed: {"AP": v} for seed, v in enumerate(ap)}
+    return values
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "said"),
+    [
+        ([11.0, 12.0, 13.0], "holds in every seed; difference +2.0 ± 1.0 AP"),
+        ([9.0, 14.0, 13.0], "holds on average, but only in 2 of 3 seeds; difference +2.0 ± 2.6 AP"),
+        ([9.0, 8.0], "does **not** hold (in 0 of 2 seeds); difference -1.5 ± 0.7 AP"),
+        ([11.0], "holds in the one seed run; difference +1.0 AP"),
+        ([9.0], "does **not** hold in the one seed run; difference -1.0 AP"),
+        ([], "not run (NegOnly; Focal)"),
+    ],
+)
+def test_a_claim_is_judged_seed_by_seed(by_seed, said):
+    wanted = claim("NegOnly outperforms focal")
+    assert verdict(wanted, aps(wanted, by_seed)) == said
+
+
+def test_equal_numbers_confirm_only_a_claim_that_says_no_worse():
+    for text, said in (("DR is no worse than NegOnly", "holds"), ("NegOnly outperforms focal", "does **not** hold")):
+        wanted = claim(text)
+        assert verdict(wanted, aps(wanted, [10.0, 10.0])).startswith(said)
+
+
+def test_a_claim_of_many_comparisons_takes_all_of_them_and_names_the_closest():
+    wanted = claim("every smooth loss outperforms the hinge")
+    values = aps(wanted, [12.0, 12.0])
+    weakest = wanted.comparisons[2].ahead[0]
+    values[weakest.key] = {0: {"AP": 9.0}, 1: {"AP": 9.5}}
+    said = verdict(wanted, values)
+    assert said.startswith("does **not** hold (in 0 of 2 seeds); smallest difference -0.8")
+    assert f"({weakest.name} over Hinge)" in said
+
+
+# ---------------------------------------------------------------------- runs beside each other
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """In place of ``python -m drloss train`` a script that fails where an option says so."""
+    script = tmp_path / "stub"
+    script.write_text('#!/bin/sh\ncase "$*" in *--bad*) echo "it cannot be"; exit 3;; esac\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(farm.sys, "executable", str(script))
+    return lambda name, option="--good": Job(name, tmp_path / "runs" / name, 1, [option])
+
+
+def test_a_run_that_fails_leaves_the_others_to_go_on_where_that_is_wanted(stub):
+    jobs = [stub("bad", "--bad"), stub("good")]
+    said = train_jobs(jobs, torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
+    assert said == [f"the bad run failed ({jobs[0].log}): it cannot be"]
+    assert jobs[1].log.exists()
+    with pytest.raises(UserError, match="the bad run failed"):
+        train_jobs(jobs, torch.device("cpu"), 1, Console(quiet=True))
+
+
+def test_a_run_that_another_process_trains_is_not_started(stub):
+    job = stub("busy")
+    job.log.parent.mkdir()
+    with job.log.open("w") as log:
+        log.write("what it has printed")
+        log.flush()
+        fcntl.flock(log, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is training this run"):
+            train_jobs([job], torch.device("cpu"), 1, Console(quiet=True))
+    assert job.log.read_text() == "what it has printed"
+
+
+@pytest.mark.slow
+def test_the_driver_killed_in_the_middle_of_a_run_goes_on_from_its_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "drloss", "reproduce", "table7", *TINY, "--out", str(tmp_path), "--jobs", "2"]
+    command += ["--max-iters", "100", "--log-every", "1", "--checkpoint-every", "1000"]
+    driver = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = [tmp_path / "runs" / name / "metrics.csv" for name in NAMES]
+    end = time.monotonic() + 120
+    while not all(p.exists() and len(p.read_text().splitlines()) > 2 for p in rows):
+        assert time.monotonic() < end
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 130
+    for name in NAMES:
+        assert list((tmp_path / "runs" / name / "checkpoints").glob("*.pt"))
+        assert not (tmp_path / "runs" / name / "model.safetensors").exists()
+    assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    for name in NAMES:
+        records = json.loads((tmp_path / "runs" / name / "environment.json").read_text())
+        assert len(records) == 2
+        assert records[1]["from_iteration"] > 1
