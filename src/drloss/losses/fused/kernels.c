@@ -182,7 +182,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
             } else {
                 sigmoids(y, &v, &w);
                 d = plain ? v : hard ? p->w0 - w : v - p->v0;
-                if (plain) term = power(v, splat(p->rate * LOG2E)); /* rate is at most 40 */
+                if (plain) term = power(v, splat(p->rate * LOG2E)); /* rate is at most 16 */
                 else term = o * exponential(d * p->rate);
                 slope = term * v * w * (p->alpha + p->beta * d);
             }

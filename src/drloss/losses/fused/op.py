@@ -12,8 +12,8 @@ Their gradient needs no more than the logits again: it is $o e (\alpha + \beta (
 $\alpha = (1 - (V - c)/\lambda)\,\ell'(z)/Z$ and $\beta = \ell'(z)/(\lambda Z)$, which is Appendix A; with the
 weights held fixed, $\alpha = \ell'(z)/Z$ and $\beta = 0$.
 
-The shift c is 0 while 1/λ is at most 40: scores lie in (0, 1), so that e^40 · 16 million is far from overflowing.
-For a smaller λ a pass before finds the hardest candidate, whose v is then c.
+The shift c is 0 while 1/λ is at most 16: scores lie in (0, 1), so that e^16 · 16 million is far from overflowing, and
+their rounding divided by λ stays below 1e-6. For a smaller λ a pass before finds the hardest candidate, whose v is c.
 
 Each backend computes the sums and the gradient in one file of its own: ``cpu`` (C, compiled on the user's machine),
 ``triton`` (CUDA) and ``chunked`` (plain torch, everywhere).
@@ -38,7 +38,7 @@ from drloss.losses.surrogates import choose_surrogate, surrogate_slope
 
 BACKENDS = ("auto", "torch", "cpu", "triton", "chunked")
 
-MOST_RATE = 40.0
+MOST_RATE = 16.0
 """1/λ up to which no shift is needed."""
 
 
