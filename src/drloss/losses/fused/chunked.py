@@ -101,7 +101,7 @@ def sums(problem: Problem) -> Tensor:
             terms, _, distance = _terms(problem, chunk.image, sign, part)
             z = terms * functional.softplus(part.y) if problem.kind == "focal" else terms
             mass = z.new_tensor([[len(z)]]) if part.prior is None else total(part.prior.unsqueeze(0))
-            of_part = [total(z.unsqueeze(0)), total((distance * terms).unsqueeze(0)), wide(mass)]
+            of_part = [total(z.unsqueeze(0)), total(distance.mul_(terms).unsqueeze(0)), wide(mass)]
             found[chunk.image, sign] += torch.cat(of_part, dim=1).squeeze(0)
     return found
 
@@ -125,7 +125,7 @@ def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list
                 slopes.append(terms.mul_(w.mul_(loss).mul_(problem.rates[sign]).add_(v)).mul_(alpha))
             else:
                 terms = terms.mul_(v).mul_((-part.y).sigmoid_())
-                slopes.append(terms.mul_((distance * beta).add_(alpha)))
+                slopes.append(terms.mul_(distance.mul_(beta).add_(alpha)))
         seen = chunk.level.seen(into[chunk.level.number], chunk.image)[chunk.first : chunk.last]
         slope = slopes[1][: seen.numel()]
         if positive.own is None:
@@ -136,7 +136,7 @@ def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list
 
 
 def _terms(problem: Problem, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
-    """o e of the DR loss, o v^γ of the focal loss; v; and v - c. The first may be written to."""
+    """o e of the DR loss, o v^γ of the focal loss; v; and v - c. All may be written to."""
     v, rate = part.y.sigmoid(), problem.rates[sign]
     distance = v
     if problem.kind == "focal":
