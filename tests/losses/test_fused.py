@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.utils.checkpoint import checkpoint
 
 from drloss import DRLoss, FocalLoss, cross_entropy_loss, dr_loss, focal_loss
@@ -335,12 +335,12 @@ def test_operators_are_registered_as_torch_asks():
     for extremes in (None, torch.tensor([0.0, 1.0, -1.0, 0.5]).repeat(2, 2, 1)):
         arguments = ([logits, logits[:, :0].contiguous()], labels, None, None, None, extremes)
         rest = ([1.0, 2.0], 3, "dr", "chunked", "logistic", "exact", [0.5, 6.0], False)
-        torch.library.opcheck(torch.ops.drloss.losses.default, (*arguments, *rest))
+        library.opcheck(torch.ops.drloss.losses.default, (*arguments, *rest))
         backward = (torch.ones(2), torch.ones(2, 2, 2), *arguments, *rest[:4])
-        torch.library.opcheck(torch.ops.drloss.gradients.default, backward)
-        torch.library.opcheck(torch.ops.drloss.gradients_in_place.default, backward)
+        library.opcheck(torch.ops.drloss.gradients.default, backward)
+        library.opcheck(torch.ops.drloss.gradients_in_place.default, backward)
         few = (*arguments[:5], 3, [2, 0], [False, True], False, "chunked")
-        torch.library.opcheck(torch.ops.drloss.extremes.default, few)
+        library.opcheck(torch.ops.drloss.extremes.default, few)
 
 
 def test_modules_take_the_backend():

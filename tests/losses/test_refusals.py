@@ -196,3 +196,8 @@ def test_quality_counts_at_positive_anchors_alone():
     quality = torch.tensor([[0.7, math.nan, 5.0]])
     wanted = quality_focal_loss(x, labels, quality=torch.full((1, 3), 0.7))
     assert quality_focal_loss(x, labels, quality=quality) == wanted
+
+
+def test_appendix_a_wants_tensors():
+    with pytest.raises(TypeError, match=r"^labels must be a tensor, got list"):
+        dr_gradient(X, [[1, 0]])

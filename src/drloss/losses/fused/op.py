@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from drloss.losses.accumulate import last_derivative
 from drloss.losses.checking import require_choice
@@ -188,7 +188,7 @@ def finish(sums: Tensor, extremes: Tensor | None, rule: Rule) -> tuple[Tensor, T
     return choose_surrogate(rule.surrogate, **parameters)(violation), coefficients
 
 
-@torch.library.custom_op("drloss::extremes", mutates_args=())
+@library.custom_op("drloss::extremes", mutates_args=())
 def _extremes(
     logits: Sequence[Tensor],
     labels: Tensor,
@@ -219,22 +219,11 @@ def _extremes(
 
 
 @_extremes.register_fake
-def _(
-    logits: Sequence[Tensor],
-    labels: Tensor,
-    dense: Tensor | None,
-    pos_weights: Tensor | None,
-    neg_weights: Tensor | None,
-    classes: int,
-    mined: Sequence[int],
-    shifted: Sequence[bool],
-    pooled: bool,
-    backend: str,
-) -> Tensor:
+def _(logits: Sequence[Tensor], labels: Tensor, *_: Any) -> Tensor:
     return labels.new_empty(labels.shape[0], 2, 4, dtype=torch.float32)
 
 
-@torch.library.custom_op("drloss::losses", mutates_args=())
+@library.custom_op("drloss::losses", mutates_args=())
 def _losses(
     logits: Sequence[Tensor],
     labels: Tensor,
@@ -266,28 +255,13 @@ def _losses(
 
 
 @_losses.register_fake
-def _(
-    logits: Sequence[Tensor],
-    labels: Tensor,
-    dense: Tensor | None,
-    pos_weights: Tensor | None,
-    neg_weights: Tensor | None,
-    extremes: Tensor | None,
-    rates: Sequence[float],
-    classes: int,
-    kind: str,
-    backend: str,
-    surrogate: str,
-    weights_grad: str,
-    numbers: Sequence[float],
-    pooled: bool,
-) -> tuple[Tensor, Tensor]:
-    rows = min(labels.shape[0], 1) if pooled else labels.shape[0]
+def _(logits: Sequence[Tensor], labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    rows = min(labels.shape[0], 1) if rest[-1] else labels.shape[0]  # pooled is the last
     losses = labels.new_empty(rows, dtype=torch.float32)
     return losses, losses.new_empty(rows, 2, 2)
 
 
-@torch.library.custom_op("drloss::gradients", mutates_args=())
+@library.custom_op("drloss::gradients", mutates_args=())
 def _gradients(
     factors: Tensor,
     coefficients: Tensor,
@@ -310,24 +284,11 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(
-    factors: Tensor,
-    coefficients: Tensor,
-    logits: Sequence[Tensor],
-    labels: Tensor,
-    dense: Tensor | None,
-    pos_weights: Tensor | None,
-    neg_weights: Tensor | None,
-    extremes: Tensor | None,
-    rates: Sequence[float],
-    classes: int,
-    kind: str,
-    backend: str,
-) -> list[Tensor]:
+def _(factors: Tensor, coefficients: Tensor, logits: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return [torch.empty_like(level) for level in logits]
 
 
-@torch.library.custom_op("drloss::gradients_in_place", mutates_args={"logits"})
+@library.custom_op("drloss::gradients_in_place", mutates_args={"logits"})
 def _gradients_in_place(
     factors: Tensor,
     coefficients: Tensor,
