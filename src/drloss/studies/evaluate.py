@@ -76,7 +76,11 @@ def evaluate_run(
     evaluation = evaluate(annotations, detections)
     sweep = threshold_sweep(annotations, detections)
     write_results(out / RESULTS, annotations, detections)
-    write_json(out / METRICS, evaluation.to_json() | {"data": annotations.name, "run": str(run), "thresholds": sweep})
+    write_json(
+        out / METRICS,
+        evaluation.to_json()
+        | {"data": annotations.name, "run": str(run), "thresholds": sweep, "scores": histogram.to_json()},
+    )
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
     console.print(metrics_table(evaluation))
     console.print(f"results, metrics and plots are in {out}")
