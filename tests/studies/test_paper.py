@@ -123,8 +123,11 @@ def test_equal_names_of_run_folders_mean_equal_settings():
     for scale in SCALES:
         found = [s for row in ROWS if not isinstance(s := settings(row, scale), str)]
         by_name = {s.name: s for s in found}
-        assert all(by_name[s.name] == s for s in found)
-        assert len(by_name) < len(found)
+        for s in found:
+            assert (by_name[s.name].preset, by_name[s.name].values) == (s.preset, s.values)
+        by_key = {s.key: s for s in found}
+        assert all(by_key[s.key] == s for s in found)
+        assert len(by_name) <= len(by_key) < len(found)
 
 
 def test_the_lambdas_are_those_of_the_log_bases():

@@ -18,9 +18,18 @@ from drloss.errors import UserError
 from drloss.studies import farm
 from drloss.studies.claims import CLAIMS
 from drloss.studies.farm import Job, train_jobs
-from drloss.studies.paper import ROWS, Settings, settings
-from drloss.studies.reproduce import choose_shard, choose_tables, runs_of
-from drloss.studies.tables import PAGE, verdict, write_page
+from drloss.studies.paper import FIGURES, ROWS, TEST_SCALES, Settings, settings
+from drloss.studies.records import read_records, write_records
+from drloss.studies.reproduce import (
+    PAGE,
+    RECORDS,
+    choose_shard,
+    choose_tables,
+    chosen_settings,
+    runs_of,
+    write_reproduction,
+)
+from drloss.studies.tables import page, verdict
 
 DATA = "shapes:train=8,val=4,test=2,size=64"
 TINY = [
@@ -78,43 +87,69 @@ def test_a_third_call_trains_and_evaluates_nothing_and_writes_the_same_page(fini
     metrics = out / "runs" / NAMES[1] / "eval_val" / "metrics.json"
     written = metrics.stat().st_mtime_ns
     assert main(["reproduce", "table7", *TINY, "--out", str(tmp_path)]) == 0
-    assert "2 run(s) for table7; 2 of them done already" in capsys.readouterr().out
+    assert "2 run(s) for table7; 2 done already" in capsys.readouterr().out
     assert (tmp_path / PAGE).read_text() == (out / PAGE).read_text()
     assert metrics.stat().st_mtime_ns == written
 
 
-def line_of(page, heading, run):
+def line_of(text, heading, run):
     """The cells of our line of a run in a table."""
-    section = page.split(f"## {heading}")[1].split("\n## ")[0]
+    section = text.split(f"## {heading}")[1].split("\n## ")[0]
     (line,) = [line for line in section.splitlines() if f"| `{run}` |" in line]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_the_page_has_the_runs_numbers_below_the_papers(finished):
     out, _ = finished
-    page = (out / PAGE).read_text()
-    assert "| – | Focal | paper, VOC2007 test | 39.5 | 67.2 | 40.8 | |" in page
+    text = (out / PAGE).read_text()
+    assert "| – | Focal | paper, VOC2007 test | 39.5 | 67.2 | 40.8 | |" in text
     for run in ("cpu-focal", "cpu-dr"):
         found = json.loads((out / "runs" / f"{run}-seed0" / "eval_val" / "metrics.json").read_text())
         numbers = [f"{found['metrics'][m]:.1f}" for m in ("AP", "AP50", "AP75")]
-        assert line_of(page, "Table 7", run)[2:] == ["ours", *numbers, "0"]
-        assert line_of(page, "Table 2", run)[3:6] == numbers  # the same run
-    assert line_of(page, "Table 2", "cpu-dr_surrogate=hinge")[3] == "not run"
-    assert "evaluated on: shapes" in page
-    assert "max_iters is 3, not 600 (all runs)" in page
+        assert line_of(text, "Table 7", run)[2:] == ["ours", *numbers, "0"]
+        assert line_of(text, "Table 2", run)[3:6] == numbers  # the same run
+    assert line_of(text, "Table 2", "cpu-dr_surrogate=hinge")[3] == "not run"
+    assert "evaluated on: shapes" in text
+    assert "max_iters is 3, not 600 (all runs)" in text
     for row in ROWS:
         for number in row.metrics.values():
-            assert f" {number:.1f} |" in page
+            assert f" {number:.1f} |" in text
 
 
 def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
     out, _ = finished
     (tmp_path / "runs").symlink_to(out / "runs")
-    assert write_page(tmp_path, "laptop").read_text() == (out / PAGE).read_text()
-    empty = write_page(tmp_path, "paper").read_text()
+    assert write_reproduction(tmp_path, "laptop").read_text() == (out / PAGE).read_text()
+    assert (tmp_path / RECORDS).read_bytes() == (out / RECORDS).read_bytes()
+    empty = page("paper", {})
     assert "No run has been evaluated yet" in empty
-    assert empty.count("not run |") == len(ROWS)
+    assert empty.count("not run |") == len(ROWS) + len(FIGURES["figure4"])
     assert "only COCO's server" in empty
+
+
+def test_the_records_give_the_same_page_and_are_refused_once_changed(finished, tmp_path):
+    out, _ = finished
+    scale, records = read_records(out / RECORDS)
+    assert page(scale, records) == (out / PAGE).read_text()
+    kept = json.loads((out / RECORDS).read_text())
+    kept["runs"][0]["metrics"]["metrics"]["AP"] += 0.1
+    (tmp_path / RECORDS).write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="not those that were written"):
+        read_records(tmp_path / RECORDS)
+    write_records(tmp_path / "none.json", scale, {}, ())
+    assert read_records(tmp_path / "none.json") == (scale, {})
+
+
+def test_the_runs_scores_are_on_the_page_and_in_figures_1_and_5(finished):
+    out, _ = finished
+    text = (out / PAGE).read_text()
+    found = json.loads((out / "runs" / NAMES[1] / "eval_val" / "metrics.json").read_text())["scores"]
+    mean = found["positive_sum"] / sum(found["positive"])
+    assert f"| DR | {mean:.3f} | " in text
+    assert "| Cross-entropy | not run |" in text
+    assert "with focal loss or cross-entropy: not run" in text
+    for number, drawn in ((1, True), (4, False), (5, True)):
+        assert (f"(figure{number}.png)" in text) == (out / f"figure{number}.png").exists() == drawn
 
 
 def test_other_data_in_the_same_folder_are_refused(finished, capsys):
@@ -126,7 +161,7 @@ def test_other_data_in_the_same_folder_are_refused(finished, capsys):
 
 def test_rows_of_several_tables_are_trained_once():
     tables = choose_tables(["all"], "laptop", {})
-    runs = runs_of(tables, "laptop", [0, 1], {})
+    runs = runs_of(chosen_settings(tables, ["dr"], "laptop"), [0, 1], {})
     names = [run.name for run in runs]
     assert len(set(names)) == len(names)
     assert names.count("cpu-dr-seed0") == names.count("cpu-dr-seed1") == 1
@@ -136,8 +171,16 @@ def test_rows_of_several_tables_are_trained_once():
         assert (run.config.seed, run.config.detector.norm) == (run.seed, "group")
 
 
+def test_the_multi_scale_test_is_another_evaluation_of_the_same_run():
+    chosen = chosen_settings(["table4"], [], "paper")
+    both = [s for s in chosen if s.name == "r101_2x-dr"]
+    assert [(s.test_scales, s.evaluation) for s in both] == [((), "eval_val"), (TEST_SCALES, "eval_val_multi-scale")]
+    assert [run.name for run in runs_of(chosen, [0], {})].count("r101_2x-dr-seed0") == 1
+    assert len({s.key for s in chosen}) == len(chosen)
+
+
 def test_shards_share_out_all_runs():
-    runs = runs_of(["table2", "table3"], "laptop", [0, 1, 2], {})
+    runs = runs_of(chosen_settings(["table2", "table3"], [], "laptop"), [0, 1, 2], {})
     parts = [choose_shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
     assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,4 +1,4 @@
-"""Figures 1-3 by their data: what the equations say of them, and not their pixels."""
+"""Figures 2 and 3 by their data: what the equations say of them, and not their pixels."""
 
 import json
 from math import log
@@ -6,12 +6,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import oracle
-from drloss.errors import UserError
-from drloss.evaluation.densities import ScoreHistogram
 from drloss.losses.dr import NEG_LAMBDA, POS_LAMBDA
 from drloss.studies.figures import NEUTRAL
 from drloss.studies.schematics import (
@@ -20,13 +16,11 @@ from drloss.studies.schematics import (
     RHOS,
     SMOOTHNESSES,
     STDS,
-    SYNTHETIC,
     compare_surrogates,
     derived,
-    draw_ranking,
     drift_gaussians,
-    rank_scores,
-    write_schematic,
+    save_drifts,
+    save_surrogates,
 )
 
 
@@ -50,10 +44,6 @@ def test_all_densities_integrate_to_one(drifts):
         for density in panel.densities:
             assert (density >= 0).all()
             assert np.sum(density * np.diff(drifts.edges)) == pytest.approx(1, abs=1e-9)
-    data = rank_scores()
-    for sides in (data.given, data.derived):
-        for density in (sides.positive, sides.negative):
-            assert np.sum(density * np.diff(data.edges)) == pytest.approx(1, abs=1e-9)
 
 
 def test_a_smaller_lambda_moves_the_mean_further_and_a_larger_variance_too(drifts):
@@ -77,35 +67,6 @@ def test_the_points_are_reproducible_and_their_number_is_free():
     assert drift_gaussians(1).panels[0].densities[0].max() > 0
 
 
-def test_figure_1_ranks_the_expectations_of_the_derived_distributions():
-    data = rank_scores()
-    assert data.source == SYNTHETIC
-    assert (data.pos_lambda, data.neg_lambda, data.margin) == (POS_LAMBDA, NEG_LAMBDA, 0.5)
-    assert (
-        data.given.negative_mean < data.derived.negative_mean < data.derived.positive_mean < data.given.positive_mean
-    )
-    assert data.violation == pytest.approx(data.derived.negative_mean - data.derived.positive_mean + 0.5)
-
-
-def test_figure_1_shows_a_runs_scores():
-    scores, labels = torch.tensor([0.1, 0.3, 0.6, 0.9]), torch.tensor([[0, 0, 1, 1]])
-    histogram = ScoreHistogram()
-    histogram.update([torch.logit(scores).reshape(1, 4, 1)], labels)
-    data = rank_scores(histogram, "a run")
-    positive, negative = [0.6, 0.9], [0.1, 0.3]
-    expected_pos = oracle.equation_6(positive, oracle.proposition_2(positive, POS_LAMBDA))
-    expected_neg = oracle.equation_6(negative, oracle.proposition_1(negative, NEG_LAMBDA))
-    assert data.derived.positive_mean == pytest.approx(expected_pos, abs=0.003)
-    assert data.derived.negative_mean == pytest.approx(expected_neg, abs=0.003)
-    assert "(synthetic)" not in draw_ranking(data).axes[1].get_xlabel()
-    assert "(synthetic)" in draw_ranking(rank_scores()).axes[1].get_xlabel()
-
-
-def test_a_run_without_positives_has_no_figure_1():
-    with pytest.raises(UserError, match="a run: there must be positive and negative candidates"):
-        rank_scores(ScoreHistogram(), "a run")
-
-
 def test_the_hinge_lies_below_its_smooth_variants_within_their_bounds():
     data = compare_surrogates()
     flat, *smooth = data.curves
@@ -118,9 +79,9 @@ def test_the_hinge_lies_below_its_smooth_variants_within_their_bounds():
         assert gap.max() == pytest.approx(bound)
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure2", "figure3"])
+@pytest.mark.parametrize("name", ["figure2", "figure3"])
 def test_a_figure_is_written_as_pictures_and_data(name, tmp_path):
-    paths = write_schematic(tmp_path, name, points=1000)
+    paths = save_drifts(tmp_path, 1000) if name == "figure2" else save_surrogates(tmp_path)
     assert [p.name for p in paths] == [f"{name}.svg", f"{name}.png", f"{name}.json"]
     root = ElementTree.parse(paths[0]).getroot()
     assert root.tag.endswith("svg")
@@ -129,4 +90,4 @@ def test_a_figure_is_written_as_pictures_and_data(name, tmp_path):
         assert image.size[0] > 900
         assert image.getpixel((0, 0))[3] == 0
     data = json.loads(paths[2].read_text())
-    assert {"figure1": "source", "figure2": "points", "figure3": "curves"}[name] in data
+    assert {"figure2": "points", "figure3": "curves"}[name] in data

@@ -1,6 +1,7 @@
 """``drloss eval``: a trained detector on a split of data, in numbers, files and plots."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from drloss.detector.weights import DetectorFile
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, write_results
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.inference import run_detector
+from drloss.evaluation.inference import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.files import write_json
 from drloss.ranks import Ranks
@@ -35,6 +36,7 @@ def evaluate_run(
     batch_size: int,
     workers: int,
     score_threshold: float | None,
+    test_scales: Sequence[int] = (),
     console: Console,
 ) -> Evaluation | None:
     """Evaluate a run folder or an exported file and write what comes of it.
@@ -46,6 +48,7 @@ def evaluate_run(
         ranks: this process among its peers.
         batch_size, workers: of data loading.
         score_threshold: replaces the run's own.
+        test_scales: short sides in pixels, for a multi-scale test; it has no score densities.
         console: where rank 0 prints.
     Returns:
         The evaluation on rank 0, None elsewhere.
@@ -57,30 +60,36 @@ def evaluate_run(
     if score_threshold is not None:
         model.config = replace(model.config, score_threshold=score_threshold)
     model.to(ranks.device)
-    histogram = ScoreHistogram()
+    histogram = None if test_scales else ScoreHistogram()
     with Progress(console=console, disable=not ranks.first) as progress:
-        task = progress.add_task("evaluating", total=len(annotations))
-        detections = run_detector(
-            model,
-            annotations,
-            ranks,
-            batch_size=batch_size,
-            workers=workers,
-            observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
-            progress=lambda images: progress.advance(task, images * ranks.size),
-        )
-    for other in ranks.gather(histogram.to_json())[1:]:
-        histogram.merge(ScoreHistogram.from_json(other))
+        task = progress.add_task("evaluating", total=len(annotations) * max(1, len(test_scales)))
+
+        def advance(images: int) -> None:
+            progress.advance(task, images * ranks.size)
+
+        options = {"batch_size": batch_size, "workers": workers}
+        if histogram is None:
+            detections = run_multi_scale(model, annotations, ranks, test_scales, **options, progress=advance)
+        else:
+            detections = run_detector(
+                model,
+                annotations,
+                ranks,
+                **options,
+                observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
+                progress=advance,
+            )
+    if histogram is not None:
+        for other in ranks.gather(histogram.to_json())[1:]:
+            histogram.merge(ScoreHistogram.from_json(other))
     if not ranks.first:
         return None
     evaluation = evaluate(annotations, detections)
     sweep = threshold_sweep(annotations, detections)
     write_results(out / RESULTS, annotations, detections)
-    write_json(
-        out / METRICS,
-        evaluation.to_json()
-        | {"data": annotations.name, "run": str(run), "thresholds": sweep, "scores": histogram.to_json()},
-    )
+    metrics = evaluation.to_json() | {"data": annotations.name, "run": str(run), "thresholds": sweep}
+    metrics |= {"test_scales": list(test_scales)} if histogram is None else {"scores": histogram.to_json()}
+    write_json(out / METRICS, metrics)
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
     console.print(metrics_table(evaluation))
     console.print(f"results, metrics and plots are in {out}")

@@ -6,12 +6,13 @@ A loss has the same colour in every figure, and a second run of it a paler one.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
 from io import BytesIO
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from drloss.evaluation.coco import Evaluation, percent
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.files import write_atomic
+from drloss.files import write_atomic, write_json, write_text
 
 # Told apart by the colour-blind, and of about the same contrast on white and on near-black.
 PALETTE = {"dr": "#2B83D6", "focal": "#D96B00", "ce": "#0E9A74"}
@@ -31,6 +32,7 @@ OTHER = "#B25C9E"
 NEUTRAL = "#7f8081"
 WIDTH = 5.2
 FONT = 10.5
+DASHED = (0, (3, 2))
 MANY = 50
 """Values from which on a curve is smoothed."""
 
@@ -69,7 +71,7 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
         series: one per run.
         label: what the vertical axis says.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for line, colour in zip(series, colours([s.loss for s in series]), strict=True):
         x, y = _finite(line)
         if len(x) >= MANY:
@@ -82,7 +84,7 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
         axes.set_ylim(0, 1.08 * float(np.quantile(settled, 0.995)) or 1.0)
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -93,7 +95,7 @@ def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> F
         positive: P̂₊ of each run.
         negative: P̂₋ of each run, in the same order.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for group, dashes, sign in ((positive, "-", "₊"), (negative, (0, (4, 2)), "₋")):
         for line, colour in zip(group, colours([s.loss for s in group]), strict=True):
             x, y = _finite(line)
@@ -102,7 +104,7 @@ def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> F
     axes.set_ylim(0, 1)
     axes.set_xlabel("iteration")
     axes.set_ylabel("expected score")
-    _legend(axes, columns=2)
+    legend(axes, columns=2)
     return figure
 
 
@@ -113,7 +115,7 @@ def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, floa
         sweeps: of each run its name, its loss and what :func:`drloss.evaluation.thresholds.threshold_sweep` returned.
         metric: its name.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     for (name, _, sweep), colour in zip(sweeps, colours([s[1] for s in sweeps]), strict=True):
         x = [record["threshold"] for record in sweep]
         axes.plot(x, [record[metric] for record in sweep], color=colour, linewidth=2, marker="o", label=name)
@@ -121,7 +123,7 @@ def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, floa
     axes.set_ylim(0, 1.08 * max(values, default=0) or 1)
     axes.set_xlabel("score threshold")
     axes.set_ylabel(f"{metric} (%)")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -131,7 +133,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     Args:
         histograms: of each run its name, its loss and its scores.
     """
-    figure, panels = _figure(2, height=4.6)
+    figure, panels = new_figure(2, height=4.6)
     for (name, _, histogram), colour in zip(histograms, colours([h[1] for h in histograms]), strict=True):
         sides = (
             (panels[0], histogram.positive_density(), histogram.positive_mean),
@@ -143,7 +145,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
             label = f"{name}, none" if isnan(mean) else f"{name}, mean {mean:.3f}"
             axes.stairs(coarse, edges, color=colour, alpha=0.14, fill=True)
             axes.stairs(coarse, edges, color=colour, linewidth=1.8, label=label)
-            axes.axvline(mean, color=colour, linestyle=(0, (3, 2)), linewidth=1.2)
+            axes.axvline(mean, color=colour, linestyle=DASHED, linewidth=1.2)
     panels[0].set_ylabel("positives")
     panels[0].set_ylim(bottom=0)
     panels[1].set_ylabel("negatives (log)")
@@ -153,13 +155,13 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     panels[0].tick_params(labelbottom=False)
     for axes in panels:
         axes.set_xlim(0, 1)
-        _legend(axes)
+        legend(axes)
     return figure
 
 
 def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: str | None = None) -> Figure:
     """Precision against recall at IoU .50: the mean over classes bold, each class light; in the loss's colour."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     colour = colour or colours([loss])[0]
     defined = evaluation.precision[(evaluation.precision > -1).all(axis=1)]
     for index, row in enumerate(defined):
@@ -169,7 +171,7 @@ def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: st
         label = f"{name}, mean: AP50 {percent(evaluation.metrics['AP50'])}"
         axes.plot(evaluation.recall_points, defined.mean(axis=0), color=colour, linewidth=2.6, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -179,13 +181,13 @@ def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
     Args:
         curves: of each run its name, its loss, and mean score and precision of each bin, NaN where it is empty.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_figure(1)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1.2)
     for (name, _, score, precision), colour in zip(curves, colours([c[1] for c in curves]), strict=True):
         there = np.isfinite(score)
         axes.plot(score[there], precision[there], color=colour, linewidth=2, marker="o", label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score", ylabel="right at IoU .50")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -200,7 +202,7 @@ def class_differences(names: Sequence[str], differences: Sequence[float], colour
     pairs = sorted((d, n) for n, d in zip(names, differences, strict=True) if not isnan(d))
     if len(pairs) > 30:
         pairs = pairs[:15] + pairs[-15:]
-    figure, (axes,) = _figure(1, height=1.2 + 0.24 * max(len(pairs), 2))
+    figure, (axes,) = new_figure(1, height=1.2 + 0.24 * max(len(pairs), 2))
     axes.barh(range(len(pairs)), [d for d, _ in pairs], color=colour, height=0.7)
     with mpl.rc_context({"text.parse_math": False}):
         axes.set_yticks(range(len(pairs)), [name if len(name) <= 24 else f"{name[:23]}…" for _, name in pairs])
@@ -275,11 +277,41 @@ def to_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def save_figure(folder: Path, name: str, figure: Figure, data: Any, description: str) -> list[Path]:
+    """Write a figure as SVG and PNG, and what it shows as JSON.
+
+    Args:
+        folder: where to; it is made if need be.
+        name: of the files, without suffix.
+        figure: to render.
+        data: a dataclass of numbers, arrays, lists and such dataclasses.
+        description: said by screen readers.
+    Returns:
+        The files written.
+    """
+    paths = [folder / f"{name}{suffix}" for suffix in (".svg", ".png", ".json")]
+    # By itself the picture stands on any ground: its text has the colour that does on all of them.
+    svg = to_svg(figure, name, description).replace("<svg ", f'<svg color="{NEUTRAL}" ', 1)
+    write_text(paths[0], svg + "\n")
+    write_atomic(paths[1], partial(_save_png, figure))
+    write_json(paths[2], _plain(asdict(data)))
+    return paths
+
+
+def _plain(value: Any) -> Any:
+    """A value in JSON types, its arrays as lists."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def _save_png(figure: Figure, path: Path) -> None:
     path.write_bytes(to_png(figure))
 
 
-def _figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
     """Panels one below the other, with what all figures share."""
     figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     rows = [figure.add_subplot(panels, 1, row + 1) for row in range(panels)]
@@ -294,7 +326,7 @@ def _figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
     return figure, rows
 
 
-def _legend(axes: Axes, *, columns: int = 1) -> None:
+def legend(axes: Axes, *, columns: int = 1) -> None:
     """Above the panel, where it hides nothing."""
     count = len(axes.get_legend_handles_labels()[0])
     if count:

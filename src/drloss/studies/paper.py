@@ -45,10 +45,14 @@ NEEDS = {
 
 _BACKBONE = "needs its backbone, which is what the row compares: too much for a CPU"
 _NO_NUMBER = "the paper gives no number, because training does not reach a meaningful result"
+TEST_SCALES = tuple(range(400, 1201, 100))
+"""Short sides of the multi-scale test, in pixels."""
 _MULTI_SCALE = (
-    "needs the test at short sides 400 to 1200, which drloss does not have: the paper states neither the flips nor "
-    "how it merges the scales' detections"
+    "ours is tested at short sides 400, 500, ... 1200 without flips, and the detections of all scales go through NMS "
+    "once more: the paper states neither flips nor merging"
 )
+FIGURES: dict[str, tuple[str, ...]] = {"figure1": ("dr",), "figure4": ("ce", "focal", "dr"), "figure5": ("dr",)}
+"""The losses of the figures that show trained detectors' scores."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ class Recipe:
         loss: as ``drloss train --loss`` takes it.
         laptop: settings on the preset ``cpu`` that make the same relative change; or the reason why there are none.
         splits: to train and to evaluate on.
+        test_scales: short sides of a multi-scale test in pixels; empty for the preset's own.
     """
 
     preset: str = "r50_1x"
     loss: str = "dr"
     laptop: Mapping[str, object] | str = field(default_factory=dict)
     splits: tuple[str, str] = ("train", "val")
+    test_scales: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,15 +130,27 @@ class Settings:
         preset: name of the preset.
         values: settings that replace the preset's, the loss among them.
         splits: to train and to evaluate on.
+        test_scales: short sides of a multi-scale test in pixels; empty for the preset's own.
     """
 
     preset: str
     values: Mapping[str, object]
     splits: tuple[str, str]
+    test_scales: tuple[int, ...] = ()
+
+    @property
+    def evaluation(self) -> str:
+        """Name of the folder of the evaluation inside the run's."""
+        return f"eval_{self.splits[1]}" + ("_multi-scale" if self.test_scales else "")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Run and evaluation: equal for rows that have the same numbers of ours, but for the score threshold."""
+        return self.name, self.evaluation
 
     @property
     def name(self) -> str:
-        """Name for run folders: equal where the settings are, and fit for a file."""
+        """Name for run folders: equal where a run is trained alike, and fit for a file."""
         values = {k: v for k, v in self.values.items() if k != "loss"}
         parts = [self.preset, str(self.values["loss"]), *(f"{k}={v}" for k, v in values.items())]
         return re.sub(r"[^A-Za-z0-9.=-]+", "_", "-".join(parts))
@@ -154,10 +172,20 @@ def settings(row: Row, scale: str) -> Settings | str:
         return row.reason
     recipe = row.recipe
     if scale == "paper":
-        return Settings(recipe.preset, {"loss": recipe.loss}, recipe.splits)
+        return Settings(recipe.preset, {"loss": recipe.loss}, recipe.splits, recipe.test_scales)
     if isinstance(recipe.laptop, str):
         return recipe.laptop
     return Settings("cpu", {"loss": recipe.loss, **recipe.laptop}, ("train", "val"))
+
+
+def figure_settings(loss: str, scale: str) -> Settings:
+    """The settings of a run whose scores Figures 1, 4 and 5 show: those of the loss in Table 2.
+
+    Args:
+        loss: by its name on the command line.
+        scale: one of :data:`SCALES`.
+    """
+    return Settings({"paper": "r50_1x", "laptop": "cpu"}[scale], {"loss": loss}, ("train", "val"))
 
 
 def _metrics(numbers: str) -> dict[str, float]:
@@ -190,9 +218,9 @@ def _dr_retina(backbone: str, preset: str, numbers: str) -> Row:
     return Row("table4", backbone, "Dr. Retina", _metrics(numbers), TEST_DEV, "Table 4", recipe)
 
 
-def _multi_scale(backbone: str, numbers: str) -> Row:
-    label = f"{backbone}, multi-scale test"
-    return Row("table4", label, "Dr. Retina", _metrics(numbers), TEST_DEV, "Table 4", None, _MULTI_SCALE)
+def _multi_scale(backbone: str, preset: str, numbers: str) -> Row:
+    label, recipe = f"{backbone}, multi-scale test", Recipe(preset, laptop=_BACKBONE, test_scales=TEST_SCALES)
+    return Row("table4", label, "Dr. Retina", _metrics(numbers), TEST_DEV, "Table 4", recipe, _MULTI_SCALE)
 
 
 def _thresholds(threshold: float, focal: str, dr: str) -> list[Row]:
@@ -267,8 +295,8 @@ ROWS: tuple[Row, ...] = (
     _published("FCOS", "[26]", _X101, "42.7 62.2 46.1 26.0 45.6 52.6"),
     _dr_retina(_R101, "r101_2x", "41.7 60.9 44.8 23.5 44.9 53.1"),
     _dr_retina(_X101, "x101_1.5x", "43.1 62.8 46.4 25.6 46.2 54.0"),
-    _multi_scale(_R101, "43.4 62.1 47.0 26.7 46.1 55.0"),
-    _multi_scale(_X101, "44.7 63.8 48.7 28.2 47.4 56.2"),
+    _multi_scale(_R101, "r101_2x", "43.4 62.1 47.0 26.7 46.1 55.0"),
+    _multi_scale(_X101, "x101_1.5x", "44.7 63.8 48.7 28.2 47.4 56.2"),
     *_thresholds(0.05, _FOCAL, _DEFAULT),
     *_thresholds(0.1, "36.1 54.9 38.7 19.4 39.4 49.0", _DEFAULT),
     *_thresholds(0.2, "35.4 53.4 38.2 18.3 38.7 48.6", _DEFAULT),

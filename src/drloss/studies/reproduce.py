@@ -13,20 +13,24 @@ from drloss.detector.weights import resolve_norm
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.inference import run_detector
+from drloss.files import write_text
 from drloss.ranks import Ranks
+from drloss.studies import scores
 from drloss.studies.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
 from drloss.studies.farm import Job, train_jobs
-from drloss.studies.paper import NEEDS, TABLES, Settings, rows_of, settings
-from drloss.studies.schematics import Ranking, rank_scores
-from drloss.studies.tables import evaluation_folder, run_folder, write_page
+from drloss.studies.paper import FIGURES, NEEDS, TABLES, Settings, figure_settings, rows_of, settings
+from drloss.studies.records import Records, read_runs, run_folder, write_records
+from drloss.studies.tables import LOSS_NAMES, histograms, page
 from drloss.training.checkpoints import MODEL, load_run
 from drloss.training.config import Config, override, to_json
 from drloss.training.presets import PRESETS
 from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
 
-FIGURES = ("figure1", "figure2", "figure3")
-WHAT = (*FIGURES, *TABLES, "all")
+EQUATIONS = ("figure2", "figure3")
+"""Figures drawn from equations alone; figure1 from synthetic scores where there is no run."""
+WHAT = (*sorted((*FIGURES, *EQUATIONS)), *TABLES, "all")
 """What ``drloss reproduce`` may be asked for."""
+PAGE, RECORDS = "reproduction.md", "records.json"
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,16 @@ class Run:
         return replace(config, detector=resolve_norm(config.detector, config.weights))
 
 
-def runs_of(tables: Sequence[str], scale: str, seeds: Sequence[int], given: Mapping[str, object]) -> list[Run]:
-    """The runs of some tables, each once, in the order of the rows; all of a row's seeds follow each other."""
-    found: dict[str, Run] = {}
-    for table in tables:
-        for row in rows_of(table):
-            chosen = settings(row, scale)
-            if isinstance(chosen, Settings):
-                for seed in seeds:
-                    run = Run(chosen, seed, given)
-                    found.setdefault(run.name, run)
-    return list(found.values())
+def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) -> list[Settings]:
+    """The settings behind some tables and the figures' losses, each once, in the order of the rows."""
+    rows = [settings(row, scale) for table in tables for row in rows_of(table)]
+    found = [s for s in rows if isinstance(s, Settings)] + [figure_settings(loss, scale) for loss in losses]
+    return list({s.key: s for s in found}.values())
+
+
+def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[Run]:
+    """Their runs: all of one's seeds follow each other. Two that are evaluated differently are one run."""
+    return [Run(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
 
 
 def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) -> list[str]:
@@ -111,8 +114,9 @@ def choose_shard(runs: Sequence[Run], text: str) -> list[Run]:
     return list(runs[int(first) - 1 :: int(count)])
 
 
-def reproduce_tables(
+def reproduce_runs(
     tables: Sequence[str],
+    losses: Sequence[str],
     data: str,
     read_split: Callable[[str], Annotations],
     out: Path,
@@ -126,13 +130,15 @@ def reproduce_tables(
     skip_bad: bool,
     console: Console,
 ) -> Path:
-    """Train and evaluate what is missing of some tables, and write ``reproduction.md``.
+    """Train and evaluate what is missing of some tables and figures, and write the page and what it shows.
 
     Args:
         tables: names, of :func:`choose_tables`.
+        losses: whose densities the figures asked for show.
         data: as ``drloss train --data`` takes it.
         read_split: the annotations of a split of it.
-        out: folder for ``runs/`` and the page. What is done already is kept.
+        out: folder for ``runs/``, ``reproduction.md``, ``records.json`` and Figures 1, 4 and 5. What is done already
+            is kept.
         ranks: for the device.
         scale: ``"paper"`` or ``"laptop"``.
         seeds: of each row.
@@ -147,40 +153,90 @@ def reproduce_tables(
         UserError: if options, data or folder do not fit, or a run failed; the others are trained, evaluated and on
             the page before that is said.
     """
-    runs = choose_shard(runs_of(tables, scale, seeds, given), shard)
+    chosen = chosen_settings(tables, losses, scale)
+    runs = choose_shard(runs_of(chosen, seeds, given), shard)
     configs = {run.name: run.config for run in runs}  # what does not fit is said before anything is trained
     if scale == "paper":
         for table in tables:
             console.print(f"{table} needs {NEEDS[table]}", markup=False, soft_wrap=True)
     missing = [run for run in runs if not is_finished(run, run_folder(out, run.name), data)]
-    console.print(f"{len(runs)} run(s) for {', '.join(tables)}; {len(runs) - len(missing)} of them done already")
+    console.print(f"{len(runs)} run(s) for {', '.join(tables) or 'figures'}; {len(runs) - len(missing)} done already")
     failed: list[str] = []
     if missing:
         jobs = [_job(run, run_folder(out, run.name), data, skip_bad) for run in missing]
         failed = train_jobs(jobs, ranks.device, at_once, console, keep_going=True)
     splits: dict[str, Annotations] = {}
     for run in runs:
-        folder, split = run_folder(out, run.name), run.settings.splits[1]
-        if not is_finished(run, folder, data) or _is_evaluated(folder, split):
+        folder = run_folder(out, run.name)
+        if not is_finished(run, folder, data):
             continue
-        if split not in splits:
-            splits[split] = read_split(split)
-        console.print(f"evaluating {run.name}", markup=False)
-        evaluate_run(
-            folder,
-            splits[split],
-            evaluation_folder(folder, split),
-            ranks,
-            batch_size=configs[run.name].eval_batch_size,
-            workers=configs[run.name].workers,
-            score_threshold=None,
-            console=Console(quiet=True),
-        )
-    page = write_page(out, scale)
-    console.print(f"page: {page}", markup=False)
+        for wanted in (s for s in chosen if s.name == run.settings.name and not _is_evaluated(folder, s)):
+            split = wanted.splits[1]
+            if split not in splits:
+                splits[split] = read_split(split)
+            console.print(f"evaluating {run.name}", markup=False)
+            evaluate_run(
+                folder,
+                splits[split],
+                folder / wanted.evaluation,
+                ranks,
+                batch_size=configs[run.name].eval_batch_size,
+                workers=configs[run.name].workers,
+                score_threshold=None,
+                test_scales=wanted.test_scales,
+                console=Console(quiet=True),
+            )
+    path = write_reproduction(out, scale)
+    console.print(f"page: {path}", markup=False)
     if failed:
         raise UserError("\n".join(failed))
-    return page
+    return path
+
+
+def write_reproduction(out: Path, scale: str) -> Path:
+    """Write the page of all run folders in ``out`` at a scale, their records, and Figures 1, 4 and 5.
+
+    Returns:
+        The page's path.
+    """
+    records = read_runs(out, chosen_settings(list(TABLES), list(LOSS_NAMES), scale))
+    write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in LOSS_NAMES])
+    write_text(out / PAGE, page(scale, records))
+    draw_figures(out, scale, records)
+    return out / PAGE
+
+
+def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
+    """Figures 1, 4 and 5, as far as there are runs for them, all seeds of a loss together.
+
+    Returns:
+        The files written.
+    """
+    found = {loss: _together(loss, scale, records) for loss in FIGURES["figure4"]}
+    shown = [histogram for histogram in found.values() if histogram is not None]
+    paths = scores.save_densities(folder, shown) if len(shown) == len(found) else []
+    if (dr := found["dr"]) is not None:
+        paths += scores.save_separation(folder, dr)
+        paths += scores.save_ranking(folder, scores.rank_scores(dr[3], dr[2]))
+    return paths
+
+
+def ranking_of_runs(out: Path, scale: str) -> scores.Ranking | None:
+    """Data of Figure 1 from the DR runs in a folder, or None where there are none."""
+    found = _together("dr", scale, read_runs(out, [figure_settings("dr", scale)]))
+    return None if found is None else scores.rank_scores(found[3], found[2])
+
+
+def _together(loss: str, scale: str, records: Records) -> scores.Histogram | None:
+    """Scores of all seeds of a loss."""
+    found = histograms(loss, scale, records)
+    if not found:
+        return None
+    together = ScoreHistogram()
+    for histogram in found.values():
+        together.merge(histogram)
+    source = f"{figure_settings(loss, scale).name}, seeds {', '.join(map(str, found))}"
+    return LOSS_NAMES[loss], loss, source, together
 
 
 def is_finished(run: Run, folder: Path, data: str) -> bool:
@@ -199,8 +255,8 @@ def is_finished(run: Run, folder: Path, data: str) -> bool:
     return (folder / MODEL).is_file() and not changed_settings(was, to_json(run.config), HOW_IT_RUNS)
 
 
-def _is_evaluated(folder: Path, split: str) -> bool:
-    metrics = evaluation_folder(folder, split) / METRICS
+def _is_evaluated(folder: Path, wanted: Settings) -> bool:
+    metrics = folder / wanted.evaluation / METRICS
     return metrics.is_file() and metrics.stat().st_mtime >= (folder / MODEL).stat().st_mtime
 
 
@@ -222,7 +278,7 @@ def _option(name: str, value: Any) -> list[str]:
     return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
 
 
-def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> Ranking:
+def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranking:
     """Data of Figure 1 from a trained run and a split.
 
     Raises:
@@ -239,4 +295,4 @@ def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> Ranking:
         batch_size=2,
         observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
     )
-    return rank_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")
+    return scores.rank_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")

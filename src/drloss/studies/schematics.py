@@ -1,27 +1,22 @@
-"""Figures 1-3 of the paper, drawn from its equations: each has its data as plain arrays, and a picture of them.
+"""Figures 2 and 3 of the paper, drawn from its equations: each has its data as plain arrays, and a picture of them.
 
 The scores lie in bins: a bin is a candidate whose prior is the number of scores in it, so that ten million points
 cost as much as a few hundred.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drloss.errors import UserError
-from drloss.evaluation.densities import Floats, ScoreHistogram
-from drloss.files import write_atomic, write_json, write_text
-from drloss.losses import dr
+from drloss.evaluation.densities import Floats
 from drloss.losses.distribution import drifted_weights
 from drloss.losses.surrogates import hinge, logistic, quadratic
-from drloss.studies.figures import FONT, NEUTRAL, OTHER, PALETTE, _figure, _legend, to_png, to_svg
+from drloss.studies.figures import DASHED, NEUTRAL, OTHER, PALETTE, legend, new_figure, save_figure
 
 POINTS = 10_000_000
 """Of Figure 2, for each variance."""
@@ -32,8 +27,6 @@ _LOW, _HIGH, _BINS = -0.4, 1.2, 320  # eight standard deviations to either side
 _CHUNK = 1_000_000
 RHOS, SMOOTHNESSES = (0.2, 0.5), (4.0, 6.0, 8.0, 10.0)
 """ρ and L of Table 2, for Figure 3."""
-SYNTHETIC = "synthetic scores, Beta(4, 1.8) for positives and Beta(1.5, 9) for negatives"
-_DASHED = (0, (3, 2))
 
 
 def derived(counts: Floats, scores: Floats, *, lam: float, positive: bool) -> Floats:
@@ -50,115 +43,6 @@ def derived(counts: Floats, scores: Floats, *, lam: float, positive: bool) -> Fl
     easiness = torch.from_numpy(scores if positive else 1 - scores).unsqueeze(0)
     weights = drifted_weights(easiness, torch.from_numpy(counts.astype(np.float64)).unsqueeze(0), lam=lam)
     return np.asarray(weights[0].numpy(), dtype=np.float64)
-
-
-# ---------------------------------------------------------------------- Figure 1
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Positives and negatives at one stage of Figure 1.
-
-    Attributes:
-        positive, negative: (M,) densities over the bins, of integral 1.
-        positive_mean, negative_mean: expected scores.
-    """
-
-    positive: Floats
-    negative: Floats
-    positive_mean: float
-    negative_mean: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Data of Figure 1.
-
-    Attributes:
-        source: what the scores are.
-        edges: (M + 1,) of the bins.
-        given: the scores as they are.
-        derived: the same, re-weighted by Propositions 1 and 2; its expected scores are P̂₊ and P̂₋ of Eq. (6).
-        pos_lambda, neg_lambda, margin: λ₊, λ₋ and γ, in score units.
-    """
-
-    source: str
-    edges: Floats
-    given: Sides
-    derived: Sides
-    pos_lambda: float = dr.POS_LAMBDA
-    neg_lambda: float = dr.NEG_LAMBDA
-    margin: float = dr.MARGIN
-
-    @property
-    def violation(self) -> float:
-        """z = P̂₋ - P̂₊ + γ, what the surrogate is taken of."""
-        return self.derived.negative_mean - self.derived.positive_mean + self.margin
-
-
-def rank_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC) -> Ranking:
-    """Data of Figure 1, from a run's scores or from synthetic ones.
-
-    Args:
-        histogram: scores of a run; of all its images together, where the loss takes each image by itself.
-        source: what they are.
-    Raises:
-        UserError: if there are no positives or no negatives.
-    """
-    edges = np.linspace(0.0, 1.0, 201)
-    middle = (edges[1:] + edges[:-1]) / 2
-    if histogram is None:
-        positive, negative = middle**3 * (1 - middle) ** 0.8, middle**0.5 * (1 - middle) ** 8
-    else:
-        positive, negative = histogram.positive.astype(np.float64), histogram.negative.astype(np.float64)
-        if not positive.any() or not negative.any():
-            raise UserError(f"{source}: there must be positive and negative candidates to draw")
-    given = _sides(positive / positive.sum(), negative / negative.sum(), middle, edges)
-    moved = (
-        derived(positive, middle, lam=dr.POS_LAMBDA, positive=True),
-        derived(negative, middle, lam=dr.NEG_LAMBDA, positive=False),
-    )
-    return Ranking(source, edges, given, _sides(*moved, middle, edges))
-
-
-def _sides(positive: Floats, negative: Floats, middle: Floats, edges: Floats) -> Sides:
-    width = np.diff(edges)
-    return Sides(positive / width, negative / width, float(positive @ middle), float(negative @ middle))
-
-
-def draw_ranking(data: Ranking) -> Figure:
-    """Figure 1: given scores above, re-weighted ones below, with their expectations and the margin."""
-    figure, panels = _figure(2, height=4.8)
-    peaks = [(float(s.positive.max()), float(s.negative.max())) for s in (data.given, data.derived)]
-    # A trained detector's negatives lie next to 0, in a peak that would press all the rest onto the axis.
-    top = 1.4 * min(max(map(max, peaks)), 3 * max(positive for positive, _ in peaks))
-    middle = (data.edges[1:] + data.edges[:-1]) / 2
-    for axes, sides, hat in ((panels[0], data.given, ""), (panels[1], data.derived, "\u0302")):
-        for density, mean, colour, sign, word in (
-            (sides.positive, sides.positive_mean, PALETTE["dr"], "₊", "positives"),
-            (sides.negative, sides.negative_mean, OTHER, "₋", "negatives"),
-        ):
-            axes.fill_between(middle, density, color=colour, alpha=0.14, linewidth=0)
-            axes.plot(middle, density, color=colour, linewidth=1.8, label=f"{word}, P{hat}{sign} = {mean:.2f}")
-            axes.plot([mean, mean], [0, 0.8 * top], color=colour, linestyle=_DASHED, linewidth=1.2)
-        axes.set(xlim=(0, 1), ylim=(0, top))
-        _legend(axes)
-    panels[0].set_ylabel("given")
-    panels[0].tick_params(labelbottom=False)
-    panels[1].set_ylabel("re-weighted")
-    panels[1].set_xlabel("score (synthetic)" if data.source == SYNTHETIC else "score")
-    _draw_margin(panels[1], data, top)
-    return figure
-
-
-def _draw_margin(axes: Axes, data: Ranking, top: float) -> None:
-    """An arrow between the expectations, and how far it is from the margin."""
-    low, high = data.derived.negative_mean, data.derived.positive_mean
-    arrow = {"arrowstyle": "<->", "color": NEUTRAL, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (low, 0.8 * top), (high, 0.8 * top), arrowprops=arrow)
-    word = "below" if high - low < data.margin else "not below"
-    text = f"{high - low:.2f} apart, {word} γ = {data.margin:g}"
-    axes.text((low + high) / 2, 0.83 * top, text, ha="center", va="bottom", color=NEUTRAL, fontsize=FONT)
 
 
 # ---------------------------------------------------------------------- Figure 2
@@ -224,18 +108,18 @@ def _draw_gaussian(points: int, std: float, rng: np.random.Generator) -> tuple[F
 
 def draw_drifts(data: Drifts) -> Figure:
     """Figure 2: a panel for each variance; the given density dashed, the derived ones by λ."""
-    figure, panels = _figure(2, height=4.8)
+    figure, panels = new_figure(2, height=4.8)
     middle = (data.edges[1:] + data.edges[:-1]) / 2
     names = [*PALETTE.values(), OTHER]
     for axes, panel in zip(panels, data.panels, strict=True):
         for index, (lam, density) in enumerate(zip(panel.lambdas, panel.densities, strict=True)):
-            colour, dashes = (NEUTRAL, _DASHED) if lam is None else (names[(index - 1) % len(names)], "-")
+            colour, dashes = (NEUTRAL, DASHED) if lam is None else (names[(index - 1) % len(names)], "-")
             label = "given" if lam is None else f"λ = {lam:g}"
             axes.plot(middle, density, color=colour, linestyle=dashes, linewidth=1.8, label=label)
         axes.set(xlim=(0, 1), ylabel=f"density, σ = {panel.std:g}")
         axes.set_ylim(bottom=0)
     panels[0].tick_params(labelbottom=False)
-    _legend(panels[0], columns=3)
+    legend(panels[0], columns=3)
     panels[1].set_xlabel("score")
     return figure
 
@@ -275,17 +159,17 @@ def compare_surrogates() -> Surrogates:
 
 def draw_surrogates(data: Surrogates) -> Figure:
     """Figure 3: the quadratic surrogates above, the logistic ones below, the hinge dashed in both."""
-    figure, panels = _figure(2, height=4.8)
+    figure, panels = new_figure(2, height=4.8)
     names = [*PALETTE.values(), OTHER]
     for axes, kind, letter in ((panels[0], "quadratic", "ρ"), (panels[1], "logistic", "L")):
         shown = [c for c in data.curves if c.name == kind]
         for curve, colour in zip(shown, names, strict=False):
             axes.plot(data.z, curve.values, color=colour, linewidth=1.8, label=f"{letter} = {curve.parameter:g}")
         flat = next(c for c in data.curves if c.name == "hinge")
-        axes.plot(data.z, flat.values, color=NEUTRAL, linestyle=_DASHED, linewidth=1.8, label="hinge")
+        axes.plot(data.z, flat.values, color=NEUTRAL, linestyle=DASHED, linewidth=1.8, label="hinge")
         axes.set(xlim=(data.z[0], data.z[-1]), ylabel=f"{kind} loss")
         axes.set_ylim(bottom=0)
-        _legend(axes, columns=3)
+        legend(axes, columns=3)
     panels[0].tick_params(labelbottom=False)
     panels[1].set_xlabel("violation of the margin, z")
     return figure
@@ -294,47 +178,16 @@ def draw_surrogates(data: Surrogates) -> Figure:
 # ---------------------------------------------------------------------- files
 
 
-def write_schematic(folder: Path, name: str, points: int, ranking: Ranking | None = None) -> list[Path]:
-    """Write a figure as SVG and PNG and its data as JSON.
-
-    Args:
-        folder: where to; it is made if need be.
-        name: ``"figure1"``, ``"figure2"`` or ``"figure3"``.
-        points: of Figure 2.
-        ranking: data of Figure 1; from synthetic scores if left out.
-    Returns:
-        The files written.
-    """
-    if name == "figure1":
-        ranking = ranking or rank_scores()
-        figure, plain = draw_ranking(ranking), _plain(ranking) | {"violation": ranking.violation}
-        words = f"Densities of scores before and after re-weighting, from {ranking.source}"
-    elif name == "figure2":
-        drifts = drift_gaussians(points)
-        figure, plain = draw_drifts(drifts), _plain(drifts)
-        words = f"Densities of {points} points of two Gaussians, re-weighted by Proposition 1"
-    else:
-        surrogates = compare_surrogates()
-        figure, plain = draw_surrogates(surrogates), _plain(surrogates)
-        words = "The hinge loss and its smooth variants"
-    paths = [folder / f"{name}{suffix}" for suffix in (".svg", ".png", ".json")]
-    # By itself the picture stands on any ground: its text has the colour that does on all of them.
-    svg = to_svg(figure, name, words).replace("<svg ", f'<svg color="{NEUTRAL}" ', 1)
-    write_text(paths[0], svg + "\n")
-    write_atomic(paths[1], lambda beside: beside.write_bytes(to_png(figure)))
-    write_json(paths[2], plain)
-    return paths
+def save_drifts(folder: Path, points: int) -> list[Path]:
+    """Write Figure 2 of so many points and its data; returns the files."""
+    data, words = (
+        drift_gaussians(points),
+        f"Densities of two Gaussians, {points} points each, and of Proposition 1",
+    )
+    return save_figure(folder, "figure2", draw_drifts(data), data, words)
 
 
-def _plain(data: Any) -> dict[str, Any]:
-    """A record in JSON types."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return value.tolist()
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()}
-        return [convert(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    plain: dict[str, Any] = convert(asdict(data))
-    return plain
+def save_surrogates(folder: Path) -> list[Path]:
+    """Write Figure 3 and its data; returns the files."""
+    data = compare_surrogates()
+    return save_figure(folder, "figure3", draw_surrogates(data), data, "The hinge loss and its smooth variants")

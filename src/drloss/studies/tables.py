@@ -1,23 +1,19 @@
 """``reproduction.md``: the paper's tables with our numbers under its own, made from run folders alone."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isnan, nan
-from pathlib import Path
+from dataclasses import replace
+from math import isnan
 from statistics import mean, stdev
-from typing import Any
 
 from drloss.detector.weights import resolve_norm
 from drloss.evaluation.coco import METRICS
-from drloss.files import write_text
+from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.claims import CLAIMS, Claim, Comparison
-from drloss.studies.evaluate import METRICS as METRICS_FILE
-from drloss.studies.paper import NEEDS, ROWS, TABLES, Settings, rows_of, settings
+from drloss.studies.paper import FIGURES, NEEDS, ROWS, TABLES, Settings, figure_settings, rows_of, settings
+from drloss.studies.records import Record, Records
 from drloss.training.config import override, to_json
 from drloss.training.presets import PRESETS
-from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
+from drloss.training.runs import HOW_IT_RUNS, changed_settings
 
 PAGE = "reproduction.md"
 _INTRO = {
@@ -34,70 +30,23 @@ _INTRO = {
 }
 
 
-@dataclass(frozen=True)
-class Record:
-    """A run folder that has been evaluated.
-
-    Attributes:
-        config: ``config.json``.
-        environment: ``environment.json``.
-        metrics: ``metrics.json`` of the evaluation.
-    """
-
-    config: dict[str, Any]
-    environment: list[dict[str, Any]]
-    metrics: dict[str, Any]
-
-    def values(self, threshold: float | None) -> dict[str, float]:
-        """The metrics in percent, at a score threshold or at the run's own; NaN for what is not defined."""
-        found = self.metrics["metrics"]
-        if threshold is not None:
-            found = next((r for r in self.metrics["thresholds"] if r["threshold"] == threshold), {})
-        return {m: nan if found.get(m) is None else float(found[m]) for m in METRICS}
-
-
-def run_folder(out: Path, name: str) -> Path:
-    """Folder of a run."""
-    return out / "runs" / name
-
-
-def evaluation_folder(run: Path, split: str) -> Path:
-    """Folder of a run's evaluation on a split: where ``drloss eval`` puts it, too."""
-    return run / f"eval_{split}"
-
-
-def read_records(out: Path, chosen: Settings) -> dict[int, Record]:
-    """The evaluated runs with some settings, by seed."""
-    found = {}
-    for folder in sorted(run_folder(out, "").glob(f"{chosen.name}-seed*")):
-        seed = re.fullmatch(re.escape(chosen.name) + r"-seed(\d+)", folder.name)
-        metrics = evaluation_folder(folder, chosen.splits[1]) / METRICS_FILE
-        if seed and metrics.is_file():
-            paths = (folder / CONFIG, folder / ENVIRONMENT, metrics)
-            found[int(seed[1])] = Record(*(json.loads(path.read_text(encoding="utf-8")) for path in paths))
-    return dict(sorted(found.items()))
-
-
-def write_page(out: Path, scale: str) -> Path:
-    """Write ``reproduction.md`` from the run folders in ``out``.
+def page(scale: str, records: Records, figures: str = "") -> str:
+    """The page, in Markdown.
 
     Args:
-        out: folder with ``runs/``.
-        scale: ``"paper"`` or ``"laptop"``; runs of the other scale are not looked at.
-    Returns:
-        The page's path.
+        scale: ``"paper"`` or ``"laptop"``.
+        records: runs at that scale.
+        figures: folder of the figures, relative to the page, with a slash at its end.
     """
     chosen = [settings(row, scale) for row in ROWS]
-    by_name = {s.name: read_records(out, s) for s in chosen if isinstance(s, Settings)}
-    records = [by_name[s.name] if isinstance(s, Settings) else {} for s in chosen]
-    runs = {
-        f"{s.name}-seed{n}": (s, r) for s in chosen if isinstance(s, Settings) for n, r in by_name[s.name].items()
-    }
+    found = [records.get(s.key, {}) if isinstance(s, Settings) else {} for s in chosen]
+    every = [s for s in chosen if isinstance(s, Settings)] + [figure_settings(loss, scale) for loss in LOSS_NAMES]
+    runs = {f"{s.name}-seed{seed}": (s, record) for s in every for seed, record in records.get(s.key, {}).items()}
     lines = [f"# The paper's tables, at a {scale}'s scale" if scale == "laptop" else "# The paper's tables", ""]
     lines += [_INTRO[scale], "", *_facts(runs)]
     values = {
-        row.key: {seed: record.values(row.threshold) for seed, record in found.items()}
-        for row, found in zip(ROWS, records, strict=True)
+        row.key: {seed: record.values(row.threshold) for seed, record in seeds.items()}
+        for row, seeds in zip(ROWS, found, strict=True)
     }
     for table, title in TABLES.items():
         lines += ["", f"## {title}", ""]
@@ -108,9 +57,8 @@ def write_page(out: Path, scale: str) -> Path:
         if claims:
             lines += ["", "What the paper concludes, and whether it holds here:", ""]
             lines += [f"- {claim.text} ({claim.source}): {verdict(claim, values)}" for claim in claims]
-    path = out / PAGE
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+    lines += ["", "## Figures 1, 4 and 5. Densities of scores", "", *_densities(scale, records, figures)]
+    return "\n".join(lines) + "\n"
 
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
@@ -121,7 +69,7 @@ def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
     """What the runs have in common, and what is otherwise than their presets."""
     if not runs:
         return ["No run has been evaluated yet."]
-    last = [record.environment[-1] for _, record in runs.values()]
+    last = [record.environment for _, record in runs.values()]
     versions = {f"Python {e['python']}, " + ", ".join(f"{p} {v}" for p, v in e["versions"].items()) for e in last}
     facts = {
         "runs": {str(len(runs))},
@@ -166,11 +114,11 @@ def _table(table: str, scale: str, values: Values) -> list[str]:
     return lines
 
 
-def _mean_and_spread(numbers: Sequence[float]) -> str:
+def _mean_and_spread(numbers: Sequence[float], digits: int = 1) -> str:
     if any(map(isnan, numbers)):
         return "–"
-    spread = f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else ""
-    return f"{mean(numbers):.1f}{spread}"
+    spread = f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.{digits}f}{spread}"
 
 
 def _reasons(table: str, scale: str, values: Values) -> list[str]:
@@ -224,3 +172,42 @@ def _difference(comparison: Comparison, values: Values, seed: int) -> float:
         sum(values[row.key][seed]["AP"] for row in side) for side in (comparison.ahead, comparison.behind)
     )
     return ahead - behind
+
+
+CAPTIONS = {
+    "figure1": "Figure 1. Scores of DR's candidates as they are and re-weighted by Propositions 1 and 2",
+    "figure4": "Figure 4. Densities of the scores of positives and of negatives with each loss",
+    "figure5": "Figure 5. Negatives and positives with DR (above), and with the negatives divided by ten (below)",
+}
+LOSS_NAMES = {"ce": "Cross-entropy", "focal": "Focal", "dr": "DR"}
+
+
+def histograms(loss: str, scale: str, records: Records) -> dict[int, ScoreHistogram]:
+    """Scores of the runs that Figures 1, 4 and 5 show of a loss, by seed."""
+    found = records.get(figure_settings(loss, scale).key, {})
+    return {seed: record.histogram for seed, record in found.items() if record.histogram is not None}
+
+
+def _densities(scale: str, records: Records, figures: str) -> list[str]:
+    """Expected scores of positives and negatives by loss, what the paper concludes of them, and the pictures."""
+    ce, focal, dr = (histograms(loss, scale, records) for loss in FIGURES["figure4"])
+    lines = ["| loss | expected score of positives | of negatives | seeds |", "|---|---:|---:|---:|"]
+    for loss, found in zip(FIGURES["figure4"], (ce, focal, dr), strict=True):
+        sides = [h.positive_mean for h in found.values()], [h.negative_mean for h in found.values()]
+        shown = [_mean_and_spread(side, digits=3) for side in sides] if found else ["not run", ""]
+        lines.append(f"| {LOSS_NAMES[loss]} | {' | '.join(shown)} | {', '.join(map(str, found))} |")
+    held = {
+        "with DR the expected score of positives is above 0.5": [h.positive_mean > 0.5 for h in dr.values()],
+        "with DR that of negatives is below 0.1": [h.negative_mean < 0.1 for h in dr.values()],
+        "positives score higher with DR than with focal loss or cross-entropy": [
+            h.positive_mean > max(ce[seed].positive_mean, focal[seed].positive_mean)
+            for seed, h in dr.items()
+            if seed in ce and seed in focal
+        ],
+    }
+    lines += ["", "What the paper concludes (§4.3, effect of DR loss):", ""]
+    lines += [f"- {text}: {f'in {sum(h)} of {len(h)} seeds' if h else 'not run'}" for text, h in held.items()]
+    for name, losses in FIGURES.items():
+        if all(histograms(loss, scale, records) for loss in losses):
+            lines += ["", f"![{CAPTIONS[name]}]({figures}{name}.png)", "", f"{CAPTIONS[name]}."]
+    return lines

@@ -1,0 +1,81 @@
+"""The command line: ``drloss train | eval | predict | export | compare | reproduce | check-data | ...``.
+
+Heavy imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and
+exit code 2; only a fault of ours shows a traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from drloss.cli.data import add_check_data, add_make_shapes
+from drloss.cli.detector import add_eval, add_export, add_predict, add_train
+from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
+from drloss.cli.studies import add_compare, add_demo, add_reproduce
+from drloss.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in two lines instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"drloss: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("drloss: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        package = (error.name or "drloss").split(".")[0]
+        if package == "drloss":
+            raise
+        print(f"drloss: error: {package} is missing: pip install 'drloss[detector]'", file=sys.stderr)
+        return USER_ERROR
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="drloss", description="Dense object detection with the DR loss.", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (describe, add) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=describe, description=describe, allow_abbrev=False)
+        # Only the command that is asked for defines its options: train's need the configuration, and so torch.
+        if name in arguments[:1]:
+            sub.set_defaults(run=add(sub))
+    options = parser.parse_args(arguments)
+    if options.version:
+        import drloss
+
+        print(f"drloss {drloss.__version__}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    code: int = options.run(options)
+    return code
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Command]]] = {
+    "train": ("Train a detector on images with boxes.", add_train),
+    "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),
+    "predict": ("Detect objects in pictures and draw them.", add_predict),
+    "export": ("Write a run's weights and description to one safetensors file.", add_export),
+    "compare": ("Train several losses on your data and say in one page which is ahead.", add_compare),
+    "check-data": ("Read a data set once and say what is in it and what is wrong.", add_check_data),
+    "make-shapes": ("Write the generated data set to a folder.", add_make_shapes),
+    "demo": ("Train focal and DR on generated data and write a report.", add_demo),
+    "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", add_reproduce),
+}

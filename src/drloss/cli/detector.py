@@ -1,0 +1,162 @@
+"""``drloss train``, ``eval``, ``predict`` and ``export``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from drloss.cli.options import (
+    INTERRUPTED,
+    Command,
+    at_least,
+    configuration,
+    data_option,
+    device_option,
+    read,
+    settings_options,
+    share,
+)
+from drloss.errors import UserError
+
+
+def add_train(parser: argparse.ArgumentParser) -> Command:
+    from drloss.training.presets import PRESETS
+
+    data_option(parser)
+    parser.add_argument("--preset", required=True, choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
+    parser.add_argument("--out", required=True, type=Path, help="run folder to make")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
+    parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
+    device_option(parser)
+    settings_options(parser)
+    return _train
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.training.fit import Stopped, fit
+
+    config = configuration(options)
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a file; name a folder")
+    source = open_data(options.data)
+    with join_ranks(options.device) as ranks:
+        console = Console(quiet=not ranks.first, highlight=False)
+        train, val = read_splits(source, options, console, ranks.first)
+        try:
+            fit(config, train, val, options.out, ranks, resume=options.resume, console=console)
+        except Stopped as stopped:
+            console.print(str(stopped))
+            return INTERRUPTED
+        console.print(f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}")
+    return 0
+
+
+def read_splits(source: Any, options: argparse.Namespace, console: Any, first: bool) -> tuple[Any, Any]:
+    """Training split and, where there is one, validation split."""
+    reports = options.out if first else None
+    train = read(source, options.train_split, options.skip_bad, console, reports)
+    if options.val_split is None and "val" not in source.splits:
+        console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
+        return train, None
+    return train, read(source, options.val_split or "val", options.skip_bad, console, reports)
+
+
+# ---------------------------------------------------------------------- eval, predict, export
+
+
+def add_eval(parser: argparse.ArgumentParser) -> Command:
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
+    data_option(parser)
+    parser.add_argument("--split", default="val", help="split to evaluate (default: val)")
+    parser.add_argument("--out", type=Path, help="folder for results and plots (default: RUN/eval_SPLIT)")
+    parser.add_argument("--batch-size", type=int, default=2, help="images at a time (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="data-loading processes (default: 2)")
+    parser.add_argument("--score-threshold", type=float, help="drop detections below this score (default: the run's)")
+    parser.add_argument(
+        "--test-scales", type=int, nargs="+", default=[], metavar="PIXELS", help="short sides of a multi-scale test"
+    )
+    device_option(parser)
+    return _eval
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.evaluate import evaluate_run
+
+    with join_ranks(options.device) as ranks:
+        console = Console(quiet=not ranks.first, highlight=False)
+        out = options.out or default_out(options.run_or_file, f"eval_{options.split}")
+        reports = out if ranks.first else None
+        annotations = read(open_data(options.data), options.split, options.skip_bad, console, reports)
+        evaluate_run(
+            options.run_or_file,
+            annotations,
+            out,
+            ranks,
+            batch_size=at_least("--batch-size", options.batch_size, 1),
+            workers=at_least("--workers", options.workers, 0),
+            score_threshold=share("--score-threshold", options.score_threshold),
+            test_scales=[at_least("--test-scales", side, 1) for side in options.test_scales],
+            console=console,
+        )
+    return 0
+
+
+def default_out(run: Path, name: str) -> Path:
+    return run / name if run.is_dir() else run.parent / f"{run.stem}_{name}"
+
+
+def add_predict(parser: argparse.ArgumentParser) -> Command:
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
+    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
+    parser.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="draw detections from this score on (default: 0.5)"
+    )
+    device_option(parser)
+    return _predict
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.ranks import join_ranks
+    from drloss.studies.predict import predict_images
+
+    threshold = share("--threshold", options.threshold)
+    assert threshold is not None
+    with join_ranks(options.device) as ranks:
+        predict_images(
+            options.run_or_file,
+            options.images,
+            options.out,
+            ranks,
+            threshold=threshold,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
+def add_export(parser: argparse.ArgumentParser) -> Command:
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.safetensors", help="file to write")
+    return _export
+
+
+def _export(options: argparse.Namespace) -> int:
+    from drloss.detector.weights import save_detector
+    from drloss.training.checkpoints import load_run
+
+    if options.out.suffix != ".safetensors":
+        raise UserError(f"--out must end in .safetensors, got {options.out}")
+    model, about = load_run(options.run_or_file)
+    save_detector(options.out, model.state_dict(), about)
+    print(f"{options.out}: {about.detector.backbone}, {len(about.class_names)} classes, loss {about.loss}")
+    return 0

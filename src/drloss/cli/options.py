@@ -1,0 +1,93 @@
+"""Options that several commands share, and what is made of them."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drloss.errors import UserError
+
+if TYPE_CHECKING:
+    from drloss.training.config import Config
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+Command = Callable[[argparse.Namespace], int]
+"""What runs a command, given its options, and returns the exit code."""
+
+
+def data_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--data",
+        required=required,
+        help="shapes (generated; shapes:size=128,train=1024,...), a COCO, VOC or YOLO folder, or a .toml file",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="read every image first; leave bad boxes and images out and list them"
+    )
+
+
+def device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
+def settings_options(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()) -> None:
+    from drloss.training.config import OPTIONS
+
+    settings = parser.add_argument_group("settings", "each replaces the preset's value; lists with commas")
+    for name, kind in OPTIONS.items():
+        if name in without:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            settings.add_argument(flag, metavar=_metavar(kind))
+
+
+def _metavar(kind: Any) -> str:
+    return {int: "INT", float: "NUMBER", str: "NAME"}.get(kind, "LIST")
+
+
+def configuration(options: argparse.Namespace) -> "Config":
+    from drloss.training.config import override
+    from drloss.training.presets import PRESETS
+
+    return override(PRESETS[options.preset], settings(options))
+
+
+def settings(options: argparse.Namespace) -> dict[str, object]:
+    """The settings that were given, by name."""
+    from drloss.training.config import OPTIONS, parse_value
+
+    given = {name: getattr(options, name, None) for name in OPTIONS}
+    return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
+
+
+def read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | None) -> Any:
+    """A split; what is left out of it is printed, and written to ``reports`` where that is a folder."""
+    from drloss.data.images import check_images, require_images
+
+    annotations, report = source.read(split, strict=not skip_bad)
+    if skip_bad:
+        annotations, report = check_images(annotations, report, strict=False)
+    else:
+        annotations, report = require_images(annotations, report)
+    if report.problems and reports is not None:
+        path = reports / f"data_{split}.json"
+        report.write(path)
+        console.print(report.text(path), markup=False, soft_wrap=True)
+    return annotations
+
+
+def at_least(option: str, value: int, least: int) -> int:
+    if value < least:
+        raise UserError(f"{option} must be at least {least}, got {value}")
+    return value
+
+
+def share(option: str, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise UserError(f"{option} must lie in 0..1, got {value}")
+    return value

@@ -1,0 +1,226 @@
+"""``drloss compare``, ``demo`` and ``reproduce``: what trains several runs of its own."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drloss.cli.options import Command, at_least, data_option, device_option, read, settings, settings_options
+from drloss.errors import UserError
+
+if TYPE_CHECKING:
+    from drloss.ranks import Ranks
+
+# ---------------------------------------------------------------------- compare
+
+
+def add_compare(parser: argparse.ArgumentParser) -> Command:
+    from drloss.training.presets import PRESETS
+
+    data_option(parser)
+    losses = "losses, the one to beat first; with parameters if wanted: dr:neg_lambda=0.05 (default: focal dr)"
+    parser.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
+    parser.add_argument("--preset", default="cpu", choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
+    parser.add_argument("--out", required=True, type=Path, help="folder for runs and report; what is done is kept")
+    _jobs_option(parser)
+    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
+    parser.add_argument("--val-split", default="val", metavar="SPLIT", help="split to compare on (default: val)")
+    device_option(parser)
+    settings_options(parser, without=("loss", "seed"))
+    return _compare
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.studies.compare import run_compare
+
+    with _alone(options) as (ranks, at_once):
+        run_compare(
+            open_data(options.data),
+            options.losses,
+            options.seeds,
+            options.preset,
+            settings(options),
+            _as_options(options),
+            (options.train_split, options.val_split),
+            options.out,
+            ranks,
+            at_once=at_once,
+            skip_bad=options.skip_bad,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
+def _as_options(options: argparse.Namespace) -> list[str]:
+    """Data and settings as they were given, for a ``drloss train`` of its own."""
+    from drloss.training.config import OPTIONS
+
+    found = ["--data", options.data, "--train-split", options.train_split, "--val-split", options.val_split]
+    found += ["--skip-bad"] if options.skip_bad else []
+    for name in OPTIONS:
+        value, flag = getattr(options, name, None), name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{'' if value else 'no-'}{flag}")
+        elif value is not None and name not in ("loss", "seed"):
+            found += [f"--{flag}", value]
+    return found
+
+
+# ---------------------------------------------------------------------- demo
+
+
+def add_demo(parser: argparse.ArgumentParser) -> Command:
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument("--data", default="shapes", help="as for train (default: shapes)")
+    parser.add_argument("--max-iters", type=int, help="iterations of each run (default: the cpu preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="of both runs (default: 0)")
+    device_option(parser)
+    return _demo
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.studies.demo import run_demo
+
+    with _alone(options) as (ranks, _):
+        run_demo(
+            open_data(options.data),
+            options.out,
+            ranks,
+            max_iters=options.max_iters,
+            seed=options.seed,
+            console=Console(highlight=False),
+        )
+    return 0
+
+
+# ---------------------------------------------------------------------- reproduce
+
+
+def add_reproduce(parser: argparse.ArgumentParser) -> Command:
+    from drloss.studies.paper import SCALES
+    from drloss.studies.reproduce import WHAT
+    from drloss.studies.schematics import POINTS
+
+    parser.add_argument("what", nargs="+", choices=WHAT, metavar="WHAT", help=", ".join(WHAT))
+    data_option(parser, required=False)
+    parser.add_argument(
+        "--scale", choices=SCALES, default="laptop", help="the paper's presets, or the preset cpu (default: laptop)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
+    parser.add_argument(
+        "--out", type=Path, default=Path("reproduction"), help="folder; what is done is kept (default: reproduction)"
+    )
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="train every N-th run from the I-th on")
+    _jobs_option(parser)
+    parser.add_argument("--points", type=int, default=POINTS, metavar="INT", help=f"of figure2 (default: {POINTS})")
+    parser.add_argument(
+        "--scores-of", type=Path, metavar="RUN", help="trained run whose scores figure1 shows (split val of --data)"
+    )
+    device_option(parser)
+    settings_options(parser, without=("loss", "seed"))
+    return _reproduce
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from drloss.studies.paper import FIGURES
+    from drloss.studies.reproduce import choose_tables
+    from drloss.studies.schematics import save_drifts, save_surrogates
+
+    given = settings(options)
+    tables = choose_tables(options.what, options.scale, given)
+    wanted = [name for name in (*FIGURES, "figure2", "figure3") if name in options.what or "all" in options.what]
+    losses = list(dict.fromkeys(loss for name in wanted if name != "figure1" for loss in FIGURES.get(name, ())))
+    points = at_least("--points", options.points, 1)
+    if (tables or losses) and options.scale == "paper" and options.data is None:
+        raise UserError("--data: the paper's scale needs the paper's data: a COCO folder, for table7 VOC2007")
+    if options.scores_of is not None and (options.data is None or "figure1" not in wanted):
+        raise UserError(f"--scores-of {options.scores_of}: is for figure1, and needs --data with a split val")
+    paths = save_drifts(options.out, points) if "figure2" in wanted else []
+    paths += save_surrogates(options.out) if "figure3" in wanted else []
+    for path in paths:
+        print(path)
+    if tables or losses:
+        _reproduce_runs(options, tables, losses, given)
+    if "figure1" in wanted:
+        _draw_ranking(options)
+    return 0
+
+
+def _draw_ranking(options: argparse.Namespace) -> None:
+    """Figure 1: of the run named, else of the DR runs in the folder, else of synthetic scores."""
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.ranks import join_ranks
+    from drloss.studies.reproduce import ranking_of_runs, scores_of
+    from drloss.studies.scores import rank_scores, save_ranking
+
+    if options.scores_of is None:
+        ranking = ranking_of_runs(options.out, options.scale) or rank_scores()
+    else:
+        with join_ranks(options.device) as ranks:
+            annotations = read(open_data(options.data), "val", options.skip_bad, Console(highlight=False), None)
+            ranking = scores_of(options.scores_of, annotations, ranks)
+    for path in save_ranking(options.out, ranking):
+        print(path)
+
+
+def _reproduce_runs(
+    options: argparse.Namespace, tables: list[str], losses: list[str], given: dict[str, object]
+) -> None:
+    from rich.console import Console
+
+    from drloss.data.sources import open_data
+    from drloss.studies.reproduce import reproduce_runs
+
+    console = Console(highlight=False)
+    source = open_data(options.data or "shapes")
+    if twice := [seed for seed in options.seeds if options.seeds.count(seed) > 1]:
+        raise UserError(f"--seeds: {twice[0]} is given twice")
+    with _alone(options) as (ranks, at_once):
+        reproduce_runs(
+            tables,
+            losses,
+            source.name,
+            lambda split: read(source, split, options.skip_bad, console, None),
+            options.out,
+            ranks,
+            scale=options.scale,
+            seeds=options.seeds,
+            given=given,
+            shard=options.shard,
+            at_once=at_once,
+            skip_bad=options.skip_bad,
+            console=console,
+        )
+
+
+# ---------------------------------------------------------------------- all of them
+
+
+def _jobs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=int, metavar="INT", help="runs at a time (default: one per CUDA device, two on a CPU)"
+    )
+
+
+@contextmanager
+def _alone(options: argparse.Namespace) -> "Iterator[tuple[Ranks, int]]":
+    """The device, and the runs at a time; refused under torchrun, because the runs are processes of their own."""
+    from drloss.ranks import join_ranks
+    from drloss.studies.farm import devices_for
+
+    with join_ranks(options.device) as ranks:
+        if ranks.size > 1:
+            raise UserError(f"{options.command} runs several trainings of its own: start it without torchrun")
+        jobs = getattr(options, "jobs", None)
+        at_once = 2 if ranks.device.type == "cpu" else len(devices_for(ranks.device))
+        yield ranks, at_once if jobs is None else at_least("--jobs", jobs, 1)
