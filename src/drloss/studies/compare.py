@@ -1,6 +1,5 @@
 """``drloss compare``: should I change my loss? Several losses on the user's own data, one page with the answer."""
 
-import io
 import json
 from collections.abc import Sequence
 from math import isnan
@@ -13,14 +12,12 @@ from rich.markup import escape
 from drloss.data.annotations import Annotations
 from drloss.data.images import check_images
 from drloss.data.sources import DataSource
-from drloss.detector.detections import Detection
 from drloss.errors import UserError
-from drloss.evaluation.coco import METRICS, percent
-from drloss.evaluation.drawing import draw_detections, mosaic
+from drloss.evaluation.coco import METRICS
 from drloss.evaluation.matching import calibration
 from drloss.files import write_json, write_text
 from drloss.ranks import Ranks
-from drloss.studies.compare_page import write_page
+from drloss.studies.compare_page import plus_minus, write_page
 from drloss.studies.differences import (
     Contender,
     Difference,
@@ -33,6 +30,7 @@ from drloss.studies.differences import (
     verdict,
 )
 from drloss.studies.farm import Job, train_jobs
+from drloss.studies.gallery import fair_threshold, gallery
 from drloss.studies.measure import measure_run
 from drloss.training.config import Config, make_loss
 from drloss.training.log import environment
@@ -156,32 +154,12 @@ def _settings(config: Config, preset: str) -> dict[str, str]:
 
 
 def _gallery(val: Annotations, contenders: Sequence[Contender]) -> bytes:
-    """PNG with a row per image on which the first two differ most: the truth, then what each loss detects."""
+    """The images on which the first two differ most, with their first seeds."""
     shown = [contender.runs[0] for contender in contenders]
-    thresholds = [_threshold(run.detections, len(val.boxes)) for run in shown]
-    second = min(1, len(shown) - 1)
-    ranked = disagreements(shown[0].matches, shown[second].matches, thresholds[0], thresholds[second])
-    tiles = []
-    for i in ranked[:PICTURES]:
-        own = val.boxes_of(i)
-        truth: Detection = {
-            "boxes": torch.from_numpy(val.boxes[own]).float(),
-            "scores": torch.ones(own.stop - own.start),
-            "labels": torch.from_numpy(val.labels[own]),
-        }
-        image = val.load_image(i)
-        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
-        for run, threshold in zip(shown, thresholds, strict=True):
-            tiles.append(draw_detections(image, run.detections[i], val.class_names, threshold=threshold))
-    buffer = io.BytesIO()
-    mosaic(tiles, columns=1 + len(shown)).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _threshold(detections: Sequence[Detection], objects: int) -> float:
-    """Score that as many detections reach as there are objects: the same number of boxes for every loss."""
-    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
-    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0
+    first, second = shown[0], shown[min(1, len(shown) - 1)]
+    thresholds = [fair_threshold(run.detections, len(val.boxes)) for run in (first, second)]
+    ranked = disagreements(first.matches, second.matches, *thresholds)
+    return gallery(val, [run.detections for run in shown], ranked[:PICTURES])
 
 
 def _markdown(
@@ -195,7 +173,7 @@ def _markdown(
     lines = [f"# {', '.join(c.title for c in contenders)} on {name}", "", *told, ""]
     lines += [f"| loss | {' | '.join(METRICS)} |", f"|---|{'---:|' * len(METRICS)}"]
     for contender in contenders:
-        cells = [_plus_minus(contender.mean(m), contender.spread(m)) for m in METRICS]
+        cells = [plus_minus(contender.mean(m), contender.spread(m)) for m in METRICS]
         lines.append(f"| {contender.title} | {' | '.join(cells)} |")
     lines += ["", f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}.", ""]
     lines += ["| loss | recommended threshold | calibration error | loss in a step |", "|---|---:|---:|---:|"]
@@ -206,10 +184,6 @@ def _markdown(
         lines.append(f"| {contender.title} | {recommended_threshold(contender):g} | {error:.3f} | {share} |")
     lines += ["", *(f"- {key}: {value}" for key, value in facts.items()), ""]
     return "\n".join(lines)
-
-
-def _plus_minus(mean: float, spread: float) -> str:
-    return percent(mean) if isnan(mean) or isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
 
 
 def _to_json(

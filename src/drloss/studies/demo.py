@@ -5,7 +5,6 @@ and their augmentation; and the schedule, the learning rate and the budget. Each
 weight: what :data:`drloss.losses.LOSSES` gives it.
 """
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from drloss.data.sources import DataSource
 from drloss.detector.detections import Detection
 from drloss.evaluation.coco import METRICS, evaluate
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.drawing import draw_detections, mosaic
 from drloss.evaluation.inference import run_detector
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.files import write_json
 from drloss.ranks import Ranks
 from drloss.studies.evaluate import observe_scores
 from drloss.studies.farm import Job, train_jobs
+from drloss.studies.gallery import gallery
 from drloss.studies.report import RunSummary, write_report
 from drloss.training.checkpoints import load_run
 from drloss.training.config import Config, make_loss, override
@@ -93,7 +92,7 @@ def run_demo(
         summaries,
         title=f"Focal and DR loss on {source.name}",
         facts=facts,
-        mosaic_png=_mosaic(val, detections),
+        mosaic_png=gallery(val, detections, _shown(val)),
         conclusion=FAIRNESS,
     )
     write_json(out / SUMMARY, _to_json(summaries, facts))
@@ -161,31 +160,10 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, second
     }
 
 
-def _mosaic(val: Annotations, detections: Sequence[list[Detection]]) -> bytes:
-    """PNG with a row per image: the truth, then what each run detects."""
+def _shown(val: Annotations) -> list[int]:
+    """The first images with three objects or more; any, where there is none."""
     filled = [i for i in range(len(val)) if val.first_box[i + 1] - val.first_box[i] >= 3]
-    thresholds = [_threshold(found, len(val.boxes)) for found in detections]
-    tiles = []
-    for i in (filled or list(range(len(val))))[:PICTURES]:
-        own = val.boxes_of(i)
-        truth: Detection = {
-            "boxes": torch.from_numpy(val.boxes[own]).float(),
-            "scores": torch.ones(own.stop - own.start),
-            "labels": torch.from_numpy(val.labels[own]),
-        }
-        image = val.load_image(i)
-        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
-        for found, threshold in zip(detections, thresholds, strict=True):
-            tiles.append(draw_detections(image, found[i], val.class_names, threshold=threshold))
-    buffer = io.BytesIO()
-    mosaic(tiles, columns=1 + len(detections)).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _threshold(detections: Sequence[Detection], objects: int) -> float:
-    """Score that as many detections reach as there are objects: the same number of boxes for every loss."""
-    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
-    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0
+    return (filled or list(range(len(val))))[:PICTURES]
 
 
 def _to_json(summaries: Sequence[RunSummary], facts: dict[str, str]) -> dict[str, object]:

@@ -16,11 +16,12 @@ from drloss.evaluation.inference import run_detector
 from drloss.files import write_text
 from drloss.ranks import Ranks
 from drloss.studies import scores
+from drloss.studies.differences import TITLES
 from drloss.studies.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
 from drloss.studies.farm import Job, train_jobs
 from drloss.studies.paper import FIGURES, NEEDS, TABLES, Settings, figure_settings, rows_of, settings
 from drloss.studies.records import Records, read_runs, run_folder, write_records
-from drloss.studies.tables import LOSS_NAMES, histograms, page
+from drloss.studies.tables import histograms, page
 from drloss.training.checkpoints import MODEL, load_run
 from drloss.training.config import Config, override, to_json
 from drloss.training.presets import PRESETS
@@ -199,8 +200,8 @@ def write_reproduction(out: Path, scale: str) -> Path:
     Returns:
         The page's path.
     """
-    records = read_runs(out, chosen_settings(list(TABLES), list(LOSS_NAMES), scale))
-    write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in LOSS_NAMES])
+    records = read_runs(out, chosen_settings(list(TABLES), FIGURES["figure4"], scale))
+    write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in FIGURES["figure4"]])
     write_text(out / PAGE, page(scale, records))
     draw_figures(out, scale, records)
     return out / PAGE
@@ -236,7 +237,7 @@ def _together(loss: str, scale: str, records: Records) -> scores.Histogram | Non
     for histogram in found.values():
         together.merge(histogram)
     source = f"{figure_settings(loss, scale).name}, seeds {', '.join(map(str, found))}"
-    return LOSS_NAMES[loss], loss, source, together
+    return TITLES[loss], loss, source, together
 
 
 def is_finished(run: Run, folder: Path, data: str) -> bool:

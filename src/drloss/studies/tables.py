@@ -9,6 +9,7 @@ from drloss.detector.weights import resolve_norm
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.claims import CLAIMS, Claim, Comparison
+from drloss.studies.differences import TITLES
 from drloss.studies.paper import FIGURES, NEEDS, ROWS, TABLES, Settings, figure_settings, rows_of, settings
 from drloss.studies.records import Record, Records
 from drloss.training.config import override, to_json
@@ -40,7 +41,9 @@ def page(scale: str, records: Records, figures: str = "") -> str:
     """
     chosen = [settings(row, scale) for row in ROWS]
     found = [records.get(s.key, {}) if isinstance(s, Settings) else {} for s in chosen]
-    every = [s for s in chosen if isinstance(s, Settings)] + [figure_settings(loss, scale) for loss in LOSS_NAMES]
+    every = [s for s in chosen if isinstance(s, Settings)] + [
+        figure_settings(loss, scale) for loss in FIGURES["figure4"]
+    ]
     runs = {f"{s.name}-seed{seed}": (s, record) for s in every for seed, record in records.get(s.key, {}).items()}
     lines = [f"# The paper's tables, at a {scale}'s scale" if scale == "laptop" else "# The paper's tables", ""]
     lines += [_INTRO[scale], "", *_facts(runs)]
@@ -179,7 +182,6 @@ CAPTIONS = {
     "figure4": "Figure 4. Densities of the scores of positives and of negatives with each loss",
     "figure5": "Figure 5. Negatives and positives with DR (above), and with the negatives divided by ten (below)",
 }
-LOSS_NAMES = {"ce": "Cross-entropy", "focal": "Focal", "dr": "DR"}
 
 
 def histograms(loss: str, scale: str, records: Records) -> dict[int, ScoreHistogram]:
@@ -195,7 +197,7 @@ def _densities(scale: str, records: Records, figures: str) -> list[str]:
     for loss, found in zip(FIGURES["figure4"], (ce, focal, dr), strict=True):
         sides = [h.positive_mean for h in found.values()], [h.negative_mean for h in found.values()]
         shown = [_mean_and_spread(side, digits=3) for side in sides] if found else ["not run", ""]
-        lines.append(f"| {LOSS_NAMES[loss]} | {' | '.join(shown)} | {', '.join(map(str, found))} |")
+        lines.append(f"| {TITLES[loss]} | {' | '.join(shown)} | {', '.join(map(str, found))} |")
     held = {
         "with DR the expected score of positives is above 0.5": [h.positive_mean > 0.5 for h in dr.values()],
         "with DR that of negatives is below 0.1": [h.negative_mean < 0.1 for h in dr.values()],
