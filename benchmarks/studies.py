@@ -1,0 +1,116 @@
+"""Put finished studies on record: runs of ``drloss reproduce`` and reports of ``drloss compare``.
+
+python -m benchmarks.studies --reproduction FOLDER --compare NAME=FOLDER ...
+
+The records are dated files in ``benchmarks/results/``; ``python -m benchmarks.page`` makes the pages of them.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.loss import RESULTS
+from drloss.errors import UserError
+from drloss.evaluation.coco import METRICS
+from drloss.files import write_text
+from drloss.studies.differences import title
+from drloss.studies.records import read_records
+
+COMPARISON, REPRODUCTION = "compare", "reproduction"
+
+
+def newest(kind: str) -> dict[str, Path]:
+    """The last record of each study of a kind, by its name."""
+    found = {}
+    for path in sorted(RESULTS.glob(f"*-{kind}-*.json")):
+        found[path.stem.split(f"-{kind}-", 1)[1]] = path
+    return found
+
+
+def write_comparison(path: Path, report: Path) -> None:
+    """Write what pages show of a report's JSON, with a checksum."""
+    kept = json.loads(report.read_text(encoding="utf-8"))
+    for run in kept["runs"]:
+        run["metrics"] = run.pop("evaluation")["metrics"]
+    text = json.dumps(kept, sort_keys=True)
+    write_text(path, json.dumps({"sha256": sha256(text.encode()).hexdigest(), **kept}, indent=1) + "\n")
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """A record that :func:`write_comparison` wrote.
+
+    Raises:
+        UserError: if it is not as it was written.
+    """
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    digest = kept.pop("sha256")
+    if digest != sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest():
+        raise UserError(f"{path}: the record is not that which was written: its checksum differs")
+    return kept
+
+
+def comparison(name: str) -> list[str]:
+    """Table, verdicts and circumstances of the newest comparison of a name."""
+    record = read_comparison(newest(COMPARISON)[name])
+    by_loss: dict[str, list[dict[str, Any]]] = {}
+    for run in record["runs"]:
+        by_loss.setdefault(run["loss"], []).append(run)
+    lines = [
+        f"| loss | {' | '.join(METRICS)} | calibration error | minutes |",
+        f"|---|{'---:|' * (len(METRICS) + 2)}",
+    ]
+    for loss, runs in by_loss.items():
+        cells = [plus_minus([run["metrics"][metric] for run in runs]) for metric in METRICS]
+        cells += [plus_minus([run["calibration_error"] for run in runs], digits=3)]
+        cells += [f"{mean(run['seconds'] for run in runs) / 60:.1f}"]
+        lines.append(f"| {title(loss)} | {' | '.join(cells)} |")
+    seeds = sorted({run["seed"] for run in record["runs"]})
+    facts = record["facts"]
+    # A path is the user's own: the set's name is its last part.
+    data = facts["data"].split(": ", 1)
+    lines += [
+        "",
+        *record["verdicts"],
+        "",
+        f"{Path(data[0]).name}: {data[1]}; {facts['detector']}; seeds {', '.join(map(str, seeds))}; "
+        f"{facts['device']}; {facts['date'][:10]}; drloss {facts['drloss']}.",
+    ]
+    return lines
+
+
+def plus_minus(values: Sequence[float | None], digits: int = 1) -> str:
+    """Mean and standard deviation; a dash where a value is not defined."""
+    numbers = [v for v in values if v is not None]
+    if len(numbers) < len(values):
+        return "–"
+    spread = f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.{digits}f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--reproduction", type=Path, metavar="FOLDER", help="--out of drloss reproduce")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=FOLDER", help="--out of drloss compare")
+    options = parser.parse_args()
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    written = []
+    if options.reproduction is not None:
+        records = options.reproduction / "records.json"
+        scale, _ = read_records(records)
+        written.append(RESULTS / f"{today}-{REPRODUCTION}-{scale}.json")
+        write_text(written[-1], records.read_text(encoding="utf-8"))
+    for pair in options.compare:
+        name, _, folder = pair.partition("=")
+        written.append(RESULTS / f"{today}-{COMPARISON}-{name}.json")
+        write_comparison(written[-1], Path(folder) / "report.json")
+    for path in written:
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

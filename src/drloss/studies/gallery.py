@@ -1,0 +1,45 @@
+"""Images with the truth and what each run detects, side by side."""
+
+import io
+from collections.abc import Sequence
+
+import torch
+
+from drloss.data.annotations import Annotations
+from drloss.detector.detections import Detection
+from drloss.evaluation.drawing import draw_detections, mosaic
+
+
+def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Sequence[int]) -> bytes:
+    """PNG with a row per image: the truth, then what each run detects.
+
+    Every run shows as many boxes over all images as there are objects, its best: scores of different losses are not
+    on one scale.
+
+    Args:
+        val: the split.
+        runs: of each run the detections of every image.
+        images: indices of those to show.
+    """
+    thresholds = [fair_threshold(detections, len(val.boxes)) for detections in runs]
+    tiles = []
+    for i in images:
+        own = val.boxes_of(i)
+        truth: Detection = {
+            "boxes": torch.from_numpy(val.boxes[own]).float(),
+            "scores": torch.ones(own.stop - own.start),
+            "labels": torch.from_numpy(val.labels[own]),
+        }
+        image = val.load_image(i)
+        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
+        for detections, threshold in zip(runs, thresholds, strict=True):
+            tiles.append(draw_detections(image, detections[i], val.class_names, threshold=threshold))
+    buffer = io.BytesIO()
+    mosaic(tiles, columns=1 + len(runs)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def fair_threshold(detections: Sequence[Detection], objects: int) -> float:
+    """Score that as many detections reach as there are objects."""
+    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
+    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0
