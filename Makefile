@@ -1,6 +1,7 @@
 # make demo   set up, train focal and DR on generated data, write demo/report.html
 # make test   set up, run the tests
 # make check  ruff and mypy        make slow  the slow tests too      make bench  benchmarks
+# make soak   the long form of the tests of reliability: what docs/reliability.md promises
 # make docs   check that README and docs say what is true
 # make clean  remove what was made, but for .venv
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 JOBS ?= auto
 
-.PHONY: setup demo test slow check format bench docs clean
+.PHONY: setup demo test slow soak check format bench docs clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
@@ -29,6 +30,9 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) --slow
+
+soak: setup
+	$(BIN)/python -m pytest -m soak --soak -n $(JOBS)
 
 check: setup
 	$(BIN)/ruff check .

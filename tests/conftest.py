@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from drloss.files import write_json
+from drloss.training.log import environment
+
 # Tests run beside each other: more threads than cores would make all of them slow. Children inherit the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -19,15 +22,50 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--gpu", action="store_true", help="also run the tests marked gpu")
+    parser.addoption("--soak", action="store_true", help="run the long form of the tests marked soak")
+    parser.addoption("--figures", metavar="FILE.json", type=Path, help="write the figures of the tests to this file")
 
 
 def pytest_collection_modifyitems(config, items):
     for marker in ("slow", "gpu"):
-        if not config.getoption(f"--{marker}"):
+        if not (config.getoption(f"--{marker}") or (marker == "slow" and config.getoption("--soak"))):
             skip = pytest.mark.skip(reason=f"opt in with --{marker}")
             for item in items:
                 if marker in item.keywords:
                     item.add_marker(skip)
+
+
+@pytest.fixture
+def soak(request):
+    """Whether a test marked ``soak`` is to run in its long form."""
+    return request.config.getoption("--soak")
+
+
+@pytest.fixture
+def figure(request):
+    """Takes a promise of docs/reliability.md (its key) and in words how far it was seen to hold; printed at the end."""
+
+    def note(key, seen):
+        request.node.user_properties.append(("figure", [key, seen]))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The figures of the tests that passed, and those that failed by name."""
+    found = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "figure" and report.when == "call":
+                    found.setdefault(value[0], []).append(value[1] if outcome == "passed" else f"FAILED: {value[1]}")
+    if not (found and config.getoption("--soak")):
+        return
+    terminalreporter.section("figures")
+    for key in sorted(found, key=lambda k: (len(k), k)):
+        terminalreporter.write_line(f"{key}: {'; '.join(found[key])}")
+    if path := config.getoption("--figures"):
+        write_json(path, environment(torch.device("cpu"), 1) | {"figures": found})
 
 
 @pytest.fixture(scope="session")
