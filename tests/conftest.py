@@ -43,7 +43,7 @@ def soak(request):
 
 @pytest.fixture
 def figure(request):
-    """Takes a promise of docs/reliability.md (its key) and in words how far it was seen to hold; printed at the end."""
+    """Takes the key of a promise of docs/reliability.md and how far it was seen to hold; printed at the end."""
 
     def note(key, seen):
         request.node.user_properties.append(("figure", [key, seen]))
