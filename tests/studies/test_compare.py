@@ -114,6 +114,7 @@ def test_a_clear_difference_is_told_and_none_is_not():
     bad = Contender("focal", [Run(rng.random(60) < 0.4) for _ in range(3)])
     found = difference(good, bad, resamples=200)
     assert found.told
+    assert found.certain
     assert found.low > 0
     assert found.low < found.mean < found.high
     assert verdict(found, 60).startswith(f"DR is ahead by {found.mean:.1f} ± ")
@@ -130,6 +131,10 @@ def test_one_seed_tells_nothing_for_sure():
     found = Difference("dr", "focal", np.array([5.0]), 3.0, 7.0, float("nan"))
     assert not found.told
     assert "One seed does not say" in verdict(found, 10)
+    scattered = Difference("dr", "focal", np.array([2.1, 0.7, 2.2]), 0.6, 2.7, 2.0)
+    assert scattered.told
+    assert not scattered.certain
+    assert "DR is probably ahead, by 1.7 ± 2.0 AP over 3 seeds" in verdict(scattered, 10)
     opposed = Difference("dr", "focal", np.array([5.0, -1.0]), 0.5, 4.0, 30.0)
     assert "No difference" in verdict(opposed, 10)
 

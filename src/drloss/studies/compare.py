@@ -212,6 +212,7 @@ def _to_json(
             "high": _number(d.high),
             "margin": _number(d.margin),
             "told": d.told,
+            "certain": d.certain,
         }
         for d in differences
     ]

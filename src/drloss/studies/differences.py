@@ -90,6 +90,11 @@ class Difference:
         return float(self.per_seed.mean())
 
     @property
+    def certain(self) -> bool:
+        """Whether the interval over seeds lies on one side of 0, too."""
+        return self.told and not self.margin >= abs(self.mean)
+
+    @property
     def told(self) -> bool:
         """Whether the two can be told apart: the images' interval lies on one side of 0, and all seeds do."""
         one_side = self.low > 0 or self.high < 0
@@ -166,7 +171,12 @@ def verdict(found: Difference, images: int) -> str:
     spread = f" ± {found.margin:.1f}" if np.isfinite(found.margin) else ""
     if found.told:
         first = ahead if found.mean > 0 else behind
-        return f"{first} is ahead by {size}{spread} AP {over} ({interval}); every seed agrees."
+        if found.certain:
+            return f"{first} is ahead by {size}{spread} AP {over} ({interval}); every seed agrees."
+        return (
+            f"{first} is probably ahead, by {size}{spread} AP {over} ({interval}): every seed agrees, but they differ "
+            "so much that the ± includes 0. More seeds would tell."
+        )
     return (
         f"No difference between {ahead} and {behind} can be told at this size: {found.mean:+.1f}{spread} AP {over} "
         f"({interval})."
