@@ -32,13 +32,15 @@ def newest(kind: str) -> dict[str, Path]:
     return found
 
 
-def write_comparison(path: Path, report: Path) -> None:
-    """Write what pages show of a report's JSON, with a checksum."""
+def write_comparison(to: Path, report: Path) -> None:
+    """Write what pages show of a report's JSON, with a checksum; of the data's path only the last part."""
     kept = json.loads(report.read_text(encoding="utf-8"))
+    path_of_data, about = kept["facts"]["data"].split(": ", 1)
+    kept["facts"]["data"] = f"{Path(path_of_data).name}: {about}"
     for run in kept["runs"]:
         run["metrics"] = run.pop("evaluation")["metrics"]
     text = json.dumps(kept, sort_keys=True)
-    write_text(path, json.dumps({"sha256": sha256(text.encode()).hexdigest(), **kept}, indent=1) + "\n")
+    write_text(to, json.dumps({"sha256": sha256(text.encode()).hexdigest(), **kept}, indent=1) + "\n")
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -71,13 +73,11 @@ def comparison(name: str) -> list[str]:
         lines.append(f"| {title(loss)} | {' | '.join(cells)} |")
     seeds = sorted({run["seed"] for run in record["runs"]})
     facts = record["facts"]
-    # A path is the user's own: the set's name is its last part.
-    data = facts["data"].split(": ", 1)
     lines += [
         "",
         *record["verdicts"],
         "",
-        f"{Path(data[0]).name}: {data[1]}; {facts['detector']}; seeds {', '.join(map(str, seeds))}; "
+        f"{facts['data']}; {facts['detector']}; seeds {', '.join(map(str, seeds))}; "
         f"{facts['device']}; {facts['date'][:10]}; drloss {facts['drloss']}.",
     ]
     return lines

@@ -174,8 +174,8 @@ def verdict(found: Difference, images: int) -> str:
         if found.certain:
             return f"{first} is ahead by {size}{spread} AP {over} ({interval}); every seed agrees."
         return (
-            f"{first} is probably ahead, by {size}{spread} AP {over} ({interval}): every seed agrees, but they differ "
-            "so much that the ± includes 0. More seeds would tell."
+            f"{first} is probably ahead, by {size}{spread} AP {over} ({interval}): every seed agrees, but they "
+            "differ so much that the ± includes 0. More seeds would tell."
         )
     return (
         f"No difference between {ahead} and {behind} can be told at this size: {found.mean:+.1f}{spread} AP {over} "

@@ -88,7 +88,10 @@ def write_records(path: Path, scale: str, records: Records, with_scores: Collect
         for seed, record in seeds.items():
             metrics = {name: record.metrics[name] for name in kept if name in record.metrics}
             run = {"run": key[0], "evaluation": key[1], "seed": seed, "config": record.config}
-            lines.append(json.dumps(run | {"environment": record.environment, "metrics": metrics}))
+            environment = {
+                k: v for k, v in record.environment.items() if k != "command"
+            }  # it names the user's folders
+            lines.append(json.dumps(run | {"environment": environment, "metrics": metrics}))
     runs = "[\n" + ",\n".join(lines) + "\n]"
     write_text(path, f'{{"scale": "{scale}", "sha256": "{_digest(json.loads(runs))}", "runs": {runs}}}\n')
 
