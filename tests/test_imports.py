@@ -10,7 +10,7 @@ import pytest
 import drloss
 
 ROOT = Path(drloss.__file__).parent
-TIERS = {"losses": 0, "detector": 1, "data": 2, "evaluation": 2, "training": 2, "studies": 3, "cli": 4}
+TIERS = {"losses": 0, "adapters": 1, "detector": 1, "data": 2, "evaluation": 2, "training": 2, "studies": 3, "cli": 4}
 ANYWHERE = {"errors", "files", "ranks", "losses", "__version__"}
 
 

@@ -1,5 +1,7 @@
 """The losses: §3 of the paper, and its rivals with the same signature."""
 
+from typing import Any
+
 from drloss.losses.ap import APLoss, ap_loss
 from drloss.losses.diagnostics import DRStatistics, check_first_loss, dr_statistics, first_loss_problem
 from drloss.losses.distribution import lambda_from_log_base
@@ -26,6 +28,37 @@ LOSSES: dict[str, type[ImageLoss]] = {
 }
 """Loss modules by the name that the command line knows them by."""
 
+
+def make_loss(spec: str) -> ImageLoss:
+    """The loss module that ``name`` or ``name:parameter=value,...`` stands for, such as ``"dr:neg_lambda=0.05"``.
+
+    Raises:
+        ValueError: if the loss or a parameter is unknown or a value does not fit.
+    """
+    name, _, options = spec.partition(":")
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
+    parameters: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, _, text = option.partition("=")
+        parameters[key] = _number_or_text(text)
+    try:
+        return LOSSES[name](**parameters)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"loss {spec}: {error}") from None
+
+
+def _number_or_text(text: str) -> int | float | str | bool:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
 __all__ = [
     "LOSSES",
     "APLoss",
@@ -45,6 +78,7 @@ __all__ = [
     "first_loss_problem",
     "focal_loss",
     "lambda_from_log_base",
+    "make_loss",
     "ohem_loss",
     "quality_focal_loss",
 ]

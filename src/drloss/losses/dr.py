@@ -24,6 +24,7 @@ from drloss.losses.fused.op import Rule, choose_backend, fused_losses
 from drloss.losses.inputs import Levels, Prior, check_inputs
 from drloss.losses.module import ImageLoss
 from drloss.losses.ranking import Ranking
+from drloss.losses.watch import told
 
 POS_LAMBDA = 1.0
 """λ₊ = 1/log h₊ at h₊ = e, the best of Table 1."""
@@ -164,8 +165,10 @@ def dr_loss(
             pooled=scope == "pooled",
         )
         mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
-        return reduce_images(fused_losses(inputs, rule, (mined[0], mined[1]), chosen, inplace), reduction)
-    return reduce_images(ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope)), reduction)
+        losses = fused_losses(inputs, rule, (mined[0], mined[1]), chosen, inplace)
+    else:
+        losses = ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope))
+    return told(logits, labels, {"ignore": ignore, "scope": scope}, reduce_images(losses, reduction))
 
 
 def _not_fused(ranking: Ranking) -> str:

@@ -7,9 +7,9 @@ from typing import Any, get_args, get_origin
 
 from torch import nn
 
+from drloss import losses
 from drloss.detector.config import DetectorConfig
 from drloss.errors import UserError
-from drloss.losses import LOSSES
 
 
 @dataclass(frozen=True)
@@ -187,36 +187,17 @@ def parse_value(name: str, text: str) -> object:
 
 
 def make_loss(spec: str) -> nn.Module:
-    """The loss module that ``name`` or ``name:parameter=value,...`` stands for.
+    """The loss module of a run: :func:`drloss.losses.make_loss`, as a mean over images.
 
     Raises:
         UserError: if the loss or a parameter is unknown or a value does not fit.
     """
-    name, _, options = spec.partition(":")
-    if name not in LOSSES:
-        raise UserError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
-    parameters: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
-        key, _, text = option.partition("=")
-        if key == "reduction":
-            raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
-        parameters[key] = _number_or_text(text)
+    if "reduction=" in spec:
+        raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
     try:
-        loss: nn.Module = LOSSES[name](**parameters)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"loss {spec}: {error}") from None
-    return loss
-
-
-def _number_or_text(text: str) -> int | float | str | bool:
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+        return losses.make_loss(spec)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""The DR loss in detectors of other libraries: one line for a ready model.
+
+    model = adapt(torchvision.models.detection.retinanet_resnet50_fpn_v2(weights="DEFAULT"))
+
+Each host has one small file here, which is imported when a model of that host is handed over.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from drloss.losses import ImageLoss
+
+HOSTS = ("torchvision",)
+"""Libraries that have an adapter, by the name of their package."""
+
+
+def adapt(model: nn.Module, loss: str | ImageLoss = "dr", **options: Any) -> nn.Module:
+    """Put a loss of drloss in the place of a detector's own classification loss.
+
+    The detector is changed in place. Its box loss, anchors and matching stay, and so do its weights, unless its
+    classifier has never been trained or a reset is asked for: then the classifier starts from the loss's own prior.
+
+    Args:
+        model: of one of :data:`HOSTS`.
+        loss: a loss module, or its name with parameters if wanted: ``"dr"``, ``"dr:neg_lambda=0.05"``, ``"focal"``.
+        options: of the host's ``adapt``; see its module.
+    Returns:
+        The same model.
+    Raises:
+        TypeError: if no adapter knows the model.
+        ValueError: if the loss or an option does not fit.
+    """
+    roots = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    for host in HOSTS:
+        if host in roots:
+            adapted: nn.Module = import_module(f"drloss.adapters.{host}").adapt(model, loss, **options)
+            return adapted
+    raise TypeError(
+        f"model must be a detector of {', '.join(HOSTS)}, got {type(model).__module__}.{type(model).__name__}"
+    )

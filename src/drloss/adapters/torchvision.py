@@ -1,0 +1,166 @@
+"""torchvision's RetinaNet, FCOS, SSD and SSDlite with a loss of drloss.
+
+torchvision counts the background as class 0: a model for K classes is built with ``num_classes=K + 1`` and labels are
+1..K. RetinaNet and FCOS have a channel for it that never holds an object; it is left out of the loss, and in a
+classifier that starts anew it is silenced. SSD's softmax has real use for it: there a class's logit is the log odds
+of its softmax probability, so that the scores of the detections are those that the loss has seen.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOS, FCOSHead
+from torchvision.models.detection.retinanet import RetinaNet, RetinaNetClassificationHead
+from torchvision.models.detection.ssd import SSD
+
+from drloss.adapters.classifier import as_loss, is_untrained, labels_of, start_from
+from drloss.losses import ImageLoss
+
+Targets = list[dict[str, Tensor]]
+
+
+def adapt(
+    model: nn.Module, loss: str | ImageLoss = "dr", *, background: bool = True, reset: bool | None = None
+) -> nn.Module:
+    """Put a loss in the place of the classification loss of a RetinaNet, an FCOS or an SSD.
+
+    Args:
+        model: of torchvision, with its own head; it is changed in place.
+        loss: a loss module or its name.
+        background: whether class 0 is the background, as torchvision has it. False for a RetinaNet or FCOS whose
+            labels are 0..K-1.
+        reset: whether the classifier starts anew from the loss's prior. By default it does where it has never been
+            trained. An SSD is left as it is: scores of a softmax start at 1/(K + 1).
+    Returns:
+        The model.
+    Raises:
+        TypeError: if the model is another, or its head is not torchvision's own.
+        ValueError: if the loss does not fit.
+    """
+    chosen = as_loss(loss)
+    adapted: nn.Module = model
+    if isinstance(model, SSD):
+        if not background:
+            raise ValueError("background must be True for an SSD: its softmax needs the channel")
+        _become(model, SSD, DRSSD)
+        model.add_module("drloss", chosen)
+        return adapted
+    if not isinstance(model, (RetinaNet, FCOS)):
+        raise TypeError(f"model must be a RetinaNet, FCOS or SSD of torchvision, got {type(model).__name__}")
+    head: Any = model.head
+    classifier = head.classification_head
+    if isinstance(model, FCOS):
+        _become(head, FCOSHead, DRFCOSHead)
+        holder = head
+    else:
+        _become(classifier, RetinaNetClassificationHead, DRRetinaNetHead)
+        holder = classifier
+    holder.add_module("drloss", chosen)
+    holder.background = background
+    layer = classifier.cls_logits
+    if is_untrained([layer]) if reset is None else reset:
+        start_from(
+            [layer],
+            chosen.prior_probability,
+            classes=int(classifier.num_classes),
+            background=0 if background else None,
+        )
+    return adapted
+
+
+def _become(module: nn.Module, own: type, adapted: type) -> None:
+    """Make a module of torchvision's class one of ours; one that is ours already stays.
+
+    Raises:
+        TypeError: if it is of any other class.
+    """
+    if type(module) not in (own, adapted):
+        raise TypeError(f"adapt knows {own.__name__} of torchvision, not {type(module).__name__}, which may differ")
+    module.__class__ = adapted
+
+
+def _object_classes(logits: Tensor, targets: Targets, background: bool) -> tuple[Tensor, list[Tensor]]:
+    """Logits without a background channel, and each image's classes as 1..K."""
+    classes = [target["labels"] for target in targets]
+    if not background:
+        return logits, [c + 1 for c in classes]
+    if any(bool((c == 0).any()) for c in classes):
+        raise ValueError(
+            "targets have label 0, which is the background in torchvision: count the classes from 1, or say "
+            "adapt(model, background=False)"
+        )
+    return logits[..., 1:], classes
+
+
+class DRRetinaNetHead(RetinaNetClassificationHead):  # type: ignore[misc]
+    """The classification head of a RetinaNet with a loss of drloss."""
+
+    drloss: ImageLoss
+    background: bool
+
+    def compute_loss(self, targets: Targets, head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]) -> Tensor:
+        """Loss of a batch; anchors between the matcher's thresholds count in neither set."""
+        logits, classes = _object_classes(head_outputs["cls_logits"], targets, self.background)
+        labels = [
+            labels_of(m, c, ignored=self.BETWEEN_THRESHOLDS) for m, c in zip(matched_idxs, classes, strict=True)
+        ]
+        loss: Tensor = self.drloss(logits, torch.stack(labels))
+        return loss
+
+
+class DRFCOSHead(FCOSHead):  # type: ignore[misc]
+    """The head of an FCOS with a loss of drloss for the classes; boxes and centreness are torchvision's."""
+
+    drloss: ImageLoss
+    background: bool
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses of a batch."""
+        logits, classes = _object_classes(head_outputs["cls_logits"], targets, self.background)
+        labels = [labels_of(m, c) for m, c in zip(matched_idxs, classes, strict=True)]
+        one_class = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
+        outputs = {**head_outputs, "cls_logits": logits.new_zeros(*logits.shape[:2], 1)}
+        losses: dict[str, Tensor] = super().compute_loss(one_class, outputs, anchors, matched_idxs)
+        return {**losses, "classification": self.drloss(logits, torch.stack(labels))}
+
+
+class DRSSD(SSD):  # type: ignore[misc]
+    """An SSD with a loss of drloss on the log odds of its softmax."""
+
+    drloss: ImageLoss
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses of a batch."""
+        logits = log_odds(head_outputs["cls_logits"])[..., 1:]
+        labels = [labels_of(m, t["labels"]) for m, t in zip(matched_idxs, targets, strict=True)]
+        outputs = {**head_outputs, "cls_logits": logits.new_zeros(*logits.shape[:2], 2)}
+        one_class = [{**target, "labels": torch.ones_like(target["labels"])} for target in targets]
+        losses: dict[str, Tensor] = super().compute_loss(one_class, outputs, anchors, matched_idxs)
+        return {**losses, "classification": self.drloss(logits, torch.stack(labels))}
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    r"""Logits whose sigmoid is the softmax of others: $\log p - \log(1 - p)$ for each class.
+
+    Args:
+        logits: (..., K), any floating dtype.
+    Returns:
+        (..., K) float32, float64 for float64.
+    """
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    # A probability that rounds to 1 has log odds too large to be told: they are held at those of 1 - eps.
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    return logp - torch.log(-torch.expm1(logp))
