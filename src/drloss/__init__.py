@@ -7,6 +7,7 @@ detector, the data readers, training and evaluation are imported where they are 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from drloss.adapters.checking import check
     from drloss.losses import (
         LOSSES,
         APLoss,
@@ -43,6 +44,7 @@ __all__ = [
     "QualityFocalLoss",
     "__version__",
     "ap_loss",
+    "check",
     "check_first_loss",
     "cross_entropy_loss",
     "dr_gradient",
@@ -58,6 +60,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'drloss' has no attribute {name!r}")
+    if name == "check":
+        from drloss.adapters.checking import check
+
+        return check
     from drloss import losses
 
     return getattr(losses, name)

@@ -136,6 +136,11 @@ class DRSSD(SSD):  # type: ignore[misc]
 
     drloss: ImageLoss
 
+    @property
+    def drloss_start(self) -> float:
+        """Score that a classifier with random weights starts from."""
+        return 1 / float(self.head.classification_head.num_columns)
+
     def compute_loss(
         self,
         targets: Targets,

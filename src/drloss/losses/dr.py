@@ -168,7 +168,8 @@ def dr_loss(
         losses = fused_losses(inputs, rule, (mined[0], mined[1]), chosen, inplace)
     else:
         losses = ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope))
-    return told(logits, labels, {"ignore": ignore, "scope": scope}, reduce_images(losses, reduction))
+    options = {"ignore": ignore, "scope": scope, "reduction": reduction}
+    return told(logits, labels, options, reduce_images(losses, reduction))
 
 
 def _not_fused(ranking: Ranking) -> str:

@@ -1,0 +1,182 @@
+"""drloss.check: green on what is right, and the right words on each way to get it wrong."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from drloss import DRLoss, check, dr_loss
+from drloss.adapters import adapt
+from small_detectors import CLASSES, MODELS, batch, make
+
+
+class Head(nn.Module):
+    """A classifier over the cells of two pyramid levels, and one way to put the loss on it."""
+
+    def __init__(self, wrong="", classes=3, prior=0.5):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wrong = wrong
+        self.classes = classes
+        self.layer = nn.Conv2d(3, classes, 8, stride=8)
+        nn.init.normal_(self.layer.weight, std=0.01)
+        nn.init.constant_(self.layer.bias, torch.logit(torch.tensor(prior)).item())
+        self.loss = DRLoss(scope="pooled") if wrong == "pooled" else DRLoss()
+        self.normaliser = 37.0
+
+    def forward(self, images, targets):
+        levels = [images, nn.functional.avg_pool2d(images, 2)]
+        logits = [self.layer(x).flatten(2).transpose(1, 2) for x in levels]
+        labels = [torch.zeros(x.shape[:2], dtype=torch.int64) for x in logits]
+        first = 1 if self.wrong == "background" else 0
+        for image, target in enumerate(targets):
+            for index, label in enumerate(target["labels"]):
+                labels[0][image, 5 + index] = label + first
+                labels[0][image, 20 + index] = -1
+        return {"loss_cls": self.put(logits, labels), "loss_box": self.layer.weight.sum() * 0}
+
+    def put(self, logits, labels):
+        joined, marks = torch.cat(logits, dim=1), torch.cat(labels, dim=1)
+        positives = (marks > 0).sum()
+        match self.wrong:
+            case "levels":
+                return sum(self.loss(x, y) for x, y in zip(logits, labels, strict=True))
+            case "divided":
+                return self.loss(joined, marks) / positives
+            case "divided by an image's":
+                return self.loss(joined, marks) * len(joined) / positives
+            case "running mean":
+                return self.loss(joined, marks) / self.normaliser
+            case "flattened":
+                return self.loss(joined.reshape(1, -1, self.classes), marks.reshape(1, -1))
+            case "detached":
+                return self.loss(joined.detach().requires_grad_(), marks)
+            case "not called":
+                return joined.sigmoid().mean()
+            case "sum":
+                return 4 * dr_loss(joined, marks, reduction="sum")
+        return self.loss(joined, marks)
+
+
+def images_and_targets():
+    images, targets = batch(3)
+    targets[2] = {"boxes": torch.rand(3, 4), "labels": torch.tensor([2, 2, 1])}
+    return torch.stack(images), targets
+
+
+def verdicts(report):
+    return {finding.name: finding.ok for finding in report.findings}
+
+
+def test_a_right_plug_is_green_in_every_point():
+    report = check(Head(), images_and_targets())
+    assert report.ok
+    assert all(ok is True for ok in verdicts(report).values()), str(report)
+    assert check(Head(), images_and_targets(), num_classes=3).ok
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_adapted_detectors_are_green(name):
+    report = check(adapt(make(name)), batch(), num_classes=CLASSES - 1)
+    assert report.ok, str(report)
+    assert report.findings[0].ok
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name", "words"),
+    [
+        ("divided", "normaliser", "it was divided by the number of positives, 7; divide it by nothing"),
+        ("divided by an image's", "normaliser", "divided by the number of positives of an image, 2.33"),
+        ("running mean", "normaliser", "37 times too small: something divides it"),
+        ("pooled", "per image", 'scope="pooled" ranks all images in one distribution'),
+        ("flattened", "per image", "the loss saw 1 image(s) where the batch has 3"),
+        ("levels", "called once", "called 2 times in one step, with 64, 16 anchors"),
+        ("background", "background channel", "channel 0 holds no class"),
+        ("detached", "gradient", "none arrives at the classifier"),
+        ("not called", "called", "never called drloss.dr_loss or DRLoss"),
+    ],
+)
+def test_each_wrong_way_is_told_in_words(wrong, name, words):
+    report = check(Head(wrong, classes=4 if wrong == "background" else 3), images_and_targets())
+    assert not report.ok
+    assert [finding.name for finding in report.findings if finding.ok is False] == [name], str(report)
+    assert words in str(report)
+    assert f"WRONG  {name}: " in str(report)
+
+
+def test_a_background_channel_is_told_from_the_number_of_classes():
+    report = check(Head(classes=4), images_and_targets(), num_classes=3)
+    assert "the logits have 4 channels for 3 classes" in str(report)
+    assert not report.ok
+
+
+def test_a_prior_of_a_hundredth_is_told_and_a_trained_classifier_is_not_blamed():
+    report = check(Head(prior=0.01), images_and_targets())
+    assert verdicts(report)["starting score"] is False
+    assert re.search(r"starts from a score of 0\.01\d?: set its bias to 0", str(report))
+    trained = Head(prior=0.01)
+    nn.init.normal_(trained.layer.weight, std=0.5)
+    assert verdicts(check(trained, images_and_targets()))["starting score"] is None
+
+
+def test_undecided_anchors_taken_as_background_are_told():
+    model = adapt(make("retinanet"))
+    head = model.head.classification_head
+    head.BETWEEN_THRESHOLDS = -99  # no anchor has it, so that those between the thresholds count as background
+    report = check(model, batch(), num_classes=CLASSES - 1)
+    assert verdicts(report)["ignored anchors"] is False
+    assert "leaves those between IoU 0.4 and 0.5 undecided" in str(report)
+
+
+def test_a_sum_over_images_is_a_question_and_no_fault():
+    report = check(Head("sum"), images_and_targets())
+    assert report.ok
+    assert verdicts(report)["normaliser"] is None
+
+
+def test_nothing_is_changed_by_looking():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), Head())
+    model[1].layer.weight.grad = torch.ones_like(model[1].layer.weight)
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    data = images_and_targets()
+    state = torch.get_rng_state()
+
+    def step(model, batch):
+        images, targets = batch
+        return model[1](model[0](images) + torch.randn(1), targets)
+
+    check(model, data, step=step)
+    assert all((model.state_dict()[key] == value).all() for key, value in before.items())
+    assert (torch.get_rng_state() == state).all()
+    assert (model[1].layer.weight.grad == 1).all()
+    assert not model.training
+
+
+def test_the_classification_loss_must_be_told_from_the_others():
+    def step(model, batch):
+        losses = model(*batch)
+        return {"loss_cls": losses["loss_cls"], "loss_cls_2": losses["loss_box"]}
+
+    with pytest.raises(ValueError, match="must name the classification loss, one of loss_cls, loss_cls_2"):
+        check(Head(), images_and_targets(), step=step)
+    assert check(Head(), images_and_targets(), step=step, classification="loss_cls").ok
+    with pytest.raises(ValueError, match="classification must be one of loss_cls, loss_cls_2, got 'cls'"):
+        check(Head(), images_and_targets(), step=step, classification="cls")
+    with pytest.raises(ValueError, match="must return a tensor or a mapping of tensors, got NoneType"):
+        check(Head(), images_and_targets(), step=lambda model, batch: model(*batch) and None)
+
+
+def test_maps_and_lists_of_levels_are_read_as_the_loss_reads_them():
+    class Maps(Head):
+        def forward(self, images, targets):
+            levels = [self.layer(images), self.layer(nn.functional.avg_pool2d(images, 2))]
+            labels = torch.zeros(len(images), 80, dtype=torch.int64)
+            labels[:, 3], labels[:, 4] = 2, -1
+            return self.loss(levels, labels)
+
+    report = check(Maps(), images_and_targets(), num_classes=3)
+    assert report.ok
+    assert all(ok is True for ok in verdicts(report).values()), str(report)
