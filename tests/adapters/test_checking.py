@@ -116,7 +116,7 @@ def test_a_prior_of_a_hundredth_is_told_and_a_trained_classifier_is_not_blamed()
     assert verdicts(report)["starting score"] is False
     assert re.search(r"starts from a score of 0\.0\d+: set its bias to 0", str(report))
     trained = Head(prior=0.01)
-    nn.init.normal_(trained.layer.weight, std=0.5)
+    nn.init.normal_(trained.layer.weight, std=0.1)
     assert verdicts(check(trained, images_and_targets()))["starting score"] is None
 
 
