@@ -32,7 +32,7 @@ slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) --slow
 
 soak: setup
-	$(BIN)/python -m pytest -m soak --soak -n $(JOBS)
+	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures build/reliability.json
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 python -m benchmarks.page
 
-docs/speed.md and docs/reproduction.md are made as a whole; in README.md and docs/comparisons.md what stands between
-``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+docs/speed.md, docs/reproduction.md and docs/reliability.md are made as a whole; in README.md and docs/comparisons.md
+what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import studies
+from benchmarks import reliability, studies
 from benchmarks.loss import FOCAL, RESULTS
 from drloss.studies.records import read_records
 from drloss.studies.reproduce import draw_figures
@@ -217,7 +217,11 @@ def main() -> None:
     (DOCS / "figures").mkdir(exist_ok=True)
     for device, record in records.items():
         picture(record).savefig(DOCS / _picture(device), dpi=130)
-    written = {DOCS / "speed.md": page(records), DOCS / "reproduction.md": reproduction()}
+    written = {
+        DOCS / "speed.md": page(records),
+        DOCS / "reproduction.md": reproduction(),
+        DOCS / "reliability.md": reliability.page(),
+    }
     for path, text in (written | {path: fill(path.read_text()) for path in FILLED}).items():
         path.write_text(text)
         print(f"written: {path}")
