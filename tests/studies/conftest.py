@@ -1,4 +1,6 @@
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,19 @@ from drloss.data.shapes import open_shapes
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.drawing import draw_detections, mosaic
+from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_sweep
+from drloss.studies.differences import Contender
+from drloss.studies.measure import RunResult
 from drloss.studies.report import RunSummary
 
+HARD_NAMES = (
+    "resistor <0402> & its pads",
+    "信号機と横断歩道の標識",
+    "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz",
+    "a $price$ in 'quotes' and \"more\"",
+    *(f"electrolytic capacitor number {n}" for n in range(36)),
+)
 SPEC = "shapes:train=1,val=24,test=1,size=96"
 
 
@@ -30,7 +42,7 @@ def noisy_detections(annotations, rng, *, shift, found):
         keep = rng.random(len(boxes)) < found
         made_up = rng.uniform(0, 50, (2, 2))
         boxes = np.concatenate([boxes[keep], np.concatenate([made_up, made_up + 30], axis=1)])
-        labels = np.concatenate([annotations.labels[own][keep], rng.integers(1, 5, 2)])
+        labels = np.concatenate([annotations.labels[own][keep], rng.integers(1, len(annotations.class_names) + 1, 2)])
         scores = np.concatenate([rng.beta(6 * found, 2, keep.sum()), rng.beta(1, 6, 2)])
         order = np.argsort(-scores)
         detections.append(
@@ -43,23 +55,24 @@ def noisy_detections(annotations, rng, *, shift, found):
     return detections
 
 
-def fake_run(name, loss, *, seed, shift, found, iterations=900):
-    annotations = read_shapes()
-    rng = np.random.default_rng(seed)
-    detections = noisy_detections(annotations, rng, shift=shift, found=found)
+def fake_histogram(rng, *, found):
     labels = torch.from_numpy(rng.choice([-1, 0, 1, 2, 3, 4], (2, 4000), p=[0.02, 0.9, 0.02, 0.02, 0.02, 0.02]))
     logits = torch.from_numpy(rng.normal(-5, 1.5, (2, 4000, 4))).float()
     hit = (labels > 0).unsqueeze(2) & (labels.unsqueeze(2) == torch.arange(1, 5))
     logits[hit] += 8 * found
     histogram = ScoreHistogram()
     histogram.update([logits], labels)
+    return histogram
+
+
+def fake_curves(rng, *, found, iterations):
     steps = np.arange(1, iterations + 1, 3)
     falling = np.exp(-steps / 200)
 
     def curve(values):
         return steps.tolist(), (values + rng.normal(0, 0.03, len(steps)) * (0.3 + values)).tolist()
 
-    curves = {
+    return {
         "loss": curve(3 * falling + 0.8),
         "loss_cls": curve(2 * falling + 0.5),
         "loss_box": curve(falling + 0.3),
@@ -67,6 +80,14 @@ def fake_run(name, loss, *, seed, shift, found, iterations=900):
         "expected_neg": curve(0.1 + 0.2 * falling),
         "AP50": ([300, 600, 900], [20 * found, 45 * found, 60 * found]),
     }
+
+
+def fake_run(name, loss, *, seed, shift, found, iterations=900):
+    annotations = read_shapes()
+    rng = np.random.default_rng(seed)
+    detections = noisy_detections(annotations, rng, shift=shift, found=found)
+    histogram = fake_histogram(rng, found=found)
+    curves = fake_curves(rng, found=found, iterations=iterations)
     run = RunSummary(
         name=name,
         loss=loss,
@@ -85,6 +106,34 @@ def fake_run(name, loss, *, seed, shift, found, iterations=900):
         iterations=iterations,
     )
     return run, detections
+
+
+@pytest.fixture(scope="session")
+def hard_data():
+    """The shapes, sorted into forty classes whose names are hard to set; those of the last ones have no object."""
+    annotations = read_shapes()
+    labels = np.arange(len(annotations.labels)) % (len(HARD_NAMES) - 4) + 1
+    ids = np.arange(1, len(HARD_NAMES) + 1)
+    return replace(annotations, class_names=HARD_NAMES, category_ids=ids, labels=labels)
+
+
+def fake_result(annotations, *, seed, shift, found, iterations=900):
+    rng = np.random.default_rng(seed)
+    detections = noisy_detections(annotations, rng, shift=shift, found=found)
+    sweep = threshold_sweep(annotations, detections, (0.05, 0.2, 0.5))
+    return RunResult(
+        folder=Path(f"seed{seed}"),
+        seed=seed % 10,
+        evaluation=evaluate(annotations, detections),
+        sweep=[r | {"candidates": 4000 * 0.01 / r["threshold"], "postprocess_ms": 12.3} for r in sweep],
+        histogram=fake_histogram(rng, found=found),
+        detections=detections,
+        matches=match_detections(annotations, detections),
+        curves=fake_curves(rng, found=found, iterations=iterations),
+        seconds=613.4,
+        iterations=iterations,
+        cost={"step_ms": 1840.0, "loss_ms": 77.0, "peak_mb": 2210.0, "images": 4.0},
+    )
 
 
 def fake_mosaic(all_detections, images=3):
@@ -112,3 +161,13 @@ def two_runs():
     dr, dr_found = fake_run("DR", "dr", seed=1, shift=0.05, found=0.95)
     focal, focal_found = fake_run("Focal", "focal", seed=2, shift=0.09, found=0.6)
     return [dr, focal], fake_mosaic([focal_found, dr_found])
+
+
+@pytest.fixture(scope="session")
+def contenders(hard_data):
+    """Focal, a better DR and a worse DR with a parameter; three seeds each."""
+    levels = {"focal": (0.06, 0.75), "dr": (0.05, 0.95), "dr:neg_lambda=0.05": (0.09, 0.6)}
+    return [
+        Contender(spec, [fake_result(hard_data, seed=10 * i + s, shift=shift, found=found) for s in range(3)])
+        for i, (spec, (shift, found)) in enumerate(levels.items())
+    ]

@@ -8,10 +8,13 @@ from PIL import Image
 
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.figures import (
+    FONT,
     MANY,
     NEUTRAL,
     PALETTE,
+    WIDTH,
     Series,
+    class_differences,
     colours,
     expected_scores,
     precision_recall,
@@ -96,6 +99,40 @@ def test_the_mean_precision_over_recall_is_ap50(two_runs):
     label = f"DR, mean: AP50 {run.evaluation.metrics['AP50']:.1f}"
     bold = lines(precision_recall("DR", "dr", run.evaluation))[label]
     assert 100 * bold.get_ydata().mean() == pytest.approx(run.evaluation.metrics["AP50"])
+
+
+def test_long_names_leave_a_figure_its_width_and_its_height():
+    sweep = [{"threshold": t, "AP": 30.0} for t in (0.1, 0.5)]
+    plain, long = (
+        threshold_curves([(name, "dr", sweep) for name in names])
+        for names in (["a", "b"], ["DR (neg_lambda=0.05, margin=0.3, pos_lambda=2), mean 0.123"] * 3)
+    )
+    for figure in (plain, long):
+        figure.draw_without_rendering()
+    sizes = [f.axes[0].get_position().size * f.get_size_inches() for f in (plain, long)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    assert len(long.axes[0].get_legend().get_texts()) == 3
+
+
+def test_classes_are_told_apart_by_either_end_of_their_names():
+    names = [f"electrolytic capacitor number {n}" for n in range(12)] + ["short", "信" * 30]
+    axes = class_differences(names, range(14), "#123456").axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown[:2] == ["electrolytic…or number 0", "electrolytic…or number 1"]
+    assert shown[12:] == ["short", "信信信信信信…信信信信信"]
+    assert len({*shown}) == 14
+
+
+def test_wide_letters_have_the_room_that_a_browser_gives_them():
+    figure = class_differences(["信" * 12], [1.0], "#123456")
+    assert figure.axes[0].get_position().x0 * WIDTH * 72 > 12 * FONT
+    assert "信" * 12 in to_svg(figure, "wide", "x")
+
+
+def test_of_many_classes_those_at_either_end_are_shown():
+    axes = class_differences([f"{n}" for n in range(40)], [*range(39), float("nan")], "#123456").axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [f"{n}" for n in (*range(15), *range(24, 39))]
 
 
 def test_svg_takes_the_colour_of_the_page_and_shares_no_id_with_another(two_runs):

@@ -47,7 +47,8 @@ def write_page(
     headline = told[0] if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
     parts = [
         f'<header><p class="kicker">{escape(name)}</p><h1>{escape(headline)}</h1>'
-        f"{''.join(map(page.paragraph, told[1:]))}{page.paragraph(FAIRNESS, 'conclusion')}</header>",
+        f"{''.join(map(page.paragraph, told[1:]))}{_against(contenders)}"
+        f"{page.paragraph(FAIRNESS, 'conclusion')}</header>",
         _cards(contenders),
         _seeds(contenders, differences),
         report.average_precision(runs),
@@ -81,6 +82,10 @@ def plus_minus(mean: float, spread: float) -> str:
     return percent(mean) if isnan(mean) or isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
 
 
+def _against(contenders: Sequence[Contender]) -> str:
+    return page.paragraph(f"Each is compared with {contenders[0].title}.") if len(contenders) > 2 else ""
+
+
 def _cards(contenders: Sequence[Contender]) -> str:
     cards = []
     for contender, colour in zip(contenders, _colours(contenders), strict=True):
@@ -99,7 +104,7 @@ def _seeds(contenders: Sequence[Contender], differences: Sequence[Difference]) -
     seeds = [run.seed for run in contenders[0].runs]
     head = f"<tr><th>loss</th>{''.join(f'<th>{m}</th>' for m in METRICS)}</tr>"
     rows = [
-        f"<tr><th>{page.dot(colour)}{escape(c.title)}</th>"
+        f"<tr>{page.row_name(c.title, colour)}"
         + "".join(f"<td>{plus_minus(c.mean(m), c.spread(m))}</td>" for m in METRICS)
         + "</tr>"
         for c, colour in zip(contenders, _colours(contenders), strict=True)
@@ -108,7 +113,7 @@ def _seeds(contenders: Sequence[Contender], differences: Sequence[Difference]) -
         f"<tr><th>AP with seed</th>{''.join(f'<th>{seed}</th>' for seed in seeds)}<th>mean</th><th>interval</th></tr>"
     )
     by_seed = [
-        f"<tr><th>{page.dot(colour)}{escape(c.title)}</th>"
+        f"<tr>{page.row_name(c.title, colour)}"
         + "".join(f"<td>{percent(v)}</td>" for v in c.values("AP"))
         + f"<td>{percent(c.mean('AP'))}</td><td></td></tr>"
         for c, colour in zip(contenders, _colours(contenders), strict=True)
@@ -116,7 +121,7 @@ def _seeds(contenders: Sequence[Contender], differences: Sequence[Difference]) -
     titles = {c.spec: c.title for c in contenders}
     for d in differences:
         by_seed.append(
-            f'<tr class="difference"><th>{escape(titles[d.ahead])} − {escape(titles[d.behind])}</th>'
+            f'<tr class="difference">{page.row_name(f"{titles[d.ahead]} − {titles[d.behind]}")}'
             + "".join(f"<td>{_signed(v)}</td>" for v in d.per_seed)
             + f"<td>{_signed(d.mean)}</td><td>{_signed(d.low)} to {_signed(d.high)}</td></tr>"
         )
@@ -147,7 +152,10 @@ def _class_differences(contenders: Sequence[Contender]) -> str:
             f"classes-{index}",
             f"AP of {other.title} minus AP of {first.title}, per class",
         )
-        drawn.append(page.figure(svg, f"{other.title} minus {first.title}: AP per class, mean over seeds."))
+        caption = f"{other.title} minus {first.title}: AP per class, mean over seeds."
+        if sum(not isnan(gap) for gap in gaps) > figures.CLASSES:
+            caption += f" Of {len(gaps)} classes the {figures.CLASSES // 2} at either end."
+        drawn.append(page.figure(svg, caption))
     return page.section("classes", "Per-class differences", page.grid(drawn))
 
 

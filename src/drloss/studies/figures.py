@@ -5,7 +5,10 @@ A loss has the same colour in every figure, and a second run of it a paler one.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
@@ -13,6 +16,7 @@ from io import BytesIO
 from math import isnan
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import matplotlib as mpl
 import numpy as np
@@ -35,6 +39,8 @@ FONT = 10.5
 DASHED = (0, (3, 2))
 MANY = 50
 """Values from which on a curve is smoothed."""
+CLASSES = 30
+"""Most classes in one figure."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,8 +64,8 @@ def colours(losses: Sequence[str]) -> list[str]:
     chosen = []
     for index, name in enumerate(names):
         base = PALETTE.get(name, OTHER)
-        share = 0.65 ** names[:index].count(name)
-        ends = zip(_rgb(base), _rgb("#b4b4b4"), strict=True)
+        share = 0.45 ** names[:index].count(name)
+        ends = zip(_rgb(base), _rgb("#9a9a9a"), strict=True)
         chosen.append("#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in ends))
     return chosen
 
@@ -151,6 +157,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     panels[1].set_ylabel("negatives (log)")
     if any(histogram.negative.any() for _, _, histogram in histograms):
         panels[1].set_yscale("log")
+        panels[1].yaxis.set_major_formatter("{x:g}")  # exponents would be too small to read on a phone
     panels[1].set_xlabel("score")
     panels[0].tick_params(labelbottom=False)
     for axes in panels:
@@ -192,7 +199,7 @@ def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
 
 
 def class_differences(names: Sequence[str], differences: Sequence[float], colour: str) -> Figure:
-    """Differences in AP per class, the largest above; of more than thirty classes the fifteen at either end.
+    """Differences in AP per class, the largest above; of more than :data:`CLASSES` those at either end.
 
     Args:
         names: (K,) of the classes.
@@ -200,16 +207,48 @@ def class_differences(names: Sequence[str], differences: Sequence[float], colour
         colour: of the bars.
     """
     pairs = sorted((d, n) for n, d in zip(names, differences, strict=True) if not isnan(d))
-    if len(pairs) > 30:
-        pairs = pairs[:15] + pairs[-15:]
+    if len(pairs) > CLASSES:
+        pairs = pairs[: CLASSES // 2] + pairs[-CLASSES // 2 :]
     figure, (axes,) = new_figure(1, height=1.2 + 0.24 * max(len(pairs), 2))
     axes.barh(range(len(pairs)), [d for d, _ in pairs], color=colour, height=0.7)
-    with mpl.rc_context({"text.parse_math": False}):
-        axes.set_yticks(range(len(pairs)), [name if len(name) <= 24 else f"{name[:23]}…" for _, name in pairs])
     axes.axvline(0, color=NEUTRAL, linewidth=1)
     axes.set_xlabel("difference in AP")
+    axes.set_ylim(-0.7, max(len(pairs), 2) - 0.3)
     axes.grid(visible=False, axis="y")
+    shown = [_shortened(name) for _, name in pairs]
+    with mpl.rc_context({"text.parse_math": False}), _any_letters():
+        # Matplotlib's font knows no wide letters: it makes room for dashes, which are as wide.
+        axes.set_yticks(range(len(pairs)), ["".join("—" if _wide(c) else c for c in name) for name in shown])
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        axes.set_yticklabels(shown)
     return figure
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    """The name without its middle, where it is wider than so many letters: names of a kind differ at either end."""
+    keep, shown = len(name), name
+    while _width(shown) > most:
+        keep -= 1
+        shown = f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
+    return shown
+
+
+def _width(text: str) -> int:
+    """In narrow letters."""
+    return sum(1 + _wide(letter) for letter in text)
+
+
+def _wide(letter: str) -> bool:
+    return east_asian_width(letter) in "WF"
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """No warning of letters that Matplotlib's font lacks: in an SVG the reader's fonts draw them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def save_evaluation_figures(
@@ -258,7 +297,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         description: said by screen readers.
     """
     file = BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drloss"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drloss"}), _any_letters():
         figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue().decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -326,23 +365,42 @@ def new_figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]
     return figure, rows
 
 
-def legend(axes: Axes, *, columns: int = 1) -> None:
-    """Above the panel, where it hides nothing."""
-    count = len(axes.get_legend_handles_labels()[0])
-    if count:
-        # The user names the runs: a dollar sign in a name starts no formula.
-        with mpl.rc_context({"text.parse_math": False}):
-            axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1),
-                ncols=columns if columns > 1 else min(2, count),
-                frameon=False,
-                fontsize=FONT,
-                labelcolor=NEUTRAL,
-                handlelength=1.6,
-                columnspacing=1.2,
-                borderaxespad=0.2,
-            )
+def legend(axes: Axes, *, columns: int = 2) -> None:
+    """Above the panel, where it hides nothing; in fewer columns than asked for where its words need the room."""
+    handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
+    names = [textwrap.fill(name, 44, break_on_hyphens=False) for name in names]
+    columns = next(
+        c for c in range(min(columns, len(names)), 0, -1) if c == 1 or _legend_width(names, c) < WIDTH - 0.6
+    )
+    rows = max(sum(1 + n.count("\n") for n in column) for column in np.array_split(names, columns))
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.set_figheight(figure.get_figheight() + max(0, rows - 2) * 1.6 * FONT / 72)
+    # The user names the runs: a dollar sign in a name starts no formula.
+    with mpl.rc_context({"text.parse_math": False}):
+        axes.legend(
+            handles,
+            names,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns,
+            frameon=False,
+            fontsize=FONT,
+            labelcolor=NEUTRAL,
+            handlelength=1.6,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+
+
+def _legend_width(names: Sequence[str], columns: int) -> float:
+    """Inches that the names take about, side by side in columns."""
+    widest = [
+        max(_width(line) for name in column for line in name.split("\n")) for column in np.array_split(names, columns)
+    ]
+    return sum(0.58 * letters + 3.4 for letters in widest) * FONT / 72
 
 
 def _finite(series: Series) -> tuple[Floats, Floats]:

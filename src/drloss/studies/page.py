@@ -7,9 +7,9 @@ from io import BytesIO
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1c2024; --quiet: #60676f;
-  --line: #dfe2e5; --accent: #eef1f4; }
+  --line: #dfe2e5; --accent: #eef1f4; --shade: #0002; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1b1f23; --ink: #e6e8ea; --quiet: #9ba3ab;
-  --line: #31373d; --accent: #23282d; } }
+  --line: #31373d; --accent: #23282d; --shade: #000b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
@@ -29,20 +29,25 @@ p.conclusion { border-left: 3px solid var(--line); padding-left: .9rem; }
 .card b { display: block; font-size: 1rem; overflow-wrap: anywhere; }
 .card .number { font-size: 2.2rem; font-weight: 650; line-height: 1.25; letter-spacing: -.02em; }
 .card .number small { font-size: .95rem; font-weight: 500; color: var(--quiet); letter-spacing: 0; }
-.scroll { overflow-x: auto; margin: .9rem 0; background: var(--card); border: 1px solid var(--line);
-  border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .94rem; }
+.scroll { overflow-x: auto; margin: .9rem 0; border: 1px solid var(--line); border-radius: 8px; background:
+  linear-gradient(to left, var(--card) 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) right / .9rem 100% no-repeat scroll, var(--card); }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums;
+  font-size: .94rem; }
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--quiet); font-weight: 550; background: var(--accent); }
 th:first-child, td:first-child { text-align: left; }
 thead tr + tr th:first-child { text-align: right; }
-thead th[colspan] { text-align: center; border-bottom: 0; padding-bottom: 0; }
-tbody th { font-weight: 550; white-space: normal; overflow-wrap: anywhere; min-width: 4.2rem; }
+thead th[colspan] { text-align: center; border-bottom: 0; padding-bottom: 0; white-space: normal; }
+tbody th { font-weight: 550; white-space: normal; }
+tbody th, thead tr:first-child th:first-child { position: sticky; left: 0; box-shadow: 1px 0 var(--line); }
+tbody th { background: var(--card); }
+.name { width: max-content; max-width: 26rem; overflow-wrap: anywhere; }
 td.best { font-weight: 720; }
-tr.difference > * { color: var(--quiet); border-top: 1px solid var(--line); }
+tr.difference > * { color: var(--quiet); }
 .start { border-left: 1px solid var(--line); }
-table.text { table-layout: fixed; }
+table.text { table-layout: fixed; min-width: calc(6.5rem * var(--columns)); }
 table.text td, table.text th { text-align: left; white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
 table.text th:first-child { width: 24%; }
 table.text tbody th { color: var(--quiet); }
@@ -64,8 +69,9 @@ figcaption { margin-top: .6rem; }
 @media (max-width: 760px) { figure.single { display: block; } }
 @media (max-width: 560px) { table.text th:first-child { width: 31%; }
   main { padding: 1.5rem .8rem 3rem; } h2 { margin-top: 2.3rem; }
-  th, td { padding: .42rem .38rem; } table { font-size: .82rem; } figure { padding: .5rem .45rem .8rem; }
-  figcaption { padding: 0 .3rem; } .columns { font-size: .8rem; } }
+  .name { max-width: 9.2rem; } .difference .name { width: auto; }
+  th, td { padding: .42rem .38rem; } table { font-size: .82rem; }
+  figure { padding: .5rem .45rem .8rem; } figcaption { padding: 0 .3rem; } .columns { font-size: .8rem; } }
 @media print { body { background: #fff; } h2 { break-after: avoid; } figure, .scroll { break-inside: avoid; } }
 """.strip()
 
@@ -111,11 +117,17 @@ def dot(colour: str) -> str:
     return f'<span class="dot" style="--colour:{colour}"></span>'
 
 
+def row_name(text: str, colour: str | None = None) -> str:
+    """The first cell of a row of numbers: a name, with the mark of a run where that has a colour."""
+    return f'<th><div class="name">{dot(colour) if colour else ""}{escape(text)}</div></th>'
+
+
 def text_table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     """A table of text: the first cell of each row is its name."""
     above = f"<thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr></thead>" if head else ""
     lines = [f"<tr><th>{escape(r[0])}</th>{''.join(f'<td>{escape(c)}</td>' for c in r[1:])}</tr>" for r in rows]
-    return f'<div class="scroll"><table class="text">{above}<tbody>{"".join(lines)}</tbody></table></div>'
+    style = f' style="--columns:{max(map(len, rows), default=1)}"'
+    return f'<div class="scroll"><table class="text"{style}>{above}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def number_table(head: str, rows: Sequence[str]) -> str:

@@ -127,18 +127,18 @@ def average_precision(runs: Sequence[RunSummary]) -> str:
     rows = []
     for run, colour, values in zip(runs, _colours(runs), table, strict=True):
         cells = "".join(_cell(v, v_best) for v, v_best in zip(values, best, strict=True))
-        rows.append(f"<tr><th>{page.dot(colour)}{escape(run.name)}</th>{cells}</tr>")
+        rows.append(f"<tr>{page.row_name(run.name, colour)}{cells}</tr>")
     if len(runs) == 2:
         # The first run is the one to beat.
         cells = "".join(f"<td>{_signed(b - a)}</td>" for a, b in zip(*table, strict=True))
-        rows.append(f'<tr class="difference"><th>{escape(runs[1].name)} − {escape(runs[0].name)}</th>{cells}</tr>')
+        rows.append(f'<tr class="difference">{page.row_name(f"{runs[1].name} − {runs[0].name}")}{cells}</tr>')
     names = list(runs[0].evaluation.per_class)
     per_class = []
     for name in names:
         pairs = [[run.evaluation.per_class.get(name, {}).get(m, nan) for m in ("AP", "AP50")] for run in runs]
         tops = [_best([pair[c] for pair in pairs]) for c in range(2)]
         cells = "".join(_cell(p[0], tops[0], start=True) + _cell(p[1], tops[1]) for p in pairs)
-        per_class.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+        per_class.append(f"<tr>{page.row_name(name)}{cells}</tr>")
     return page.section(
         "ap",
         "Average precision",
@@ -165,7 +165,12 @@ def thresholds(runs: Sequence[RunSummary]) -> str:
             cells += _cell(own["AP"], best[0], start=True) + _cell(own["AP50"], best[1])
             cells += f"<td>{own['detections_per_image']:.1f}</td>"
         rows.append(f"<tr><th>{record['threshold']:g}</th>{cells}</tr>")
+    table = page.number_table(_grouped_head("above", runs, ("AP", "AP50", "dets")), rows)
     drawn = figures.threshold_curves([(run.name, run.loss, run.sweep) for run in runs])
+    svg = figures.to_svg(drawn, "thresholds", "AP against score threshold, one line per run")
+    caption = "A flat line: the threshold may be chosen freely. A falling line: objects are lost."
+    few = len(runs) <= 2
+    curves = page.figure(svg, caption, single=not few)
     return page.section(
         "thresholds",
         "AP against the score threshold",
@@ -174,15 +179,7 @@ def thresholds(runs: Sequence[RunSummary]) -> str:
             "its AP as the threshold rises (the paper's Table 5); “dets” is the number of detections left per image.",
             "quiet",
         ),
-        page.grid(
-            [
-                page.number_table(_grouped_head("above", runs, ("AP", "AP50", "dets")), rows),
-                page.figure(
-                    figures.to_svg(drawn, "thresholds", "AP against score threshold, one line per run"),
-                    "A flat line: the threshold may be chosen freely. A falling line: objects are lost.",
-                ),
-            ]
-        ),
+        page.grid([table, curves]) if few else f"{table}\n{curves}",
     )
 
 
