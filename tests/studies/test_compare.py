@@ -117,10 +117,10 @@ def test_a_clear_difference_is_told_and_none_is_not():
     assert found.certain
     assert found.low > 0
     assert found.low < found.mean < found.high
-    assert verdict(found, 60).startswith(f"DR is ahead by {found.mean:.1f} ± ")
+    assert verdict(found, 60).startswith(f"DR is ahead of Focal by {found.mean:.1f} ± ")
     back = difference(bad, good, resamples=200)
     assert back.mean == pytest.approx(-found.mean)
-    assert verdict(back, 60).startswith("DR is ahead")
+    assert verdict(back, 60) == verdict(found, 60)
     same = difference(good, good, resamples=50)
     assert not same.told
     assert same.mean == same.low == same.high == 0
@@ -134,9 +134,12 @@ def test_one_seed_tells_nothing_for_sure():
     scattered = Difference("dr", "focal", np.array([2.1, 0.7, 2.2]), 0.6, 2.7, 2.0)
     assert scattered.told
     assert not scattered.certain
-    assert "DR is probably ahead, by 1.7 ± 2.0 AP over 3 seeds" in verdict(scattered, 10)
+    assert "DR is probably ahead of Focal, by 1.7 ± 2.0 AP over 3 seeds" in verdict(scattered, 10)
     opposed = Difference("dr", "focal", np.array([5.0, -1.0]), 0.5, 4.0, 30.0)
     assert "No difference" in verdict(opposed, 10)
+    lost = Difference("ap", "ce", np.array([-5.0]), -7.0, -3.0, float("nan"))
+    assert verdict(lost, 10).startswith("Cross-entropy is ahead of AP-loss by 5.0 AP with one seed (95 % interval")
+    assert "+3.0 to +7.0" in verdict(lost, 10)
 
 
 def test_students_interval_of_a_hand_computed_case():

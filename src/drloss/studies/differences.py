@@ -160,27 +160,32 @@ def _mean_ap(runs: Sequence[RunResult], weights: "np.typing.NDArray[np.int64]") 
 def verdict(found: Difference, images: int) -> str:
     """What may be concluded, in a sentence or two."""
     ahead, behind, n = title(found.ahead), title(found.behind), len(found.per_seed)
-    size = f"{abs(found.mean):.1f}"
+    low, high = found.low, found.high
+    if found.mean < 0 and (found.told or n == 1):
+        ahead, behind, low, high = behind, ahead, -high, -low
+    size = f"{abs(found.mean):.1f}" + (f" ± {found.margin:.1f}" if np.isfinite(found.margin) else "")
     over = f"over {n} seeds" if n > 1 else "with one seed"
-    interval = f"95 % interval over the {images} images: {found.low:+.1f} to {found.high:+.1f}".replace("-", "−")
+    interval = f"95 % interval over the {images} images: {_signed(low)} to {_signed(high)}"
     if n == 1:
         return (
-            f"{ahead if found.mean >= 0 else behind} is ahead by {size} AP with one seed ({interval}). "
+            f"{ahead} is ahead of {behind} by {size} AP with one seed ({interval}). "
             "One seed does not say how much of that is chance: run more."
         )
-    spread = f" ± {found.margin:.1f}" if np.isfinite(found.margin) else ""
+    if found.certain:
+        return f"{ahead} is ahead of {behind} by {size} AP {over} ({interval}); every seed agrees."
     if found.told:
-        first = ahead if found.mean > 0 else behind
-        if found.certain:
-            return f"{first} is ahead by {size}{spread} AP {over} ({interval}); every seed agrees."
         return (
-            f"{first} is probably ahead, by {size}{spread} AP {over} ({interval}): every seed agrees, but they "
+            f"{ahead} is probably ahead of {behind}, by {size} AP {over} ({interval}): every seed agrees, but they "
             "differ so much that the ± includes 0. More seeds would tell."
         )
+    sign = "−" if found.mean < 0 else "+"
     return (
-        f"No difference between {ahead} and {behind} can be told at this size: {found.mean:+.1f}{spread} AP {over} "
-        f"({interval})."
-    ).replace("-", "−")
+        f"No difference between {ahead} and {behind} can be told at this size: {sign}{size} AP {over} ({interval})."
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def summary(contender: Contender, settings: dict[str, str]) -> RunSummary:
