@@ -432,6 +432,7 @@ YAML = {
     "nc that disagrees": "train: images/train\nnames: [cat]\nnc: 2",
     "folder of 5,000 letters": f"train: {'x' * 5000}\nnames: [cat, dog]",
     "folder missing": "train: images/elsewhere\nnames: [cat, dog]",
+    "train an empty name in a list": "train: [images/train, '']\nnames: [cat, dog]",
     "train a mapping": "train: {a: b}\nnames: [cat, dog]",
     "a list": "- train\n- names",
     "two documents": "train: images/train\nnames: [cat]\n---\nnames: [dog]",
