@@ -12,16 +12,19 @@ import zlib
 import pytest
 from PIL import Image
 
+from drloss.data.sources import open_data
+from drloss.errors import DataError
+
 READ = """
 import json, re, resource, sys, time
 from pathlib import Path
 from drloss.data.images import read_image
 from drloss.data.sources import open_data
 from drloss.errors import DataError
-data = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-resource.setrlimit(resource.RLIMIT_DATA, (data * 1024 + 500_000_000,) * 2)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-base = peak()
+def kilobytes(key):
+    return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_DATA, (kilobytes("VmData") * 1024 + 500_000_000,) * 2)
+base = kilobytes("VmHWM")
 for path in map(Path, sys.argv[1:]):
     start = time.process_time()
     try:
@@ -29,7 +32,7 @@ for path in map(Path, sys.argv[1:]):
         message = "read"
     except DataError as error:
         message = str(error)
-    print(json.dumps([message, (peak() - base) / 1024, time.process_time() - start]))
+    print(json.dumps([message, (kilobytes("VmHWM") - base) / 1024, time.process_time() - start]))
 """
 
 
@@ -196,3 +199,13 @@ def test_bombs_are_refused_in_two_seconds_and_500_megabytes(soak, figure, tmp_pa
         f"{len(lines)} bombs refused by name, with data limited to 500 MB: the slowest took "
         f"{max(line[2] for line in lines):.2f} s, all together {lines[-1][1]:.0f} MB at their peak",
     )
+
+
+def test_a_file_that_does_not_fit_into_memory_is_refused_in_words(tmp_path, made, monkeypatch):
+    def too_large(*_, **__):
+        raise MemoryError
+
+    made.coco(tmp_path)
+    monkeypatch.setattr("drloss.data.coco.json.loads", too_large)
+    with pytest.raises(DataError, match=r"instances_train\.json: does not fit into this machine's memory"):
+        open_data(tmp_path).read("train")

@@ -64,6 +64,7 @@ def measured(_):
 
 @pytest.mark.soak
 @pytest.mark.skipif(not PAGEMAP.exists(), reason="needs Linux's account of memory pages")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 def test_workers_share_the_annotations(soak, figure):
     boxes, workers = (1_000_000, 8) if soak else (100_000, 2)
     annotations = synthetic(boxes)

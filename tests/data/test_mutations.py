@@ -139,6 +139,7 @@ def as_list(value):
 
 
 class Coco:
+    label = "COCO"
     files = 45_000
 
     def __init__(self, folder, made):
@@ -157,6 +158,7 @@ LINES = {"a": "a", "b": "b", "c": "c", "a.png": "a", "b  -1": "b", "./c": "c", "
 
 
 class Voc:
+    label = "VOC"
     files = 20_000
 
     def __init__(self, folder, made):
@@ -182,6 +184,7 @@ class Voc:
 
 
 class YoloLabels:
+    label = "YOLO label"
     files = 15_000
 
     def __init__(self, folder, made):
@@ -218,6 +221,7 @@ YAML_CONTENT = {
 
 
 class Yaml:
+    label = "data.yaml"
     files = 10_000
 
     def __init__(self, folder, made):
@@ -268,6 +272,7 @@ DATA_FILES = (
 
 
 class DataFile:
+    label = "data.toml"
     files = 10_000
 
     def __init__(self, folder, made):
@@ -311,7 +316,7 @@ def test_a_damaged_file_is_accepted_with_all_its_boxes_or_refused_by_name(
     assert slowest < 2
     figure(
         "T15",
-        f"{files:,} damaged {kind.__name__} files, 0 tracebacks, every box accounted for: {outcomes['taken']:,} "
+        f"{files:,} damaged {kind.label} files, 0 tracebacks, every box accounted for: {outcomes['taken']:,} "
         f"taken, {outcomes['lenient']:,} readable with --skip-bad, {outcomes['refused']:,} refused as a whole; "
         f"slowest {slowest:.2f} s",
     )
