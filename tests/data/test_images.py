@@ -193,6 +193,49 @@ def test_jpeg_is_what_pillow_decodes(mode, tmp_path):
         assert torch.equal(read_image(path), chw(np.asarray(image.convert("RGB"))))
 
 
+UNTURNED = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+"""The orientation that undoes each."""
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_boxes_drawn_on_the_turned_image_stay_on_their_object(orientation, tmp_path, made):
+    shown = np.zeros((20, 30, 3), dtype=np.uint8)
+    shown[4:9, 6:18] = 255
+    turns = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: a[::-1, ::-1],
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+    }
+    turns |= {6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90}
+    stored = np.ascontiguousarray(turns[UNTURNED[orientation]](shown))
+    assert np.array_equal(turns[orientation](stored), shown)
+    made.yolo(tmp_path)
+    save(tmp_path / "images/train/a.png", Image.fromarray(stored), exif=exif(orientation))
+    (tmp_path / "labels/train/a.txt").write_text(made.yolo_line("cat", 6, 4, 18, 9))
+    annotations, _ = open_data(tmp_path).read("train")
+    x1, y1, x2, y2 = annotations.boxes[0].round().astype(int)
+    image = annotations.load_image(0)
+    assert (image[:, y1:y2, x1:x2] == 255).all()
+    assert int((image == 255).sum()) == 3 * 5 * 12
+
+
+@pytest.mark.soak
+def test_each_image_of_the_zoo_follows_its_rule(soak, figure, tmp_path, made):
+    """All of them once more, so that their number is that of those which hold."""
+    rows = [(test_pixels_follow_the_stated_rule, (name,)) for name in ZOO]
+    rows += [(test_exif_orientation_is_applied_once, (o, s)) for o in TURNED for s in ("png", "webp", "tiff")]
+    rows += [(test_jpeg_is_what_pillow_decodes, (mode,)) for mode in ("RGB", "L", "CMYK")]
+    boxes = [(test_boxes_drawn_on_the_turned_image_stay_on_their_object, (o,)) for o in TURNED]
+    assert len(rows) + len(boxes) >= 64
+    for number, (check, arguments) in enumerate(rows + boxes if soak else ()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        check(*arguments, folder, *([made] if number >= len(rows) else []))
+    figure("T18", f"{len(rows)} images pixel for pixel by the stated rules, boxes on their object at 8 orientations")
+
+
 def test_white_of_16_bits_is_white_and_half_is_half(tmp_path):
     wide = np.array([[0, 255, 256, 32768, 65535]], dtype="<u2")
     path = save(tmp_path / "x.png", Image.frombytes("I;16", (5, 1), wide.tobytes()))

@@ -264,6 +264,10 @@ BAD_FILES = {
         "splits.train.images, got",
     ),
     "no VOC tree": ("format = 'voc'\n[splits.train]\ntrees = '.'", "a folder with Annotations"),
+    "image set out of the tree": (
+        "format = 'voc'\n[splits.train]\ntrees = 'tree'\nimage_set = '/etc/passwd'",
+        "splits.train.image_set, got '/etc/passwd'; allowed: the name of a list in ImageSets/Main (absolute path)",
+    ),
     "one_based a word": ("format = 'voc'\none_based = 'yes'\n[splits.train]\ntrees = '.'", "one_based, got 'yes'"),
     "YOLO without classes": ("format = 'yolo'\n[splits.train]\nimages = '.'", "classes, got None"),
     "classes a string": ("format = 'yolo'\nclasses = 'cat'\n[splits.train]\nimages = '.'", "classes, got 'cat'"),
@@ -277,6 +281,8 @@ def test_data_file_that_is_refused(row, tmp_path):
     text, words = BAD_FILES[row]
     path = tmp_path / "d.toml"
     path.write_text(text)
+    for folder in ("Annotations", "JPEGImages"):
+        (tmp_path / "tree" / folder).mkdir(parents=True)
     with pytest.raises(DataError) as caught:
         open_data(path)
     assert words in str(caught.value)

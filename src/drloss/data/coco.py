@@ -9,7 +9,7 @@ Rules:
 - Ids of annotations are not used: the evaluator numbers boxes anew. Missing, repeated or odd ids are noted, id 0
   is fine. The same annotation twice (same id, image, class and box) is a problem, and the second is left out.
 - ``width``, ``height``, ``id`` and ``file_name`` of images are required. Segmentations and captions are not read.
-- The file is UTF-8, with or without byte order mark, and at most 2 GiB.
+- The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects.
 """
 
 import codecs
@@ -30,6 +30,8 @@ from drloss.data.reading import read_bytes
 from drloss.errors import DataError
 
 MAX_BYTES = 2 * 1024**3
+MAX_BRACKETS = {b"{": 5_000_000, b"[": 20_000_000}
+"""Objects and lists in a file: five times what COCO's largest has, and a bound of the memory they take."""
 _TWICE = "\0key given twice"
 _UNUSED = ("segmentation", "keypoints", "caption")
 _PROBED = 20
@@ -81,7 +83,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: with line and column where there is one.
     """
-    data = read_bytes(path, MAX_BYTES)
+    data = read_bytes(path, MAX_BYTES, MAX_BRACKETS)
     name = printable(str(path))
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise DataError(f"{name}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")
@@ -99,6 +101,8 @@ def load_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{name}: nested too deeply to be COCO JSON") from None
     except ValueError as error:
         raise DataError(f"{name}: not JSON ({error})") from None
+    except MemoryError:
+        raise DataError(f"{name}: does not fit into this machine's memory") from None
     if not isinstance(content, dict):
         raise DataError(f"{name}: top level, got {shown(content)}; allowed: an object with images and annotations")
     if _TWICE in content:

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.coco import CocoPart
+from drloss.data.paths import clean_name
 from drloss.data.problems import printable, shown
 from drloss.data.reading import read_text
 from drloss.data.sources import FileSource, Read, coco_reader, is_tree, voc_reader, yolo_source
@@ -127,7 +128,11 @@ def _voc(
             )
     image_set = table.get("image_set")
     if image_set is not None:
-        image_set = _text(file, f"{key}image_set", image_set)
+        try:
+            image_set = clean_name(image_set)
+        except ValueError as error:
+            name = f"the name of a list in ImageSets/Main ({error})"
+            raise DataError(f"{file}: {key}image_set, got {shown(image_set)}; allowed: {name}") from None
     return voc_reader([(VocTree(tree, one_based), image_set) for tree in trees], classes)
 
 

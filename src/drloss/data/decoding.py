@@ -8,8 +8,9 @@
   become grey RGB, CMYK becomes RGB by Pillow's formula. Colour profiles are not applied.
 - 16-bit grey keeps its high byte, so that 65535 becomes 255. Floating-point and 32-bit pixels are refused.
 - Of an animation or a multi-page file the first frame is read.
-- A truncated file is an error, never a half-grey image, and so is a PNG whose pixel data do not fit their checksums
-  (other formats have none: a damaged byte there may go unseen).
+- A truncated file is an error, never a half-grey image, and so is a JPEG whose data end before its pixels do (but for
+  one within a TIFF) and a PNG whose pixel data do not fit their checksums. Other formats have none: a damaged byte
+  there may go unseen.
 - More than 50 megapixels are an error, told from the header before anything is decoded; the environment variable
   ``DRLOSS_MAX_PIXELS`` sets another limit.
 """
@@ -25,6 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from drloss.data.jpeg import check_scans
 from drloss.data.png import check_sums, late_exif
 from drloss.data.problems import printable
 from drloss.errors import DataError, UserError
@@ -198,6 +200,8 @@ def _pixels(path: Path, image: Image.Image) -> Image.Image:
     if image.format == "PNG":
         check_sums(path)
     image.load()
+    if image.format in ("JPEG", "MPO"):
+        check_scans(path, image)
     return _rgb(image)
 
 

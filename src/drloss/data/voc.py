@@ -12,8 +12,8 @@ Rules:
   the tree's ``Annotations`` folder in alphabetical order, so that every split has the same.
 - ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's;
   where it is missing or 0, the header of the image file tells.
-- XML is UTF-8 or what its declaration says, at most 10 MB, nested at most 32 deep, without a DOCTYPE: no entity is
-  ever expanded and nothing outside the file is read.
+- XML is UTF-8 or what its declaration says, at most 10 MB and a million tags, nested at most 32 deep, without a
+  DOCTYPE: no entity is ever expanded and nothing outside the file is read.
 """
 
 import os
@@ -40,6 +40,8 @@ PASCAL_CLASSES = (
 PASCAL_TREE = re.compile(r"VOC20\d\d")
 MAX_XML_BYTES = 10 * 1024**2
 MAX_DEPTH = 32
+MAX_MARKS = {b"<": 1_000_000, b"=": 100_000}
+"""Tags and attributes in a file."""
 _MAX_LIST_BYTES = 64 * 1024**2
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -305,7 +307,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     Raises:
         DataError: if it is none, too large, nested too deeply, or has a DOCTYPE.
     """
-    data = read_bytes(path, MAX_XML_BYTES)
+    data = read_bytes(path, MAX_XML_BYTES, MAX_MARKS)
     name = printable(str(path))
     parser = ElementTree.XMLParser(target=_Guarded())
     try:

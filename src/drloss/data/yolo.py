@@ -77,7 +77,7 @@ def open_yolo(path: Path) -> YoloData:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(v, str) for v in values):
+        if not all(isinstance(v, str) and v for v in values):
             raise DataError(f"{file}: {split}, got {shown(value)}; allowed: a path or a list of paths")
         splits[split] = tuple(_existing(file, split, root, str(v)) for v in values)
     if not splits:

@@ -2,6 +2,19 @@
 
 AP is the mean precision at 101 points of recall, averaged over the IoU thresholds .50, .55, ..., .95 and over the
 classes that have objects. Every number is in percent, as the paper prints it.
+
+The numbers are pycocotools' to 1e-9, but for input that it answers without a word:
+
+==================================  ==========================================  ==============================
+input                               pycocotools                                 here
+==================================  ==========================================  ==============================
+annotation id 0                     the box counts as never found               ids of annotations play no part
+annotation id given twice           one box may stand for another               ids of annotations play no part
+score NaN or infinite               ranked wherever sorting leaves it           refused
+detection of an unknown class       passed over                                 refused
+box with x1 > x2 or y1 > y2         counted, with an area that means nothing    refused
+no detections at all                IndexError                                  AP is 0
+==================================  ==========================================  ==============================
 """
 
 import json
@@ -74,7 +87,8 @@ def evaluate(annotations: Annotations, detections: Sequence["Detection"], *, max
         max_detections: the best of each class that count in an image.
 
     Raises:
-        ValueError: if the numbers of images differ, a score or box is not finite, or a label is outside 1..K.
+        ValueError: if the numbers of images differ, a score or box is not finite, a box is reversed, or a label is
+            outside 1..K.
     """
     precision, _ = accumulate(annotations, detections, max_detections=max_detections)
     best = precision[..., -1]  # (T, R, K, A): IoU thresholds, recall points, classes, areas (all, s, m, l)
@@ -197,6 +211,8 @@ def _check(annotations: Annotations, detections: Sequence["Detection"]) -> None:
             raise ValueError(f"{where}: {int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite")
         if not boxes.isfinite().all():
             raise ValueError(f"{where}: boxes must be finite")
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            raise ValueError(f"{where}: boxes must have x1 <= x2 and y1 <= y2")
         if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise ValueError(f"{where}: labels must be in 1..{classes}, got {int(labels.min())}..{int(labels.max())}")
 

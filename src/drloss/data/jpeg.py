@@ -1,0 +1,98 @@
+"""Whether a JPEG file has data for all of its pixels.
+
+Where the data of a scan end too early, because a damaged byte looks like a marker or shifts what follows, libjpeg
+leaves the rest of the scan grey and only warns, which Pillow does not pass on. A file that has all its data decodes
+to the same pixels with more bytes before each marker that ends a scan or a restart interval; one that has not takes
+these bytes for pixels.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_PADDING = bytes(256)
+_SIDE = 8
+"""Of the blocks that a JPEG is made of, in pixels."""
+_GREYS = (127, 128)
+"""Of a block without data; 127 where the file's colours are inverted."""
+_MARKER = re.compile(rb"\xff+[\x01-\xfe]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_RESTARTS = range(0xD0, 0xD8)
+
+
+def check_scans(path: Path, image: Image.Image) -> None:
+    """Look for parts without data, where an image has grey blocks that may be such parts.
+
+    Args:
+        path: of the JPEG file.
+        image: as it was decoded, neither turned nor converted.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    pixels = np.asarray(image)
+    if not _has_grey_block(pixels):
+        return
+    with Image.open(io.BytesIO(_padded(path.read_bytes())), formats=("JPEG",)) as again:
+        again.load()
+        if not np.array_equal(np.asarray(again), pixels):
+            raise ValueError("truncated or damaged: parts of the image have no data, and would be grey")
+
+
+def _has_grey_block(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Whether the inner pixels of a block are all of one of the greys; at its border colours may bleed."""
+    height, width = (max(1, side // _SIDE) for side in pixels.shape[:2])
+    inner = slice(2, 6)
+    tall = pixels[: height * _SIDE, : width * _SIDE]
+    if tall.shape[:2] != (height * _SIDE, width * _SIDE):
+        return bool(np.isin(pixels, _GREYS).any())
+    middle = tall[_SIDE // 2 :: _SIDE, _SIDE // 2 :: _SIDE]
+    for grey in _GREYS:
+        found = (middle == grey).reshape(height, width, -1).all(axis=2)
+        for row, column in np.argwhere(found):
+            block = tall[row * _SIDE : (row + 1) * _SIDE, column * _SIDE : (column + 1) * _SIDE]
+            if (block[inner, inner] == grey).all():
+                return True
+    return False
+
+
+def _padded(data: bytes) -> bytes:
+    """The file with padding before each marker that ends entropy-coded data, and with more restart intervals.
+
+    Raises:
+        ValueError: if restart markers are not in their order, so that intervals were passed over.
+    """
+    parts, start, restarts = [], 0, 0
+    for end, kind in _ends_of_data(data):
+        parts += [data[start:end], _PADDING]
+        start = end
+        if kind in _RESTARTS:
+            if kind != _RESTARTS[restarts % 8]:
+                raise ValueError("damaged: restart markers are missing or out of order")
+            restarts += 1
+        else:
+            parts += [bytes([0xFF, _RESTARTS[k % 8]]) + _PADDING for k in range(restarts, restarts + 8)]
+            restarts = 0
+    return b"".join([*parts, data[start:]])
+
+
+def _ends_of_data(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each piece of entropy-coded data ends, and the marker that follows."""
+    position = 2
+    while match := _MARKER.search(data, position):  # as libjpeg does, past what is no marker
+        kind = match[0][-1]
+        if kind == _END_OF_IMAGE:
+            return
+        position = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+        while kind == _START_OF_SCAN and (match := _MARKER.search(data, position)):
+            following = match[0][-1]
+            yield match.start(), following
+            position = match.end()
+            if following not in _RESTARTS:
+                position = match.start()
+                break
