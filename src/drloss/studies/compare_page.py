@@ -131,7 +131,9 @@ def _seeds(contenders: Sequence[Contender], differences: Sequence[Difference]) -
         page.paragraph(
             "Mean ± standard deviation over seeds. The interval is a 95 % bootstrap interval of the mean difference "
             "over the images of the validation split, the same resampling for every run; it says how far the images "
-            "decide. Two losses are told apart where it leaves out 0 and every seed agrees in sign.",
+            "decide. Two losses are told apart where it leaves out 0 and every seed agrees in sign. The ± beside a "
+            "difference in the headline is half of its 95 % interval over the seeds (Student's t), which says how far "
+            "other seeds might: where it is larger than the difference, more seeds are needed.",
             "quiet",
         ),
         page.number_table(head, rows),
@@ -155,8 +157,8 @@ def _class_differences(contenders: Sequence[Contender]) -> str:
         caption = f"{other.title} minus {first.title}: AP per class, mean over seeds."
         if sum(not isnan(gap) for gap in gaps) > figures.CLASSES:
             caption += f" Of {len(gaps)} classes the {figures.CLASSES // 2} at either end."
-        drawn.append(page.figure(svg, caption))
-    return page.section("classes", "Per-class differences", page.grid(drawn))
+        drawn.append(page.figure(svg, caption, single=len(contenders) == 2))
+    return page.section("classes", "Per-class differences", page.grid(drawn) if len(drawn) > 1 else drawn[0])
 
 
 def _class_mean(contender: Contender, name: str) -> float:
