@@ -132,8 +132,8 @@ def _seeds(contenders: Sequence[Contender], differences: Sequence[Difference]) -
             "Mean ± standard deviation over seeds. The interval is a 95 % bootstrap interval of the mean difference "
             "over the images of the validation split, the same resampling for every run; it says how far the images "
             "decide. Two losses are told apart where it leaves out 0 and every seed agrees in sign. The ± beside a "
-            "difference in the headline is half of its 95 % interval over the seeds (Student's t), which says how far "
-            "other seeds might: where it is larger than the difference, more seeds are needed.",
+            "difference in the headline is half of its 95 % interval over the seeds (Student's t), which says how "
+            "far other seeds might: where it is larger than the difference, more seeds are needed.",
             "quiet",
         ),
         page.number_table(head, rows),
