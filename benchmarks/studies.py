@@ -68,16 +68,18 @@ def comparison(name: str) -> list[str]:
     ]
     for loss, runs in by_loss.items():
         cells = [plus_minus([run["metrics"][metric] for run in runs]) for metric in METRICS]
+        cells += [plus_minus([run["progress"][step] for run in runs]) for step in steps[:-1]]
         cells += [plus_minus([run["calibration_error"] for run in runs], digits=3)]
         cells += [f"{mean(run['seconds'] for run in runs) / 60:.1f}"]
         lines.append(f"| {title(loss)} | {' | '.join(cells)} |")
     seeds = sorted({run["seed"] for run in record["runs"]})
+    positives = mean(run["positives"] for run in record["runs"])
     facts = record["facts"]
     lines += [
         "",
         *record["verdicts"],
         "",
-        f"{facts['data']}; {facts['detector']}; seeds {', '.join(map(str, seeds))}; "
+        f"{facts['data']}; some {positives:.0f} positive anchors an image; {facts['detector']}; seeds {', '.join(map(str, seeds))}; "
         f"{facts['device']}; {facts['date'][:10]}; drloss {facts['drloss']}.",
     ]
     return lines

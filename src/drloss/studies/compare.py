@@ -197,6 +197,8 @@ def _to_json(
             "evaluation": run.evaluation.to_json(),
             "thresholds": run.sweep,
             "calibration_error": _number(calibration(run.matches).error),
+            "positives": run.curves["positives"][1][-1],
+            "progress": dict(zip(map(int, run.curves["AP50"][0]), run.curves["AP50"][1], strict=True)),
             "seconds": run.seconds,
             "cost": run.cost,
         }
