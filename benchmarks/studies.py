@@ -62,13 +62,12 @@ def comparison(name: str) -> list[str]:
     by_loss: dict[str, list[dict[str, Any]]] = {}
     for run in record["runs"]:
         by_loss.setdefault(run["loss"], []).append(run)
-    lines = [
-        f"| loss | {' | '.join(METRICS)} | calibration error | minutes |",
-        f"|---|{'---:|' * (len(METRICS) + 2)}",
-    ]
+    steps = list(record["runs"][0]["progress"])[:-1]
+    head = [*METRICS, *(f"AP50 at {step}" for step in steps), "calibration error", "minutes"]
+    lines = [f"| loss | {' | '.join(head)} |", f"|---|{'---:|' * len(head)}"]
     for loss, runs in by_loss.items():
         cells = [plus_minus([run["metrics"][metric] for run in runs]) for metric in METRICS]
-        cells += [plus_minus([run["progress"][step] for run in runs]) for step in steps[:-1]]
+        cells += [plus_minus([run["progress"][step] for run in runs]) for step in steps]
         cells += [plus_minus([run["calibration_error"] for run in runs], digits=3)]
         cells += [f"{mean(run['seconds'] for run in runs) / 60:.1f}"]
         lines.append(f"| {title(loss)} | {' | '.join(cells)} |")
@@ -79,8 +78,8 @@ def comparison(name: str) -> list[str]:
         "",
         *record["verdicts"],
         "",
-        f"{facts['data']}; some {positives:.0f} positive anchors an image; {facts['detector']}; seeds {', '.join(map(str, seeds))}; "
-        f"{facts['device']}; {facts['date'][:10]}; drloss {facts['drloss']}.",
+        f"{facts['data']}; some {positives:.0f} positive anchors an image; {facts['detector']}; seeds "
+        f"{', '.join(map(str, seeds))}; {facts['device']}; {facts['date'][:10]}; drloss {facts['drloss']}.",
     ]
     return lines
 
