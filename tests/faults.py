@@ -77,10 +77,10 @@ class Child:
             raise TimeoutError(f"still running after {seconds} s; it printed:\n{self.said}")
         return self.process.exitcode
 
-    def send(self, number):
-        """Send it a signal; nothing happens if it has ended."""
+    def send(self, number, group=False):
+        """Send a signal to it, or to its workers as well, as a terminal would; nothing happens if it has ended."""
         if self.process.is_alive():
-            os.kill(self.process.pid, number)
+            (os.killpg if group else os.kill)(self.process.pid, number)
 
     @property
     def said(self):
@@ -118,6 +118,7 @@ def _start(arguments, log, faults, environ):
 
 
 def _child(arguments, log, faults, environ):
+    os.setpgid(0, 0)  # a group of its own, whose number is the process's
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -284,14 +285,17 @@ def _watch_saves(save, before):
 
     torch_save = torch.save
     torch.save = lambda value, file: torch_save(value, Watched(file) if inside else file)
-    for name in ("fsync", "replace", "unlink"):
 
-        def watched(*args, _name=name, _original=getattr(os, name), **kwargs):
+    def watched(name, original):
+        def patched(*args, **kwargs):
             if inside:
-                before(_name)
-            return _original(*args, **kwargs)
+                before(name)
+            return original(*args, **kwargs)
 
-        setattr(os, name, watched)
+        return patched
+
+    for name in ("fsync", "replace", "unlink"):
+        setattr(os, name, watched(name, getattr(os, name)))
     _at_save(save, lambda: set_inside(True), lambda: set_inside(False))
 
 
