@@ -152,7 +152,12 @@ def wait_until(condition, seconds=60, child=None):
 # ------------------------------------------------------------------------ faults, in the child
 
 
+STRUCK = "the fault strikes"
+"""What a child prints in the moment of a fault."""
+
+
 def _act(do):
+    os.write(2, f"{STRUCK}\n".encode())
     if do == "raise":
         raise RuntimeError("a planted fault")
     if do == "hang":

@@ -83,7 +83,7 @@ def test_no_command_opens_a_connection(tmp_path, monkeypatch, capsys, figure):
 
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
-    run, data = str(tmp_path / "run"), "shapes:train=8,val=4,size=32"
+    run, data = str(tmp_path / "run"), "shapes:train=8,val=4,test=1,size=32"
     small = ["--short-side", "32", "--fpn-channels", "16", "--head-channels", "16", "--batch-size", "4"]
     one = [*small, "--max-iters", "1", "--workers", "0", "--no-scale-lr"]
     commands = [
@@ -92,8 +92,7 @@ def test_no_command_opens_a_connection(tmp_path, monkeypatch, capsys, figure):
         ["export", run, "--out", str(tmp_path / "a.safetensors")],
         ["make-shapes", str(tmp_path / "shapes"), "--data", data],
         ["check-data", str(tmp_path / "shapes")],
-        ["predict", run, str(tmp_path / "shapes"), "--out", str(tmp_path / "predictions")],
-        ["reproduce", "figure2", "--out", str(tmp_path / "figures")],
+        ["predict", run, str(tmp_path / "shapes" / "test"), "--out", str(tmp_path / "predictions")],
     ]
     for command in commands:
         assert main(command) == 0, (command, capsys.readouterr())
