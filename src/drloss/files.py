@@ -1,5 +1,6 @@
 """Writing files so that a half-written one never replaces a good one."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -9,13 +10,16 @@ from typing import Any
 
 from drloss.errors import UserError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+
+def write_atomic(path: Path, write: Callable[[Path], object], check: Callable[[Path], object] | None = None) -> None:
     """Have ``write`` fill a file beside ``path``, then put it in place: the old file or the new one, never half.
 
     Args:
         path: file to write; its folder is made if need be.
         write: writes the file it is given. If it raises, ``path`` is as it was and nothing is left beside it.
+        check: looks at the file once it is on the disk, and raises if it is not to take the place of ``path``.
     Raises:
         UserError: if the folder cannot be made or the file cannot be written: no space, no permission, not a folder.
     """
@@ -26,6 +30,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             write(beside)
             with beside.open("rb") as file:
                 os.fsync(file.fileno())
+            if check is not None:
+                check(beside)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -35,7 +41,16 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or str(error)
+        if error.errno in _NO_SPACE and "no space" not in reason.lower():
+            reason = f"no space left: {reason}"
+        raise UserError(f"{path}: cannot be written: {reason}") from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what :func:`write_atomic` left in a folder whose only writer was killed."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -294,9 +294,12 @@ def test_a_claim_of_many_comparisons_takes_all_of_them_and_names_the_closest():
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """In place of ``python -m drloss train`` a script that fails where an option says so."""
+    """In place of ``python -m drloss train --out runs/NAME`` a script that fails or stops where an option says so."""
     script = tmp_path / "stub"
-    script.write_text('#!/bin/sh\ncase "$*" in *--bad*) echo "it cannot be"; exit 3;; esac\n')
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *--bad*) echo "it cannot be"; exit 3;; *--stopped*) echo "stopped"; exit 0;; esac\n'
+        f'for last; do case "$last" in {tmp_path}*) mkdir -p "$last"; touch "$last/model.safetensors";; esac; done\n'
+    )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(farm.sys, "executable", str(script))
     return lambda name, option="--good": Job(name, tmp_path / "runs" / name, 1, [option])
@@ -309,6 +312,12 @@ def test_a_run_that_fails_leaves_the_others_to_go_on_where_that_is_wanted(stub):
     assert jobs[1].log.exists()
     with pytest.raises(UserError, match="the bad run failed"):
         train_jobs(jobs, torch.device("cpu"), 1, Console(quiet=True))
+
+
+def test_a_run_that_was_asked_to_stop_is_not_taken_for_done(stub):
+    said = train_jobs([stub("stopped", "--stopped")], torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
+    assert len(said) == 1
+    assert said[0].endswith("stopped")
 
 
 def test_a_run_that_another_process_trains_is_not_started(stub):

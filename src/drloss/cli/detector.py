@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from drloss.cli.options import (
-    INTERRUPTED,
     Command,
     at_least,
     configuration,
@@ -25,6 +24,7 @@ def add_train(parser: argparse.ArgumentParser) -> Command:
     parser.add_argument("--preset", required=True, choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
     parser.add_argument("--out", required=True, type=Path, help="run folder to make")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
     parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
     device_option(parser)
@@ -40,6 +40,8 @@ def _train(options: argparse.Namespace) -> int:
     from drloss.training.fit import Stopped, fit
 
     config = configuration(options)
+    if options.force and not options.resume:
+        raise UserError("--force goes with --resume: it resumes although the data or the settings have changed")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is a file; name a folder")
     source = open_data(options.data)
@@ -47,11 +49,13 @@ def _train(options: argparse.Namespace) -> int:
         console = Console(quiet=not ranks.first, highlight=False)
         train, val = read_splits(source, options, console, ranks.first)
         try:
-            fit(config, train, val, options.out, ranks, resume=options.resume, console=console)
+            fit(config, train, val, options.out, ranks, resume=options.resume, force=options.force, console=console)
         except Stopped as stopped:
             console.print(str(stopped))
-            return INTERRUPTED
-        console.print(f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}")
+            return 0
+        console.print(
+            f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}", soft_wrap=True
+        )
     return 0
 
 

@@ -61,6 +61,10 @@ class Annotations:
         """The image's path relative to ``image_root``, or a made-up name for a generated image."""
         return bytes(self.image_names[index]).decode()
 
+    def image_path(self, index: int) -> str:
+        """The image's path as messages name it; of a generated image, the name."""
+        return str(self.image_root / self.image_name(index)) if self.image_root else self.image_name(index)
+
     def select(self, images: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Annotations":
         """The store of some of the images, with their boxes.
 

@@ -4,25 +4,32 @@ Both are pure functions: the order of (seed, epoch), an image's augmentation of 
 iteration is therefore the same on any number of workers and devices, and after any interruption.
 """
 
-from collections.abc import Iterable, Iterator
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from multiprocessing import RawArray, active_children
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from drloss.data.annotations import Annotations
 from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
 from drloss.detector.detections import Frame
 from drloss.detector.targets import Objects
-from drloss.errors import UserError
+from drloss.errors import DataError, UserError
 
 Sample = tuple[Tensor, Objects, Frame, int]
 """Padded image uint8 (3, H, W), its objects, its sizes and its position in the annotations."""
-WORKER_TIMEOUT = 300
-"""Seconds after which a data-loading process that says nothing is given up."""
+WORKER_TIMEOUT = 45
+"""Seconds after which data-loading processes that bring no batch are given up."""
+_NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -187,26 +194,102 @@ def collate(samples: list[Sample | UserError]) -> Batch | UserError:
     return Batch(torch.stack(images), list(objects), list(frames), list(indices))
 
 
+@contextmanager
 def load_batches(
     images: TrainingImages | EvaluationImages, batches: Iterable[list[Key]], workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Batches of images, read by ``workers`` processes.
+) -> Iterator[Iterator[Batch]]:
+    """Batches of images, read by ``workers`` processes, which end with the context.
 
     Raises:
-        DataError: in this process and without a worker's traceback, if an image cannot be read.
+        DataError: in this process and without a worker's traceback, if an image cannot be read; or if a worker was
+            killed or brought nothing for ``WORKER_TIMEOUT`` seconds, with the images that were being read.
+        RuntimeError: with the worker's traceback and the image, if reading it showed a fault of ours.
     """
+    reading = RawArray("q", [_NOTHING] * workers)
+    others = active_children()
     loader: DataLoader[Batch | UserError] = DataLoader(
-        images,  # type: ignore[arg-type]
+        _Noted(images, reading),  # type: ignore[arg-type]
         batch_sampler=_Batches(batches),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         timeout=WORKER_TIMEOUT if workers else 0,
+        worker_init_fn=_ignore_signals,
     )
-    for batch in loader:
+    good = _good(iter(loader))
+    own = [child for child in active_children() if child not in others]
+    try:
+        yield good
+    except RuntimeError as error:  # torch may raise it for a lost worker in the middle of anything
+        if (words := _what_was_lost(own, error)) is None:
+            raise
+        names = [images.annotations.image_path(i) for i in reading if i != _NOTHING]
+        where = f"while reading {', '.join(names)}" if names else "between two images"
+        raise DataError(f"{words} {where}; --workers 0 reads images without processes of their own") from None
+    finally:
+        good.close()
+        _kill(own)
+
+
+class _Noted(Dataset[Sample | UserError]):
+    """Images by :class:`Key`, each worker keeping in ``reading`` which one it is at."""
+
+    def __init__(self, images: TrainingImages | EvaluationImages, reading: Any) -> None:
+        self.images = images
+        self.reading = reading
+
+    def __getitem__(self, key: Key) -> Sample | UserError:
+        worker = get_worker_info()
+        if worker is not None:
+            self.reading[worker.id] = key.index
+        try:
+            sample = self.images[key]
+        except Exception as error:
+            raise RuntimeError(f"{self.images.annotations.image_path(key.index)}: reading it failed") from error
+        if worker is not None:
+            self.reading[worker.id] = _NOTHING
+        return sample
+
+
+def _good(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
+    for batch in loaded:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """A worker leaves it to the trainer to act on Ctrl-C and SIGTERM, which a terminal sends to all processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _what_was_lost(workers: list[BaseProcess], error: RuntimeError) -> str | None:
+    """In words, if ``error`` means that a worker was killed or hangs."""
+    for worker in workers:
+        if worker.exitcode:
+            how = f"signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit code {worker.exitcode}"
+            memory = ", perhaps for want of memory," if worker.exitcode == -signal.SIGKILL else ""
+            return f"a data-loading process was killed ({how}){memory}"
+    if "timed out" in str(error):
+        return f"no data-loading process brought a batch for {WORKER_TIMEOUT} s"
+    return None
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    """End workers that are still there: one that hangs would not end otherwise, and none has anything to lose."""
+    left = [worker for worker in workers if worker.is_alive()]
+    if not left:
+        return
+    # torch's handler would take a worker that is killed here for one that was lost.
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    for worker in left:
+        worker.kill()
+    for worker in left:
+        worker.join()
+    if main:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 class _Batches:

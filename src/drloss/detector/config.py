@@ -1,6 +1,12 @@
 """What a detector is made of, as numbers: everything needed to rebuild it around a file of weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import inf
+
+from drloss.errors import UserError
+
+LARGEST = {"anchor_octaves": 32, "head_depth": 64, "short_side": 8192, "max_side": 8192, "anchor_ratios": 32}
+"""Largest value of some settings, or largest number of values: what a file may ask of the machine that reads it."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,19 @@ class DetectorConfig:
     def anchors_per_location(self) -> int:
         """Anchors at each location of each level."""
         return self.anchor_octaves * len(self.anchor_ratios)
+
+
+def check_detector(config: DetectorConfig) -> None:
+    """Raise UserError for the first setting that is of another type than its default, not positive or too large."""
+    for field in fields(DetectorConfig):
+        name, value, default = field.name, getattr(config, field.name), field.default
+        numbers = value if isinstance(default, tuple) and isinstance(value, tuple) else (value,)
+        kinds = {str: (str,), int: (int,)}.get(type(default), (int, float))
+        if not all(type(number) in kinds for number in numbers):
+            raise UserError(f"{name} must be of type {' or '.join(k.__name__ for k in kinds)}, got {value!r:.80}")
+        if str in kinds:
+            continue
+        size = len(numbers) if isinstance(default, tuple) else value
+        limit = LARGEST.get(name, 1_000_000)
+        if not all(0 < number < inf for number in numbers) or size > limit:
+            raise UserError(f"{name} must be positive and at most {limit}, got {value!r:.80}")

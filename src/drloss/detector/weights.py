@@ -1,7 +1,7 @@
 """A detector's weights in files: exported as safetensors, and taken from other detectors or ImageNet classifiers.
 
-Nothing here unpickles: ``.safetensors`` holds numbers alone, and ``.pt``/``.pth`` files are read with
-``weights_only=True``.
+Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.tensorfiles`. A detector is
+built only where the file has its weights, so that a description cannot ask for more memory than the file's size.
 """
 
 import json
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from drloss.detector.config import DetectorConfig
+from drloss.detector.config import DetectorConfig, check_detector
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError, first_line
 from drloss.files import write_atomic
+from drloss.tensorfiles import read_metadata, read_pt, read_safetensors, require_new_torch
 
 FORMAT = "drloss.detector/1"
 _BODY = "backbone.body."
+_DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
+"""How torchvision is to fetch ImageNet weights, the one thing that drloss ever takes from the network."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,52 @@ def load_detector(path: Path) -> tuple[RetinaNet, DetectorFile]:
         raise UserError(
             f"{path}: not a detector exported by drloss (its safetensors metadata has no format {FORMAT})"
         )
+    return build_detector(about, read_weights(path), str(path)), about
+
+
+def build_detector(about: DetectorFile, weights: dict[str, Tensor], source: str) -> RetinaNet:
+    """The detector that ``about`` describes with these weights, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: if the description is out of range or the weights are not those of such a detector.
+    """
+    try:
+        check_detector(about.detector)
+        with torch.device("meta"):  # takes no memory: first see whether the file has the weights at all
+            wanted = RetinaNet(about.detector, len(about.class_names), prior_probability=0.5).state_dict()
+    except (UserError, RuntimeError, ValueError, OverflowError) as error:
+        raise UserError(f"{source}: its description of the detector cannot be used: {first_line(error)}") from None
+    _check_weights(wanted, weights, source)
     model = RetinaNet(about.detector, len(about.class_names), prior_probability=0.5)
-    load_weights(model, read_weights(path), str(path))
-    return model.eval(), about
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def load_weights(model: RetinaNet, weights: dict[str, Tensor], source: str) -> None:
     """Load all weights of a detector, which must fit exactly.
 
     Raises:
-        UserError: naming the first weight that is missing, unknown or of another shape.
+        UserError: naming the first weight that is missing, unknown, of another shape or kind, or not finite.
     """
-    own = model.state_dict()
-    for name in own.keys() | weights.keys():
+    _check_weights(model.state_dict(), weights, source)
+    model.load_state_dict(weights)
+
+
+def _check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: str) -> None:
+    for name in sorted(own.keys() | weights.keys()):
         if name not in weights or name not in own or weights[name].shape != own[name].shape:
             found = tuple(weights[name].shape) if name in weights else "none"
             wanted = tuple(own[name].shape) if name in own else "none"
             raise UserError(f"{source}: weight {name} does not fit the detector: shape {found}, wanted {wanted}")
-    model.load_state_dict(weights)
+    for name, tensor in weights.items():
+        _check_values(name, tensor, own[name], source)
+
+
+def _check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
+    if tensor.dtype != own.dtype and not (tensor.is_floating_point() and own.is_floating_point()):
+        raise UserError(f"{source}: weight {name} is of type {tensor.dtype}, wanted {own.dtype}")
+    if not tensor.float().isfinite().all():
+        raise UserError(f"{source}: weight {name} has values that are not finite")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -88,18 +118,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"weights {path}: cannot be read: {first_line(error)}") from None
-    except Exception as error:  # torch raises its unpickling errors as pickle.UnpicklingError
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise UserError(
-            f"weights {path}: holds more than tensors and is refused (torch.load, weights_only)"
-        ) from None
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    require_new_torch(path)
+    content = read_pt(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -137,7 +159,7 @@ def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> 
         name = model.config.backbone
         if name == "resnet10":
             raise UserError("weights imagenet: there are none for resnet10; use --weights none or another backbone")
-        found = dict(get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=True))
+        found = dict(get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(**_DOWNLOAD))
         _load_backbone(model, found, f"ImageNet weights of {name}")
         return f"ImageNet weights of {name} (torchvision, IMAGENET1K_V1)"
     found = read_weights(Path(weights))
@@ -163,17 +185,12 @@ def _load_backbone(model: RetinaNet, found: dict[str, Tensor], source: str) -> N
             raise UserError(
                 f"{source}: backbone weight {name} {kind} for {model.config.backbone}, norm {model.config.norm}"
             )
+        _check_values(name, found[name], own[name], source)
     body.load_state_dict(found)
 
 
 def _about(path: Path) -> DetectorFile | None:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
+    metadata = read_metadata(path)
     try:
         plain: dict[str, Any] = json.loads(metadata.get("about", "{}"))
         if plain.get("format") != FORMAT:
@@ -183,9 +200,9 @@ def _about(path: Path) -> DetectorFile | None:
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return DetectorFile(
             detector=DetectorConfig(**settings),
-            class_names=tuple(plain["class_names"]),
-            category_ids=tuple(plain["category_ids"]),
-            loss=plain["loss"],
+            class_names=tuple(map(str, plain["class_names"])),
+            category_ids=tuple(map(int, plain["category_ids"])),
+            loss=str(plain["loss"]),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its description cannot be read: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its description cannot be read: {first_line(error)}") from None

@@ -43,14 +43,15 @@ def run_detector(
     images = EvaluationImages(annotations, model.config.short_side, model.config.max_side)
     batches = images.batches(batch_size)[ranks.rank :: ranks.size]
     own: list[tuple[int, Detection]] = []
-    for batch in load_batches(images, batches, workers, ranks.device):
-        outputs = model(batch.images.to(ranks.device, non_blocking=True))
-        detections = detect(outputs, batch.frames, model.config)
-        own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
-        if observe is not None:
-            observe(outputs, batch)
-        if progress is not None:
-            progress(len(batch.indices))
+    with load_batches(images, batches, workers, ranks.device) as loaded:
+        for batch in loaded:
+            outputs = model(batch.images.to(ranks.device, non_blocking=True))
+            detections = detect(outputs, batch.frames, model.config)
+            own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
+            if observe is not None:
+                observe(outputs, batch)
+            if progress is not None:
+                progress(len(batch.indices))
     model.train(training)
     everyone = dict(pair for part in ranks.gather(own) for pair in part)
     return [everyone[i] for i in range(len(annotations))]

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from drloss.errors import UserError
+from drloss.training.checkpoints import MODEL
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
 
 PRINT_EVERY = 20
@@ -41,6 +42,11 @@ class Job:
     def log(self) -> Path:
         """File of what the run prints."""
         return self.out.with_name(f"{self.out.name}.log")
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has come to its end; one that was asked to stop has not, and exits with 0 as well."""
+        return (self.out / MODEL).is_file()
 
     def progress(self) -> tuple[int, str]:
         """Iterations that the run has logged, and its last loss and AP50 in words."""
@@ -127,7 +133,7 @@ class _Farm:
                     progress.update(tasks[index], completed=done, state=state)
                     if child.poll() is not None:
                         del self.running[index]
-                        if child.returncode:
+                        if child.returncode or not self.jobs[index].done:
                             self._note_failure(self.jobs[index])
                 if self.failed and not self.keep_going:
                     return

@@ -1,51 +1,103 @@
-"""Checkpoints that survive: written beside and renamed, two kept, the older one used where the newer is damaged."""
+"""Checkpoints that survive: written beside and renamed, two kept, the older one used where the newer is damaged.
+
+A checkpoint is one file: what ``torch.save`` writes, and after it 72 bytes with the SHA-256 of all that stands
+before them. A zip archive's own checksums leave its headers and padding uncovered; a checksum in a second file could
+be newer or older than the first. ``torch.load`` reads the file as it is, and ``head -c -72 FILE | sha256sum`` checks
+it.
+"""
 
 import hashlib
 import json
+import random
+import shutil
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from drloss.data.annotations import Annotations
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, load_detector, load_weights
+from drloss.detector.weights import DetectorFile, build_detector, load_detector
 from drloss.errors import UserError, first_line
-from drloss.files import write_atomic
+from drloss.files import remove_unfinished, write_atomic
+from drloss.tensorfiles import read_pt
 from drloss.training.config import from_json
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
 """Names inside a run folder: the checkpoints, and the weights of a run that has ended."""
 KEPT = 2
+_SEAL = 72
+"""Bytes of ``sha256 <64 hexadecimal digits>`` and a new line."""
 
 
 def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> Path:
     """Write ``state`` as the checkpoint of ``iteration`` and remove all but the newest two.
 
+    What was written is read back from the disk before it takes its name, and only then the oldest one goes.
+
     Args:
         folder: where checkpoints live.
         iteration: optimiser steps done.
-        state: tensors and plain Python values: what ``torch.load(weights_only=True)`` takes back.
+        state: tensors and plain Python values: what :func:`drloss.tensorfiles.read_pt` takes back.
+    Raises:
+        UserError: if it cannot be written, with the older checkpoints as they were.
     """
     path = folder / f"iteration_{iteration:08d}.pt"
-    for stale in folder.glob(".iteration_*.part"):  # of a run that was killed while it wrote
-        stale.unlink(missing_ok=True)
+    remove_unfinished(folder)  # of a run that was killed while it wrote
 
     def write(beside: Path) -> None:
-        try:
-            torch.save(dict(state), beside)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(first_line(error)) from None
-        torch.load(beside, map_location="cpu", weights_only=True, mmap=True)  # what cannot be read is not kept
+        with beside.open("wb") as file:
+            sealed = _Hashed(file)
+            try:
+                torch.save(dict(state), sealed)  # type: ignore[arg-type]
+            except RuntimeError:  # torch's word for a file that does not take what it is given
+                raise sealed.failure or OSError("torch.save did not come to its end") from None
+            file.write(sealed.seal())
 
-    write_atomic(path, write)
+    write_atomic(path, write, check=lambda beside: _read(beside, mmap=True))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
     return path
+
+
+class _Hashed:
+    """A file that knows the SHA-256 of what was written to it, and what went wrong."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def seal(self) -> bytes:
+        return f"sha256 {self.digest.hexdigest()}\n".encode()
+
+
+def _read(path: Path, *, mmap: bool = False) -> Any:
+    digest = hashlib.sha256()
+    left = path.stat().st_size - _SEAL
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        seal = file.read()
+    if seal != f"sha256 {digest.hexdigest()}\n".encode():
+        raise UserError(f"{path}: cut off or altered: its checksum is not that of its content")
+    return read_pt(path, mmap=mmap)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
@@ -57,12 +109,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
     damaged: list[str] = []
     for path in _newest_first(folder):
         try:
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                if (part := archive.testzip()) is not None:
-                    raise ValueError(f"checksum of {part}")
-            return torch.load(path, map_location="cpu", weights_only=True), damaged
-        except Exception as error:
-            damaged.append(f"{path}: damaged ({first_line(error)[:80]})")
+            state = _read(path)
+            if not isinstance(state, dict):
+                raise UserError(f"{path}: holds no state of a run")
+            return state, damaged
+        except (UserError, OSError) as error:
+            damaged.append(f"damaged checkpoint {first_line(error)}")
     if damaged:
         raise UserError(f"no readable checkpoint in {folder}: {'; '.join(damaged)}")
     return None
@@ -72,8 +124,40 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("iteration_*.pt"), reverse=True)
 
 
+def require_space(folder: Path, size: int) -> None:
+    """Raise UserError unless the disk of ``folder`` has room for two checkpoints of ``size`` bytes."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < KEPT * size:
+        raise UserError(
+            f"--out {folder}: no space: {free / 1e6:,.0f} MB are free on its disk, and the run needs "
+            f"{KEPT * size / 1e6:,.0f} MB, two checkpoints of {size / 1e6:,.0f} MB"
+        )
+
+
+def random_state() -> dict[str, Any]:
+    """States of the random number generators of torch (CPU), Python and NumPy, as tensors and plain values."""
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    numpy = {**numpy, "state": {**numpy["state"], "key": key}}
+    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers where :func:`random_state` was called."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    numpy = state["numpy"]
+    key = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
+
+
 def fingerprint(annotations: Annotations) -> str:
-    """Hash of everything that training takes from a split's annotations."""
+    """Hash of everything that training takes from a split's annotations, and of the sizes of its image files.
+
+    The pixels are not read: that would take longer than many a run. An image that was replaced by another of the same
+    name, width, height and number of bytes goes unnoticed.
+    """
     digest = hashlib.sha256(repr((annotations.class_names, len(annotations))).encode())
     for array in (
         annotations.category_ids,
@@ -86,6 +170,9 @@ def fingerprint(annotations: Annotations) -> str:
         annotations.ignore,
     ):
         digest.update(array.tobytes())
+    if annotations.draw is None and annotations.image_root is not None:
+        files = (annotations.image_root / annotations.image_name(i) for i in range(len(annotations)))
+        digest.update(repr([file.stat().st_size if file.is_file() else -1 for file in files]).encode())
     return digest.hexdigest()
 
 
@@ -107,8 +194,12 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
     state, damaged = found
     for message in damaged:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
-    config = from_json(json.loads(state["config"]), str(path))
-    about = DetectorFile(config.detector, tuple(state["class_names"]), tuple(state["category_ids"]), config.loss)
-    model = RetinaNet(config.detector, len(about.class_names), prior_probability=0.5)
-    load_weights(model, state["model"], str(path))
-    return model.eval(), about
+    source = str(path / CHECKPOINTS)
+    try:
+        config = from_json(json.loads(state["config"]), source)
+        names, ids = tuple(map(str, state["class_names"])), tuple(map(int, state["category_ids"]))
+        weights = dict(state["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: the newest checkpoint holds no state of a run: {first_line(error)}") from None
+    about = DetectorFile(config.detector, names, ids, config.loss)
+    return build_detector(about, weights, source), about

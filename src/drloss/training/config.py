@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from torch import nn
 
 from drloss import losses
-from drloss.detector.config import DetectorConfig
+from drloss.detector.config import DetectorConfig, check_detector
 from drloss.errors import UserError
 
 
@@ -141,6 +141,7 @@ def check(config: Config) -> None:
                 raise UserError(f"{name} must be {least} and finite, got {value}")
             if name in _SHARES and value > 1:
                 raise UserError(f"{name} must be at most 1, got {value}")
+    check_detector(config.detector)
     sides = config.train_short_sides
     if len(sides) not in (1, 2) or sides[0] > sides[-1] or sides[0] < 1:
         raise UserError(f"train_short_sides must be one number or a range low,high of pixels, got {sides}")

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -27,17 +27,32 @@ from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_
 from drloss.data.transforms import Augmentation
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
-from drloss.detector.weights import DetectorFile, initialise, resolve_norm, save_detector
-from drloss.errors import UserError
+from drloss.detector.weights import DetectorFile, initialise, load_weights, resolve_norm, save_detector
+from drloss.errors import UserError, first_line
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.inference import run_detector
+from drloss.files import remove_unfinished
 from drloss.losses import DRLoss, dr_statistics, first_loss_problem
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, save_checkpoint
+from drloss.training.checkpoints import (
+    CHECKPOINTS,
+    MODEL,
+    fingerprint,
+    random_state,
+    require_space,
+    save_checkpoint,
+    set_random_state,
+)
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, ScalarLog
-from drloss.training.runs import announce, require_new_run, saved_state, write_records
-from drloss.training.schedule import build_optimizer, learning_rate, set_learning_rate
+from drloss.training.runs import announce, require_new_run, saved_state, versions, write_records
+from drloss.training.schedule import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer,
+    set_learning_rate,
+    state_size,
+)
 
 
 class NonFiniteLoss(UserError):
@@ -45,7 +60,7 @@ class NonFiniteLoss(UserError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM or Ctrl-C) and has written a checkpoint."""
+    """The run was asked to stop (SIGTERM or Ctrl-C) and has written a checkpoint: its work is not done, nor lost."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ def fit(
     ranks: Ranks,
     *,
     resume: bool = False,
+    force: bool = False,
     console: Console | None = None,
 ) -> None:
     """Train a detector and leave it in ``out``.
@@ -77,6 +93,7 @@ def fit(
             ``tensorboard/``, ``checkpoints/`` and, at the end, ``model.safetensors``.
         ranks: this process among its peers.
         resume: go on from the newest checkpoint in ``out``.
+        force: resume although the data or the settings are others than those the run began with.
         console: where rank 0 prints.
     Raises:
         UserError: if the configuration, the data or the run folder do not fit.
@@ -85,8 +102,9 @@ def fit(
     """
     console = console or Console(quiet=not ranks.first)
     trainer = _Trainer(config, train, val, out, ranks=ranks, console=console)
-    trainer.prepare(resume)
-    trainer.run()
+    with trainer.stop_signals():
+        trainer.prepare(resume, force)
+        trainer.run()
 
 
 class _Trainer:
@@ -131,36 +149,49 @@ class _Trainer:
 
     # ------------------------------------------------------------------ before the first step
 
-    def prepare(self, resume: bool) -> None:
+    def prepare(self, resume: bool, force: bool) -> None:
         """Initialise or resume, move to the device, and write down what is about to happen."""
+        require_space(self.out, state_size(self.model, self.config))
         self.fingerprint = fingerprint(self.train)
         state = None
         if resume:
-            state = saved_state(self.out, self.config, self.fingerprint, self.console)
+            state = saved_state(self.out, self.config, self.fingerprint, self.console, force=force)
         else:
             require_new_run(self.out)
         start_from = "a checkpoint" if state else initialise(self.model, self.config.weights, self.train.class_names)
-        if state:
-            self.model.load_state_dict(state["model"])
-            self.iteration = state["iteration"]
-            self.last_ap = state["last_ap"]
         self.model.to(self.ranks.device)
         if self.config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, self.config)
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.config.precision == "fp16")
         if state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            self._restore(state)
         self.parallel = self._parallel()
         announce(self.config, self.train, self.ranks, start_from, self.console)
         if self.iteration:
             self.console.print(f"resuming after iteration {self.iteration}")
         self.ranks.wait()
         if self.ranks.first:
+            remove_unfinished(self.out)
+            if self.iteration < self.config.max_iters:
+                (self.out / MODEL).unlink(missing_ok=True)  # of a shorter run that is now forced to go on
             write_records(self.out, self.config, self.train, self.ranks, self.iteration)
             self.log = ScalarLog(self.out, self.iteration)
         self.ranks.wait()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. The learning rate and the order of the images follow from the iteration."""
+        source = f"--resume {self.out}: its checkpoint"
+        try:
+            load_weights(self.model, dict(state["model"]), source)
+            load_optimizer(self.optimizer, state["optimizer"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+            set_random_state(state["random"])
+            self.iteration = int(state["iteration"])
+            self.last_ap = float(state["last_ap"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{source} does not fit this run: {first_line(error)}") from None
 
     def _parallel(self) -> torch.nn.Module:
         if self.config.compile:
@@ -175,14 +206,11 @@ class _Trainer:
 
     def run(self) -> None:
         """Train to the last iteration, evaluate, and write the weights."""
-        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with self._progress() as progress:
+            with self._progress() as progress, self._batches() as batches:
                 bar = progress.add_task("", total=self.config.max_iters, completed=self.iteration, loss="-", ap="-")
-                self._loop(progress, bar)
+                self._loop(batches, progress, bar)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             if self.ranks.first:
                 self.log.close()
         if self.ranks.first:
@@ -195,9 +223,8 @@ class _Trainer:
             save_detector(self.out / MODEL, self.model.state_dict(), about)
         self.ranks.wait()
 
-    def _loop(self, progress: Progress, bar: Any) -> None:
+    def _loop(self, batches: Iterator[Batch], progress: Progress, bar: Any) -> None:
         config = self.config
-        batches = self._batches()
         self.model.train()
         last = time.perf_counter()
         while self.iteration < config.max_iters:
@@ -299,7 +326,7 @@ class _Trainer:
             return self.parallel.no_sync()
         return nullcontext()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> AbstractContextManager[Iterator[Batch]]:
         config, rank, share = self.config, self.ranks.rank, self.share
         order = TrainingOrder(self.train, self.augmentation, config.batch_size, config.seed, config.keep_empty)
 
@@ -344,13 +371,20 @@ class _Trainer:
         return time.perf_counter() - began
 
     def _save(self) -> None:
+        """Write down all that the next step depends on.
+
+        The schedule and the place in the data are functions of the iteration, and an image's augmentation one of
+        (seed, epoch, index). No step draws from the random generators today; they are kept for one that might.
+        """
         if self.ranks.first:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "random": random_state(),
                 "iteration": self.iteration,
                 "last_ap": self.last_ap,
+                "versions": versions(),
                 "config": json.dumps(to_json(self.config)),
                 "class_names": list(self.train.class_names),
                 "category_ids": [int(i) for i in self.train.category_ids],
@@ -358,6 +392,16 @@ class _Trainer:
             }
             save_checkpoint(self.out / CHECKPOINTS, self.iteration, state)
         self.ranks.wait()
+
+    @contextmanager
+    def stop_signals(self) -> Iterator[None]:
+        """Have SIGTERM and Ctrl-C end the run after the step that is under way, with a checkpoint."""
+        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self.signalled and number == signal.SIGINT:

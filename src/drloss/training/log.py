@@ -1,6 +1,7 @@
 """What a run writes down while it trains: scalars to CSV and TensorBoard, and where it ran."""
 
 import csv
+import os
 import platform
 import subprocess
 import sys
@@ -44,6 +45,8 @@ class ScalarLog:
             if fresh:
                 writer.writerow(["iteration", *values])
             writer.writerow([iteration, *("" if isnan(v) else f"{v:.8g}" for v in values.values())])
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that counts on it
         group = "val" if name == EVALUATIONS else "train"
         for key, value in values.items():
             if not isnan(value):

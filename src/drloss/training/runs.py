@@ -5,11 +5,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
+import drloss
 from drloss.data.annotations import Annotations
-from drloss.errors import UserError
+from drloss.errors import UserError, first_line
 from drloss.files import write_json
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, fingerprint, load_checkpoint
@@ -35,14 +37,22 @@ def require_new_run(out: Path) -> None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
 
 
-def saved_state(out: Path, config: Config, data: str, console: Console) -> dict[str, Any] | None:
+def versions() -> dict[str, str]:
+    """What a checkpoint says of who wrote it."""
+    return {"drloss": drloss.__version__, "torch": str(torch.__version__)}
+
+
+def saved_state(
+    out: Path, config: Config, data: str, console: Console, *, force: bool = False
+) -> dict[str, Any] | None:
     """The state to resume from, or None where there is no checkpoint yet.
 
     Args:
         out: run folder.
         config: what the resumed run is to compute.
         data: fingerprint of its training split.
-        console: where a damaged checkpoint is told of.
+        console: where is told of a damaged checkpoint, and of what differs from the run so far.
+        force: go on where data or settings differ.
     Raises:
         UserError: if the data or a setting that decides what is learnt are not those the run began with.
     """
@@ -52,14 +62,24 @@ def saved_state(out: Path, config: Config, data: str, console: Console) -> dict[
         return None
     state, damaged = found
     for message in damaged:
-        console.print(f"{message}; using the one before", style="yellow", markup=False)
-    if state["data"] != data:
-        raise UserError(f"--resume {out}: the data have changed since the run began")
-    changed = changed_settings(json.loads(state["config"]), to_json(config), FREE_ON_RESUME)
-    for name, (was, now) in changed.items():
+        console.print(f"{message}; using the one before", style="yellow", markup=False, soft_wrap=True)
+    try:
+        changed = changed_settings(json.loads(state["config"]), to_json(config), FREE_ON_RESUME)
+        differences = [f"{name} was {was} and is now {now}" for name, (was, now) in changed.items()]
+        if state["data"] != data:
+            differences.insert(0, "the data have changed since the run began")
+        written = state["versions"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"--resume {out}: its checkpoint holds no state of a run: {first_line(error)}") from None
+    if differences and not force:
         raise UserError(
-            f"--resume {out}: {name} was {was} and is now {now}; resume with the settings the run began with"
+            f"--resume {out}: {differences[0]}; resume with the data and settings the run began with, or --force it"
         )
+    if written != versions():
+        differences.append(f"its checkpoint was written by {written} and goes on with {versions()}")
+    for difference in differences:
+        words = f"warning: {difference}; the run will not be the one that was begun"
+        console.print(words, style="yellow", markup=False, soft_wrap=True)
     return state
 
 

@@ -61,6 +61,34 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on with the moments and counts of a saved optimiser; its settings come from the configuration.
+
+    Raises:
+        ValueError: if they are those of other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    if [g["params"] for g in state["param_groups"]] != [g["params"] for g in own]:
+        raise ValueError("the optimiser's groups of parameters differ")
+    kept = {name for values in state["state"].values() for name in values}
+    if kept and ("exp_avg" in kept) != isinstance(optimizer, torch.optim.AdamW):
+        raise ValueError(f"the optimiser's state ({', '.join(sorted(kept))}) is that of another optimiser")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameters[number].shape:
+                raise ValueError(f"the optimiser's {name} {number} has the shape {tuple(value.shape)}")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+
+
+def state_size(model: nn.Module, config: Config) -> int:
+    """Bytes of a checkpoint, about: the model, and what the optimiser keeps of every trainable weight."""
+    kept = 2 if config.optimizer == "adamw" else 1
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    size: int = kept * trained + sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return size
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its share of ``rate``."""
     for group in optimizer.param_groups:

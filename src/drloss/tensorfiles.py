@@ -1,0 +1,165 @@
+"""Reading files of tensors that a stranger may have made: nothing in them is run, and they cost what their size says.
+
+``.safetensors`` files hold numbers alone. A ``.pt`` file is a zip archive with a pickle in it; it is read by
+``torch.load(weights_only=True)``, without any fallback, and only after the archive's directory and every instruction
+of the pickle have been looked at: ``weights_only`` alone lets a pickle of a megabyte ask for any amount of memory, by
+copying a value a million times.
+"""
+
+import json
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from drloss.errors import UserError, first_line
+
+MOST_HEADER = 4 * 1024**2
+"""Bytes of a ``.safetensors`` header; that of a ResNeXt-101 detector has 0.1 MB."""
+MOST_PICKLE = 1024**2
+"""Bytes of the pickle in a ``.pt`` file; that of a ResNeXt-101 detector with its optimiser has 0.2 MB."""
+LEAST_TORCH = (2, 10)
+"""Before this release a hostile ``.pt`` could harm even with ``weights_only`` (CVE-2025-32434, CVE-2026-24747)."""
+
+_OPCODES = re.compile(
+    "PROTO|STOP|MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|BINUNICODE|(EMPTY_)?TUPLE|TUPLE[123]|EMPTY_LIST"
+    "|APPENDS?|EMPTY_DICT|SETITEMS?|(LONG_)?BINPUT|(LONG_)?BINGET|GLOBAL|REDUCE|BINPERSID|BUILD"
+)
+"""What ``torch.save`` writes for tensors, numbers, texts, tuples, lists and dicts of them."""
+_ORDERED_DICT = "collections OrderedDict"
+_GLOBALS = re.compile(
+    rf"{_ORDERED_DICT}|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+)
+_MOST_BUILDS = 16
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name and metadata of a ``.safetensors`` file.
+
+    Raises:
+        UserError: if the file is damaged or contradicts itself.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    metadata = read_metadata(path)
+    try:
+        return dict(load_file(path)), metadata
+    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError, AttributeError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a ``.safetensors`` file, without its tensors.
+
+    Raises:
+        UserError: if there is no such file or its header is not one.
+    """
+    try:
+        with path.open("rb") as file:
+            header = _header(file, path.stat().st_size)
+        metadata = header.get("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("its metadata are not texts by name")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
+    return metadata
+
+
+def _header(file: BinaryIO, size: int) -> dict[str, Any]:
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"its header is said to have {length} bytes, and the file has {size}")
+    if length > MOST_HEADER:
+        raise ValueError(f"its header has {length} bytes, allowed are {MOST_HEADER}")
+    header = json.loads(file.read(length), object_pairs_hook=_unique)
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} stands twice in its header")
+    return found
+
+
+def read_pt(path: Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors, numbers, texts, and tuples, lists and dicts of them.
+
+    Args:
+        path: file, which may go on after the archive's end.
+        mmap: leave the tensors in the file until they are looked at.
+    Raises:
+        UserError: if the file cannot be read, holds anything else, or says that it holds more than it has bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = _check_directory(archive, path.stat().st_size)
+        _check_pickle(pickled)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path}: neither written by torch.save (since torch 1.6) nor whole") from None
+    except Exception as error:  # of torch, of its unpickler, of zipfile: whatever it is, the file is at fault
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+def _check_directory(archive: zipfile.ZipFile, size: int) -> bytes:
+    """Refuse an archive that would grow when it is read; returns its pickle."""
+    entries = archive.infolist()
+    if len({e.filename for e in entries}) != len(entries):
+        raise ValueError("two of its records have one name")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
+            raise ValueError(f"record {entry.filename} is compressed or encrypted, which torch.save never does")
+    if sum(e.file_size for e in entries) > size:
+        raise ValueError(f"its records are said to have more bytes than the file's {size}")
+    pickles = [e for e in entries if e.filename.endswith("/data.pkl") and e.filename.count("/") == 1]
+    if len(pickles) != 1:
+        raise ValueError(f"it has {len(pickles)} records data.pkl and must have one")
+    if pickles[0].file_size > MOST_PICKLE:
+        raise ValueError(f"its record data.pkl has {pickles[0].file_size} bytes, allowed are {MOST_PICKLE}")
+    return archive.read(pickles[0])
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Refuse a pickle that names anything but tensors and plain values, or copies a value; nothing of it is run."""
+    builds = 0
+    memo: set[Any] = set()  # where the pickle keeps OrderedDict, to use it again
+    named = False  # whether OrderedDict was named by what came before
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if not _OPCODES.fullmatch(opcode.name):
+            raise ValueError(f"its pickle has {opcode.name}: it holds more than tensors and is refused")
+        if opcode.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
+            raise ValueError(f"it holds {str(argument).replace(' ', '.')}, more than tensors, and is refused")
+        if named and opcode.name in ("BINPUT", "LONG_BINPUT"):
+            memo.add(argument)
+            continue
+        if named and opcode.name != "EMPTY_TUPLE":
+            raise ValueError("its pickle copies values: it holds more than tensors and is refused")
+        builds += opcode.name == "BUILD"
+        if builds > _MOST_BUILDS:
+            raise ValueError(f"its pickle has more than {_MOST_BUILDS} objects with state and is refused")
+        fetched = opcode.name in ("BINGET", "LONG_BINGET") and argument in memo
+        named = fetched or (opcode.name == "GLOBAL" and argument == _ORDERED_DICT)
+
+
+def require_new_torch(path: Path) -> None:
+    """Raise UserError if this torch is too old to be given a stranger's ``.pt`` file."""
+    found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if found < LEAST_TORCH:
+        wanted = ".".join(map(str, LEAST_TORCH))
+        raise UserError(
+            f"{path}: a .pt file needs torch {wanted} or later, this is {torch.__version__}, in which it could do "
+            "harm; convert it to .safetensors where you trust it"
+        )

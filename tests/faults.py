@@ -1,0 +1,329 @@
+"""Faults to order, for tests of what a run survives: deaths, full and slow disks, NaN, lost workers, damaged files.
+
+A run with faults is ``drloss train ...`` in a process of its own, which is forked from a server that has imported
+everything: it starts in a fraction of a second and may be killed at will.
+
+    child = start(tiny_run(out), tmp_path / "log", fault(at_step, step=3, do="SIGKILL"))
+    assert child.wait() == -signal.SIGKILL
+
+The faults are functions of this module that patch the child before its command begins; ``rank`` confines one to a
+process of several. What they ``do`` is the name of a signal that the process sends itself, ``"raise"`` or ``"hang"``.
+Under torchrun, ``torchrun tests/faults.py FAULTS train ...`` has them too, FAULTS being ``json.dumps([fault(...)])``.
+"""
+
+import importlib
+import inspect
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["drloss.training.fit", "drloss.training.presets", "drloss.data.sources", "drloss.studies.evaluate"]
+)
+NEVER = 3600
+"""Seconds that a process hangs; longer than any test."""
+
+
+def tiny_run(out, *more, data="shapes:train=24,val=6,size=32", **settings):
+    """Arguments of ``drloss train`` for a run of 8 steps on the CPU, which takes about two seconds.
+
+    Args:
+        out: run folder.
+        more: further arguments, such as ``"--resume"``.
+        data: what ``--data`` gets.
+        settings: replace the run's, by name.
+    """
+    chosen = {
+        **{"batch_size": 4, "short_side": 32, "fpn_channels": 16, "head_channels": 16, "max_iters": 8},
+        **{"workers": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 2, "device": "cpu"},
+        **settings,
+    }
+    options = [part for name, value in chosen.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    return ["train", "--preset", "cpu", "--no-scale-lr", "--data", data, "--out", str(out), *options, *more]
+
+
+# ------------------------------------------------------------------------ processes
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that runs ``drloss``.
+
+    Attributes:
+        process: the process; its ``pid`` takes signals.
+        log: file of what it prints.
+    """
+
+    process: multiprocessing.process.BaseProcess
+    log: Path
+
+    def wait(self, seconds=120):
+        """Exit code, minus the number of the signal that killed it. TimeoutError, and the process killed, if late."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"still running after {seconds} s; it printed:\n{self.said}")
+        return self.process.exitcode
+
+    def send(self, number, group=False):
+        """Send a signal to it, or to its workers as well, as a terminal would; nothing happens if it has ended."""
+        if self.process.is_alive():
+            (os.killpg if group else os.kill)(self.process.pid, number)
+
+    @property
+    def said(self):
+        """What it has printed so far, standard error included."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def fault(function, **settings):
+    """A fault of this module with its settings, as :func:`start` takes it and JSON holds it."""
+    inspect.signature(function).bind(**settings)
+    return [function.__name__, settings]
+
+
+def start(arguments, log, *faults):
+    """Run ``drloss`` with ``arguments`` and ``faults`` in a process of its own that prints to the file ``log``."""
+    return _start(arguments, log, faults, {})
+
+
+def start_ranks(arguments, log, size, *faults):
+    """The same in ``size`` processes that form one group; the log of rank r is ``log`` with ``.r`` at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        _start(arguments, log.with_name(f"{log.name}.{r}"), faults, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(size)
+    ]
+
+
+def _start(arguments, log, faults, environ):
+    process = _SERVER.Process(target=_child, args=(list(map(str, arguments)), str(log), list(faults), environ))
+    process.start()
+    return Child(process, log)
+
+
+def _child(arguments, log, faults, environ):
+    os.setpgid(0, 0)  # a group of its own, whose number is the process's
+    multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a process that was not forked
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = open(1, "w", closefd=False, buffering=1, encoding="utf-8")  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, buffering=1, encoding="utf-8")  # noqa: SIM115
+    os.environ.update(environ)
+    sys.exit(_main(faults, arguments))
+
+
+def _main(faults, arguments):
+    import torch
+
+    from drloss.cli import main
+
+    torch.set_num_threads(1)
+    for name, settings in faults:
+        globals()[name](**settings)
+    return main(arguments)
+
+
+def wait_until(condition, seconds=60, child=None):
+    """Return once ``condition()`` holds. AssertionError after ``seconds``, or if ``child`` ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert child is None or child.process.is_alive(), f"ended early; it printed:\n{child.said}"
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.005)
+
+
+# ------------------------------------------------------------------------ faults, in the child
+
+
+STRUCK = "the fault strikes"
+"""What a child prints in the moment of a fault."""
+
+
+def _act(do):
+    os.write(2, f"{STRUCK}\n".encode())
+    if do == "raise":
+        raise RuntimeError("a planted fault")
+    if do == "hang":
+        time.sleep(NEVER)
+    os.kill(os.getpid(), getattr(signal, do))
+
+
+def _mine(rank):
+    return rank is None or rank == int(os.environ.get("RANK", "0"))
+
+
+def at_step(step, do, rank=None):
+    """``do`` at the beginning of step ``step`` (1 is the first of a run, resumed or not)."""
+    from drloss.training.fit import _Trainer
+
+    original = _Trainer._step
+
+    def patched(self, *args, **kwargs):
+        if self.iteration + 1 == step:
+            _act(do)
+        return original(self, *args, **kwargs)
+
+    if _mine(rank):
+        _Trainer._step = patched
+
+
+def nan_at_step(step, rank=None):
+    """The loss of step ``step`` is NaN."""
+    from drloss.training.fit import _Trainer
+
+    original = _Trainer._forward
+
+    def patched(self, batch):
+        outputs, terms = original(self, batch)
+        return outputs, replace(terms, box=terms.box * (float("nan") if self.iteration + 1 == step else 1))
+
+    if _mine(rank):
+        _Trainer._forward = patched
+
+
+def in_save(save, call, number, do, rank=None):
+    """``do`` in the process's save number ``save``, before its ``number``-th ``call``.
+
+    ``call`` is ``"write"`` (of the checkpoint's bytes), ``"fsync"``, ``"replace"`` or ``"unlink"``; counts from 1.
+    """
+    seen = 0
+
+    def before(name):
+        nonlocal seen
+        if name == call:
+            seen += 1
+            if seen == number:
+                _act(do)
+
+    if _mine(rank):
+        _watch_saves(save, before)
+
+
+def slow_disk(save, seconds, rank=None):
+    """Every write, fsync, rename and removal of the save number ``save`` takes ``seconds`` longer."""
+    if _mine(rank):
+        _watch_saves(save, lambda name: time.sleep(seconds))
+
+
+def full_disk(save, room, rank=None):
+    """From the save number ``save`` on, no file may grow beyond ``room`` bytes."""
+    if _mine(rank):
+        _at_save(save, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY)))
+
+
+def at_image(index, do, rank=None):
+    """``do`` where image ``index`` of a split is read, in a data-loading process if there are any."""
+    from drloss.data.annotations import Annotations
+
+    original = Annotations.load_image
+
+    def patched(self, wanted):
+        if wanted == index:
+            _act(do)
+        return original(self, wanted)
+
+    if _mine(rank):
+        Annotations.load_image = patched
+
+
+def constant(module, name, value):
+    """Another value for a module's constant, such as a timeout."""
+    loaded = importlib.import_module(module)
+    assert hasattr(loaded, name), f"{module} has no {name}"
+    setattr(loaded, name, value)
+
+
+def _at_save(save, begin, end=lambda: None):
+    from drloss.training import fit
+
+    original, saves = fit.save_checkpoint, itertools.count(1)
+
+    def patched(*args, **kwargs):
+        chosen = next(saves) == save
+        if chosen:
+            begin()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            if chosen:
+                end()
+
+    fit.save_checkpoint = patched
+
+
+def _watch_saves(save, before):
+    """Call ``before`` with the name of each call of one save that changes the disk."""
+    import torch
+
+    inside = False
+
+    def set_inside(value):
+        nonlocal inside
+        inside = value
+
+    class Watched:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            before("write")
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    torch_save = torch.save
+    torch.save = lambda value, file: torch_save(value, Watched(file) if inside else file)
+
+    def watched(name, original):
+        def patched(*args, **kwargs):
+            if inside:
+                before(name)
+            return original(*args, **kwargs)
+
+        return patched
+
+    for name in ("fsync", "replace", "unlink"):
+        setattr(os, name, watched(name, getattr(os, name)))
+    _at_save(save, lambda: set_inside(True), lambda: set_inside(False))
+
+
+# ------------------------------------------------------------------------ damaged files
+
+
+def truncated(content, count, seed=0):
+    """``count`` beginnings of ``content``, each with a word on what was done; the shortest and longest among them."""
+    middle = np.random.default_rng(seed).choice(np.arange(1, len(content) - 1), count - 2, replace=False).tolist()
+    for length in (0, *middle, len(content) - 1):
+        yield f"cut to {length} of {len(content)} bytes", content[:length]
+
+
+def flipped(content, count, seed=0):
+    """``count`` copies of ``content`` with one bit flipped, each with a word on which; first and last among them."""
+    rng = np.random.default_rng(seed)
+    bits = [0, 8 * len(content) - 1, *rng.integers(0, 8 * len(content), count - 2).tolist()]
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield f"bit {bit % 8} of byte {bit // 8} of {len(content)}", bytes(damaged)
+
+
+if __name__ == "__main__":
+    sys.exit(_main(json.loads(sys.argv[1]), sys.argv[2:]))
