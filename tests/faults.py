@@ -119,6 +119,7 @@ def _start(arguments, log, faults, environ):
 
 def _child(arguments, log, faults, environ):
     os.setpgid(0, 0)  # a group of its own, whose number is the process's
+    multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a process that was not forked
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -311,21 +310,3 @@ def test_two_processes_equal_one_for_twenty_steps(tmp_path):
     # Evaluation, too: every image once, on both.
     one, two = (read_scalars(tmp_path / name / EVALUATIONS) for name in ("one", "two"))
     assert one.keys() == two.keys()
-
-
-def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path):
-    settings = ("--max-iters", "12", "--checkpoint-every", "2", "--out")
-    process = drloss(*settings, str(tmp_path / "killed"))
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("checkpoints/iteration_*4.pt")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    whole = drloss(*settings, str(tmp_path / "whole"))
-    resumed = drloss(*settings, str(tmp_path / "killed"), "--resume")
-    for process in (whole, resumed):
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

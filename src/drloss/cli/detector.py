@@ -53,7 +53,9 @@ def _train(options: argparse.Namespace) -> int:
         except Stopped as stopped:
             console.print(str(stopped))
             return 0
-        console.print(f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}")
+        console.print(
+            f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}", soft_wrap=True
+        )
     return 0
 
 

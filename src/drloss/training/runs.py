@@ -62,7 +62,7 @@ def saved_state(
         return None
     state, damaged = found
     for message in damaged:
-        console.print(f"{message}; using the one before", style="yellow", markup=False)
+        console.print(f"{message}; using the one before", style="yellow", markup=False, soft_wrap=True)
     try:
         changed = changed_settings(json.loads(state["config"]), to_json(config), FREE_ON_RESUME)
         differences = [f"{name} was {was} and is now {now}" for name, (was, now) in changed.items()]
@@ -77,8 +77,9 @@ def saved_state(
         )
     if written != versions():
         differences.append(f"its checkpoint was written by {written} and goes on with {versions()}")
-    for words in differences:
-        console.print(f"warning: {words}; the run will not be the one that was begun", style="yellow", markup=False)
+    for difference in differences:
+        words = f"warning: {difference}; the run will not be the one that was begun"
+        console.print(words, style="yellow", markup=False, soft_wrap=True)
     return state
 
 

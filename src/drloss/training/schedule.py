@@ -70,6 +70,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     own = optimizer.state_dict()["param_groups"]
     if [g["params"] for g in state["param_groups"]] != [g["params"] for g in own]:
         raise ValueError("the optimiser's groups of parameters differ")
+    kept = {name for values in state["state"].values() for name in values}
+    if kept and ("exp_avg" in kept) != isinstance(optimizer, torch.optim.AdamW):
+        raise ValueError(f"the optimiser's state ({', '.join(sorted(kept))}) is that of another optimiser")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():

@@ -1,0 +1,389 @@
+"""Files of weights and checkpoints that were made to do harm: nothing in them runs, and each is refused by name."""
+
+import collections
+import hashlib
+import io
+import json
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
+
+import pytest
+import torch
+
+from drloss.detector.config import DetectorConfig
+from drloss.detector.model import RetinaNet
+from drloss.detector.weights import DetectorFile, save_detector
+from faults import tiny_run
+
+TRY = """
+import contextlib, io, json, resource, sys, time
+import drloss.training.fit, drloss.studies.evaluate, drloss.studies.predict
+from drloss.cli import main
+usage = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 1_000_000_000,) * 2)
+for line in sys.stdin:
+    said = io.StringIO()
+    before, began = usage(), time.process_time()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        code = main(json.loads(line))
+    print(json.dumps([code, said.getvalue(), time.process_time() - began, usage() - before]), flush=True)
+"""
+SMALL = DetectorConfig(
+    backbone="resnet10", norm="group", fpn_channels=16, top_level=5, head_depth=1, head_channels=16, anchor_scale=2.5,
+    anchor_octaves=2, short_side=32, max_side=64,
+)  # fmt: skip
+NAMES = ("disc", "square", "triangle", "star")
+
+
+# ------------------------------------------------------------------------ pickles
+
+
+class Call:
+    """Pickled, it is a call of ``function`` for whoever unpickles it."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def named(module, name):
+    """A function that is not imported here, by name."""
+    return type(name, (), {"__module__": module, "__qualname__": name})
+
+
+class _Names(pickle._Pickler):
+    """Writes classes by the name they state, whether they are there or not."""
+
+    def save_global(self, obj, name=None):
+        self.write(pickle.GLOBAL + f"{obj.__module__}\n{name or obj.__qualname__}\n".encode())
+        self.memoize(obj)
+
+    dispatch = {**pickle._Pickler.dispatch, type: lambda self, obj: self.save_global(obj)}  # noqa: RUF012
+
+
+def pickled(value):
+    file = io.BytesIO()
+    _Names(file, protocol=2).dump(value)
+    return file.getvalue()
+
+
+def as_torch(pickle_bytes, records=(), compression=zipfile.ZIP_STORED):
+    """What ``torch.save`` would have written around a pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickle_bytes)
+        archive.writestr("archive/version", "3\n")
+        for name, content in records:
+            archive.writestr(f"archive/{name}", content)
+    return file.getvalue()
+
+
+def gadgets(canary):
+    """Pickles by name: each would write ``canary``, or something else that is not a tensor."""
+    shell, code = f"touch {canary}", f"open({str(canary)!r}, 'w')"
+    calls = {
+        "os.system": ("os", "system", shell),
+        "posix.system": ("posix", "system", shell),
+        "os.popen": ("os", "popen", shell),
+        "subprocess.Popen": ("subprocess", "Popen", ["touch", str(canary)]),
+        "subprocess.run": ("subprocess", "run", ["touch", str(canary)]),
+        "eval": ("builtins", "eval", code),
+        "exec": ("builtins", "exec", code),
+        "eval of Python 2": ("__builtin__", "eval", code),
+        "open": ("builtins", "open", str(canary), "w"),
+        "__import__": ("builtins", "__import__", "antigravity"),
+        "getattr": ("builtins", "getattr", "text", "upper"),
+        "runpy": ("runpy", "_run_code", code, {}),
+        "timeit": ("timeit", "timeit", code),
+        "numpy runstring": ("numpy.testing._private.utils", "runstring", code, {}),
+        "pickle in a pickle": ("pickle", "loads", pickled(Call(named("os", "system"), shell)).decode("latin-1")),
+        "torch.hub": ("torch.hub", "load", str(canary.parent), "anything"),
+        "torch.load": ("torch.serialization", "load", str(canary)),
+        "torch.fx": ("torch.fx.graph_module", "reduce_graph_module", {"_code": code}, ""),
+        "torch.jit": ("torch.jit", "CompilationUnit", code),
+        "torch.ops.load_library": ("torch._ops", "load_library", str(canary)),
+        "torch._rebuild_from_type_v2": ("torch._tensor", "_rebuild_from_type_v2", named("os", "system"), shell),
+        "Path.write_text": ("pathlib", "Path.write_text", str(canary), "x"),
+        "shutil.rmtree": ("shutil", "rmtree", str(canary.parent)),
+        "argparse.Namespace": ("argparse", "Namespace"),
+        "Lightning instantiator": ("pytorch_lightning.core.saving", "_instantiator", shell),
+    }
+    found = {name: pickled({"model": Call(named(*call[:2]), *call[2:])}) for name, call in calls.items()}
+    text = b"X" + _long("x" * 500_000) + b"q\x00"
+    encode, ordered = b"c_codecs\nencode\n", b"collections\nOrderedDict\nq\xff"
+    items = pickle.dumps([(i, i) for i in range(20_000)], protocol=2)[2:-1]
+    return found | {
+        "os.system by STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + _short(shell) + b"\x85R.",
+        "os.system by INST": b"(S'" + shell.encode() + b"'\nios\nsystem\n.",
+        "os.system by OBJ": b"(cos\nsystem\nS'" + shell.encode() + b"'\no.",
+        "os.system by NEWOBJ": b"\x80\x02cos\nsystem\nX" + _long(shell) + b"\x85\x81.",
+        "an extension code": b"\x80\x02\x82\x01)R.",
+        "a state for a class": b"\x80\x02ccollections\nOrderedDict\n)R}X" + _long("__class__") + b"}sb0.",
+        "copies of a text": b"\x80\x02(" + text + encode + b"q\x02h\x00\x85R" + b"h\x02h\x00\x85R" * 50_000 + b"l.",
+        "copies of a list": b"\x80\x02(c" + ordered + items + b"q\xfe\x85R" + b"h\xffh\xfe\x85R" * 50_000 + b"l.",
+        "copies of a dict": pickled(Call(collections.OrderedDict, [(str(i), i) for i in range(20_000)])),
+        "a thousand states": b"\x80\x02(" + (b"ccollections\nOrderedDict\n)R}(K\x01K\x02ub") * 1000 + b"l.",
+        "not a pickle": b"hello",
+        "no end": b"\x80\x02}",
+    }  # fmt: skip
+
+
+def _short(text):
+    return bytes([len(text)]) + text.encode()
+
+
+def _long(text):
+    return struct.pack("<I", len(text)) + text.encode()
+
+
+# ------------------------------------------------------------------------ archives
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def archives(weights):
+    """``.pt`` files by name that say more than they hold, or do not hold what a detector needs."""
+    name = "backbone.body.conv1.weight"
+    good = saved({"model": weights})
+    state = zipfile.ZipFile(io.BytesIO(good))
+    pickle_bytes = state.read(next(n for n in state.namelist() if n.endswith("data.pkl")))
+    zeros = [("data/0", bytes(100_000_000))]
+    bomb = as_torch(pickled({}), zeros, zipfile.ZIP_DEFLATED)
+    claims = bytearray(as_torch(pickled({}), [("data/0", b"1234")]))
+    entry = claims.rindex(b"PK\x01\x02")
+    claims[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
+    twice = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(twice, "w") as archive:
+        warnings.simplefilter("ignore")  # that the name is there already
+        for _ in range(2):
+            archive.writestr("archive/data.pkl", pickled({}))
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        info = tarfile.TarInfo("../storages")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"1234"))
+    legacy = io.BytesIO()
+    torch.save({"model": weights}, legacy, _use_new_zipfile_serialization=False)
+    return {
+        "a compressed bomb": bomb,
+        "a directory that promises 2 GB": bytes(claims),
+        "a zip in a zip": as_torch(good),
+        "a zip in a zip's record": as_torch(b"\x80\x02X" + _long("no tensors") + b".", [("data/0", bomb)]),
+        "two pickles": twice.getvalue(),
+        "no pickle": as_zip({"archive/version": b"3\n"}),
+        "a pickle of 50 MB": as_torch(b"\x80\x02(" + b"N" * 50_000_000 + b"l."),
+        "a tar": tar.getvalue(),
+        "the format before torch 1.6": legacy.getvalue(),
+        "a bare pickle": pickle_bytes,
+        "records missing": as_torch(pickle_bytes),
+        "records cut short": as_torch(pickle_bytes, [(f"data/{i}", b"1234") for i in range(200)]),
+        "weights that are NaN": saved({"model": {**weights, name: weights[name] * float("nan")}}),
+        "weights that are infinite": saved({"model": {**weights, name: weights[name] / 0}}),
+        "weights of another shape": saved({"model": {**weights, name: weights[name][:1].clone()}}),
+        "weights of a huge shape": saved({"model": {**weights, name: torch.zeros(1).expand(2**20, 2**20)}}),
+        "weights that are integers": saved({"model": {**weights, name: weights[name].long()}}),
+        "weights that are complex": saved({"model": {**weights, name: weights[name] * 1j}}),
+        "weights that are sparse": saved({"model": {**weights, name: weights[name].flatten(1).to_sparse()}}),
+        "weights on no device": saved({"model": {**weights, name: weights[name].to("meta")}}),
+        "a weight too many": saved({"model": {**weights, "cls_head.more": torch.zeros(1)}}),
+        "a list": saved([1, 2]),
+        "nothing": b"",
+    }
+
+
+def as_zip(records):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def with_header(header, content=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + content
+
+
+def tensors(good):
+    """``.safetensors`` files by name, most of them a change of one that is good."""
+    length = struct.unpack("<Q", good[:8])[0]
+    header, content = json.loads(good[8 : 8 + length]), good[8 + length :]
+    name, other = (n for n in list(header)[1:3])
+    entry, numbers = header[name], [*header[name]["data_offsets"]]
+
+    def changed(**entries):
+        return with_header({**header, name: {**entry, **entries}}, content)
+
+    twice = json.dumps(header).replace("{", '{"' + name + '": ' + json.dumps(entry) + ", ", 1).encode()
+    nan = bytearray(content)
+    nan[numbers[0] : numbers[0] + 4] = struct.pack("<f", float("nan"))
+    return {
+        "a header of 2^63 bytes": with_header(header, content, 2**63),
+        "a header longer than the file": with_header(header, content, len(good) * 2),
+        "a header of 60 MB": with_header(json.dumps(header).encode() + b" " * 60_000_000, content),
+        "a header of a million brackets": with_header(b"[" * 1_000_000),
+        "a header that is a list": with_header([]),
+        "a header that is no JSON": with_header(b"\xff\xfe{"),
+        "overlapping tensors": changed(data_offsets=header[other]["data_offsets"]),
+        "offsets beyond the end": changed(data_offsets=[numbers[0], 2**40]),
+        "offsets that are negative": changed(data_offsets=[-4, numbers[1]]),
+        "offsets that run back": changed(data_offsets=numbers[::-1]),
+        "a shape of 2^62": changed(shape=[2**62, 4]),
+        "a shape that is not the weight's": changed(shape=[1, *entry["shape"]]),
+        "an unknown type": changed(dtype="F7"),
+        "a type that is not the weight's": changed(dtype="I32"),
+        "one name twice": with_header(twice, content),
+        "a NaN": with_header(header, bytes(nan)),
+        "a byte too few": good[:-1],
+        "a byte too many": good + b"\0",
+        "metadata that are numbers": with_header({**header, "__metadata__": {"about": 1}}, content),
+        "a deep description": with_header({**header, "__metadata__": {"about": "[" * 100_000}}, content),
+    }
+
+
+def descriptions(good):
+    """Exported detectors by name whose description asks for too much, or for nonsense."""
+    length = struct.unpack("<Q", good[:8])[0]
+    header, content = json.loads(good[8 : 8 + length]), good[8 + length :]
+    about = json.loads(header["__metadata__"]["about"])
+
+    def described(**settings):
+        detector = {**about["detector"], **{k: v for k, v in settings.items() if k in about["detector"]}}
+        new = {**about, **{k: v for k, v in settings.items() if k in about}, "detector": detector}
+        return with_header({**header, "__metadata__": {"about": json.dumps(new)}}, content)
+
+    return {
+        "a billion layers": described(head_depth=10**9),
+        "a million channels": described(fpn_channels=10**6),
+        "channels that are text": described(fpn_channels="16"),
+        "a huge number": described(fpn_channels=10**400),
+        "a side of a billion pixels": described(short_side=10**9, max_side=10**9),
+        "a side that is infinite": described(anchor_scale=float("inf")),
+        "an unknown backbone": described(backbone="os.system"),
+        "100,000 classes": described(class_names=[f"c{i}" for i in range(100_000)]),
+        "classes that are a number": described(class_names=3),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------ the tests
+
+
+def sealed(content):
+    return content + f"sha256 {hashlib.sha256(content).hexdigest()}\n".encode()
+
+
+def run_folder(folder, content):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "iteration_00000001.pt").write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def try_all():
+    """Takes commands and says exit code, words, seconds and megabytes of each, run in one process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", TRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def run(commands):
+            for command in commands:
+                process.stdin.write(json.dumps(command) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                assert answer, f"{command} ended the process"
+                yield command, *json.loads(answer)
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture
+def good(tmp_path):
+    torch.manual_seed(0)
+    model = RetinaNet(SMALL, len(NAMES), 0.5)
+    save_detector(tmp_path / "good.safetensors", model.state_dict(), DetectorFile(SMALL, NAMES, (1, 2, 3, 4), "dr"))
+    return tmp_path / "good.safetensors", model.state_dict()
+
+
+def train(folder, *more, **settings):
+    return tiny_run(folder, *more, max_iters=1, warmup_iters=1, **settings)
+
+
+def test_good_files_are_taken(tmp_path, good, try_all):
+    path, weights = good
+    torch.save({"model": weights}, tmp_path / "good.pt")
+    commands = [train(tmp_path / f"run{i}", weights=p) for i, p in enumerate((path, tmp_path / "good.pt"))]
+    commands += [["export", str(run), "--out", str(tmp_path / "o.safetensors")] for run in (path, tmp_path / "run0")]
+    for command, code, said, *_ in try_all(commands):
+        assert code == 0, (command, said)
+
+
+def test_nothing_in_a_hostile_file_runs_and_it_is_refused_in_2_seconds_and_500_megabytes(
+    tmp_path, good, try_all, figure
+):
+    canary, out = tmp_path / "canary", str(tmp_path / "out.safetensors")
+    path, weights = good
+    pickles = gadgets(canary)
+    pts = {name: as_torch(content) for name, content in pickles.items()} | archives(weights)
+    described = descriptions(path.read_bytes())
+    files = pts | tensors(path.read_bytes()) | described
+    commands = []
+    for number, (name, content) in enumerate(files.items()):
+        (file := tmp_path / f"file{number}{'.pt' if name in pts else '.safetensors'}").write_bytes(content)
+        if name in pts:
+            # Behind the right checksum, through every command that reads a checkpoint.
+            folder = run_folder(tmp_path / f"file{number}", sealed(content))
+            readers = [
+                ["export", str(folder), "--out", out],
+                ["eval", str(folder), "--data", "shapes:val=2,size=32"],
+                ["predict", str(folder), str(tmp_path), "--out", str(tmp_path / "x")],
+            ]
+            commands += [readers[number % 3], train(folder, "--resume")]
+        else:
+            commands.append(["export", str(file), "--out", out])
+        if name not in described:  # training reads the tensors alone
+            commands.append(train(tmp_path / f"run{number}", weights=file))
+    slowest, largest = 0.0, 0.0
+    for command, code, said, seconds, megabytes in try_all(commands):
+        assert code == 2, (command, said)
+        assert "file" in said
+        assert "Traceback" not in said
+        assert not canary.exists(), command
+        assert seconds < 2, (command, seconds)
+        assert megabytes < 500, (command, megabytes)
+        slowest, largest = max(slowest, seconds), max(largest, megabytes)
+    figure(
+        "T29",
+        f"{len(files)} hostile files, {len(pickles)} of them pickles, in {len(commands)} commands: all refused, "
+        f"nothing run, at most {slowest:.1f} s and {largest:.0f} MB more each",
+    )
+
+
+def test_an_unsealed_checkpoint_is_not_even_looked_at(tmp_path, good, try_all):
+    folder = run_folder(tmp_path / "run", saved({"model": good[1]}))
+    ((_, code, said, *_),) = try_all([["export", str(folder), "--out", str(tmp_path / "o.safetensors")]])
+    assert code == 2
+    assert "its checksum is not that of its content" in said
+
+
+def test_an_old_torch_is_not_given_a_pickle(tmp_path, monkeypatch):
+    from drloss.detector.weights import read_weights
+    from drloss.errors import UserError
+
+    torch.save({"weight": torch.ones(1)}, tmp_path / "a.pt")
+    assert list(read_weights(tmp_path / "a.pt")) == ["weight"]
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(UserError, match=r"a\.pt: a \.pt file needs torch 2\.10 or later, this is 2\.9\.1"):
+        read_weights(tmp_path / "a.pt")

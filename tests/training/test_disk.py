@@ -1,0 +1,155 @@
+"""Checkpoints on a disk that is full, or that may not be written to; and checkpoints that were damaged."""
+
+import os
+import resource
+import shutil
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from drloss.errors import UserError
+from drloss.training import checkpoints
+from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, require_space, save_checkpoint
+from drloss.training.log import METRICS, read_scalars
+from faults import fault, flipped, full_disk, start, tiny_run, truncated
+
+STATE = {"model": {f"w{i}": torch.full((1000,), float(i)) for i in range(100)}, "words": "state", "numbers": [1, 2.5]}
+OFFSETS = 20
+
+
+@contextmanager
+def limited(room):
+    """No file may grow beyond ``room`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def save_where_it_cannot(folder):
+    """Save once more beside one checkpoint: it says so, and leaves that one alone."""
+    with pytest.raises(UserError) as raised:
+        save_checkpoint(folder, 2, STATE)
+    assert "no space" in str(raised.value).lower()
+    assert str(folder / "iteration_00000002.pt") in str(raised.value)
+    assert [p.name for p in folder.iterdir()] == ["iteration_00000001.pt"]
+    state, damaged = load_checkpoint(folder)
+    assert not damaged
+    assert torch.equal(state["model"]["w7"], STATE["model"]["w7"])
+
+
+def test_a_file_that_may_not_grow_at_any_of_20_offsets_leaves_the_last_checkpoint(tmp_path, figure):
+    size = save_checkpoint(tmp_path, 1, STATE).stat().st_size
+    for number in range(OFFSETS):
+        with limited(number * (size - 1) // (OFFSETS - 1)):
+            save_where_it_cannot(tmp_path)
+    figure("T27", f"{OFFSETS} of {OFFSETS} offsets of a limit on the size of a file leave the last checkpoint intact")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, and a function that makes it read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, "tmpfs", str(folder)], check=False, capture_output=True).returncode
+
+    if not shutil.which("mount") or mount("-t", "tmpfs", "-o", "size=1m"):
+        pytest.skip("a file system can be mounted by root alone")
+    yield folder, lambda: mount("-o", "remount,ro")
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_after_any_of_20_amounts_leaves_the_last_checkpoint(small_disk, figure):
+    disk, _ = small_disk
+    folder = disk / "checkpoints"
+    size = save_checkpoint(folder, 1, STATE).stat().st_size
+    free = shutil.disk_usage(disk).free
+    for number in range(OFFSETS):
+        room = number * (size - 8192) // (OFFSETS - 1)
+        (disk / "ballast").write_bytes(b"x" * (free - room - 4096))
+        save_where_it_cannot(folder)
+        (disk / "ballast").unlink()
+    save_checkpoint(folder, 2, STATE)
+    figure("T27", f"{OFFSETS} of {OFFSETS} amounts of free space on a file system of 1 MB do too")
+
+
+def test_a_file_system_that_became_read_only_is_named(small_disk):
+    disk, make_read_only = small_disk
+    save_checkpoint(disk, 1, STATE)
+    assert make_read_only() == 0
+    with pytest.raises(UserError, match=r"iteration_00000002\.pt: cannot be written: Read-only file system"):
+        save_checkpoint(disk, 2, STATE)
+    assert load_checkpoint(disk)[1] == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
+    save_checkpoint(tmp_path, 1, STATE)
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"iteration_00000002\.pt: cannot be written: Permission denied"):
+        save_checkpoint(tmp_path, 2, STATE)
+    tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_ends_a_run_with_its_last_checkpoint_and_a_message(tmp_path):
+    child = start(tiny_run(tmp_path / "run"), tmp_path / "log", fault(full_disk, save=2, room=10_000_000))
+    assert child.wait() == 2
+    assert "Traceback" not in child.said
+    assert "iteration_00000004.pt: cannot be written: no space left" in " ".join(child.said.split())
+    folder = tmp_path / "run" / CHECKPOINTS
+    assert [p.name for p in folder.iterdir()] == ["iteration_00000002.pt"]
+    assert load_checkpoint(folder)[0]["iteration"] == 2
+    assert read_scalars(tmp_path / "run" / METRICS)["loss"][0] == [1, 2, 3, 4]
+
+
+def test_a_run_that_has_no_room_for_two_checkpoints_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 10**8))
+    require_space(tmp_path / "not" / "yet", 5 * 10**7)
+    with pytest.raises(
+        UserError, match=r"--out .*yet: no space: 100 MB are free .* needs 102 MB, two checkpoints of 51"
+    ):
+        require_space(tmp_path / "not" / "yet", 51 * 10**6)
+
+
+def test_every_truncation_and_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path, figure):
+    state = {"model": {"w": torch.arange(500.0)}, "iteration": 0}
+    save_checkpoint(tmp_path, 1, {**state, "iteration": 1})
+    newest = save_checkpoint(tmp_path, 2, {**state, "iteration": 2})
+    content = newest.read_bytes()
+    for kind, damages, count in (("truncations", truncated, 100), ("flipped bits", flipped, 200)):
+        found = 0
+        for what, damaged in damages(content, count):
+            newest.write_bytes(damaged)
+            loaded, messages = load_checkpoint(tmp_path)
+            assert loaded["iteration"] == 1, what
+            assert len(messages) == 1
+            assert str(newest) in messages[0]
+            found += 1
+        figure("T28", f"{found} of {count} {kind} found, and the checkpoint before used")
+    newest.write_bytes(content)
+    assert load_checkpoint(tmp_path)[0]["iteration"] == 2
+
+
+def test_a_checkpoint_that_something_was_added_to_is_found(tmp_path):
+    newest = save_checkpoint(tmp_path, 1, STATE)
+    newest.write_bytes(newest.read_bytes() + b"\0")
+    with pytest.raises(UserError, match="its checksum is not that of its content"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_run_says_which_checkpoint_it_does_without(tmp_path):
+    child = start(tiny_run(tmp_path / "run", max_iters=4), tmp_path / "log")
+    assert child.wait() == 0
+    newest = tmp_path / "run" / CHECKPOINTS / "iteration_00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    child = start(tiny_run(tmp_path / "run", "--resume", max_iters=4), tmp_path / "log")
+    assert child.wait() == 0
+    said = " ".join(child.said.split())
+    assert "iteration_00000004.pt: cut off or altered: its checksum is not that of its content; using the one" in said
+    assert "resuming after iteration 2" in said

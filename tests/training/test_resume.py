@@ -1,0 +1,191 @@
+"""A run that is killed or asked to stop, anywhere, ends as if nothing had happened once it is resumed."""
+
+import csv
+import json
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint
+from drloss.training.log import EVALUATIONS, METRICS
+from faults import at_step, fault, in_save, slow_disk, start, tiny_run, wait_until
+
+RUN = {"eval_every": 3, "max_iters": 6}
+SAVES = ["write", "fsync", "replace", "unlink"]
+
+
+def rows(path):
+    """A CSV file without the column of times."""
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def what_is_left(folder):
+    """All that a run leaves, but for times and places: the bytes of the weights, and the rows of both CSV files."""
+    return (folder / MODEL).read_bytes(), rows(folder / METRICS), rows(folder / EVALUATIONS)
+
+
+def finish(folder, log, **settings):
+    child = start(tiny_run(folder, "--resume", **{**RUN, **settings}), log)
+    assert child.wait() == 0, child.said
+    return what_is_left(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run leaves, and how many seconds it takes."""
+    folder = tmp_path_factory.mktemp("whole")
+    first = start(tiny_run(folder / "warm", **RUN), folder / "log")  # also starts the server of processes
+    assert first.wait() == 0, first.said
+    began = time.monotonic()
+    child = start(tiny_run(folder / "run", **RUN), folder / "log")
+    assert child.wait() == 0, child.said
+    return what_is_left(folder / "run"), time.monotonic() - began
+
+
+def killed(kind, number, folder, seconds, workers):
+    """Start a run and have it killed: in a step, in a save by itself or from outside, or at any moment."""
+    rng = np.random.default_rng(number)
+    arguments, log = tiny_run(folder, workers=workers, **RUN), folder.with_suffix(".log")
+    if kind == "step":
+        return start(arguments, log, fault(at_step, step=int(rng.integers(1, 7)), do="SIGKILL"))
+    if kind == "save":
+        call = SAVES[number // 3 % len(SAVES)]
+        # The first fsync is the file's and the second the folder's; the first unlink is the part that was renamed.
+        at = {"write": int(rng.integers(1, 1000)), "fsync": 1 + number // 12 % 2, "unlink": 1 + number // 12 % 2}
+        save = 3 if call == "unlink" else int(rng.integers(1, 4))
+        return start(arguments, log, fault(in_save, save=save, call=call, number=at.get(call, 1), do="SIGKILL"))
+    faults = [fault(slow_disk, save=2, seconds=0.001)] if kind == "slow save" else []
+    child = start(arguments, log, *faults)
+    if kind == "slow save":
+        wait_until(lambda: list(folder.glob(f"{CHECKPOINTS}/.*0004*.part")), child=child)
+        time.sleep(rng.uniform(0, 1))
+    else:
+        time.sleep(rng.uniform(0, seconds))
+    child.send(signal.SIGKILL)
+    return child
+
+
+@pytest.mark.soak
+def test_a_run_killed_anywhere_ends_bit_identical(whole, tmp_path, soak, figure):
+    expected, seconds = whole
+    kinds = ["save", "slow save", "any", "step"]
+    wanted, in_saves, identical = 50 if soak else 6, 0, 0
+    for number in range(wanted):
+        kind = kinds[number % len(kinds)] if soak else (*kinds, "save", "slow save")[number]
+        folder, workers = tmp_path / f"run{number}", 2 * (number % 2)
+        child = killed(kind, number, folder, seconds, workers)
+        code = child.wait()
+        assert code == -signal.SIGKILL or kind == "any", child.said
+        in_saves += "save" in kind
+        assert finish(folder, tmp_path / "log", workers=2 * (number // 2 % 2)) == expected, (number, kind)
+        assert not list(folder.rglob("*.part"))
+        identical += 1
+    assert in_saves >= min(wanted, 10) / 2
+    figure(
+        "T22", f"{identical} of {wanted} runs killed with SIGKILL, {in_saves} of them in a save, end bit-identical"
+    )
+
+
+@pytest.mark.soak
+def test_a_signal_ends_a_run_with_a_checkpoint_and_exit_code_0(whole, tmp_path, soak, figure):
+    expected, seconds = whole
+    wanted, slowest = 20 if soak else 3, 0.0
+    for number in range(wanted):
+        folder, rng = tmp_path / f"run{number}", np.random.default_rng(number)
+        arguments, log = tiny_run(folder, workers=2 * (number % 2), **RUN), folder.with_suffix(".log")
+        kind = ("in a save", "to the group", "at a step", "at any moment")[number % 4]
+        if kind == "in a save":
+            write = fault(in_save, save=2, call=SAVES[number // 4 % 4], number=1, do="SIGTERM")
+            child = start(arguments, log, write)
+        elif kind == "at a step":
+            child = start(arguments, log, fault(at_step, step=int(rng.integers(1, 6)), do="SIGTERM"))
+        else:
+            child = start(arguments, log)
+            wait_until((folder / METRICS).exists, child=child)
+            time.sleep(rng.uniform(0, seconds / 3))
+            began = time.monotonic()
+            child.send(rng.choice([signal.SIGTERM, signal.SIGINT]), group=kind == "to the group")
+        code = child.wait()
+        if kind in ("to the group", "at any moment"):
+            slowest = max(slowest, time.monotonic() - began)
+        assert code == 0, child.said
+        stopped = re.search(r"stopped after iteration (\d+); go on with --resume", child.said)
+        assert stopped or (folder / MODEL).exists()
+        if stopped:
+            assert load_checkpoint(folder / CHECKPOINTS)[0]["iteration"] == int(stopped[1])
+        assert finish(folder, tmp_path / "log") == expected, (number, kind)
+    assert slowest < 10 or not soak
+    figure(
+        "T26",
+        f"{wanted} of {wanted} runs stopped by SIGTERM or Ctrl-C exit with 0 within {slowest:.1f} s, with a "
+        "checkpoint from which they end bit-identical",
+    )
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing_to_resume_and_exits_with_130(tmp_path):
+    child = start(tiny_run(tmp_path / "run", data="shapes:train=20000,size=32"), tmp_path / "log")
+    time.sleep(0.2)  # the layouts of so many images take seconds
+    child.send(signal.SIGINT)
+    assert child.wait() in (130, -signal.SIGINT, 1)  # 1: in the moment before the command began
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+
+
+@pytest.fixture
+def begun(tmp_path, whole):
+    """A run that was stopped in its third step."""
+    child = start(tiny_run(tmp_path / "run", **RUN), tmp_path / "log", fault(at_step, step=3, do="SIGTERM"))
+    assert child.wait() == 0, child.said
+    return tmp_path / "run"
+
+
+def resumed(folder, *more, **settings):
+    log = folder.with_name("resumed")
+    log.unlink(missing_ok=True)
+    child = start(tiny_run(folder, "--resume", *more, **{**RUN, **settings}), log)
+    return child.wait(), " ".join(child.said.split())
+
+
+def test_other_data_or_settings_are_refused_unless_forced_and_named_then(begun):
+    other = "shapes:train=23,val=6,size=32"
+    code, said = resumed(begun, data=other)
+    assert code == 2
+    assert "the data have changed" in said
+    code, said = resumed(begun, lr=0.01)
+    assert code == 2
+    assert "lr was 0.002 and is now 0.01" in said
+    assert "--force" in said
+    code, said = resumed(begun, "--force", lr=0.01, data=other)
+    assert code == 0
+    assert "the data have changed" in said
+    assert "lr was 0.002 and is now 0.01" in said
+    assert json.loads((begun / "config.json").read_text())["lr"] == 0.01
+    assert rows(begun / METRICS)[3]["lr"] != rows(begun / METRICS)[2]["lr"]
+
+
+def test_force_does_not_bend_what_cannot_fit(begun):
+    code, said = resumed(begun, "--force", fpn_channels=24)
+    assert code == 2
+    assert re.search(r"weight backbone\S+ does not fit the detector", said)
+    code, said = resumed(begun, "--force", optimizer="sgd")
+    assert code == 2
+    assert "does not fit this run: the optimiser" in said
+
+
+def test_force_without_resume_is_refused(tmp_path):
+    child = start(tiny_run(tmp_path / "run", "--force"), tmp_path / "log")
+    assert child.wait() == 2
+    assert "--force goes with --resume" in child.said
+
+
+def test_a_finished_run_can_be_forced_to_go_on(begun):
+    code, said = resumed(begun, "--force", max_iters=5, warmup_iters=1)
+    assert code == 0, said
+    short = (begun / MODEL).read_bytes()
+    code, said = resumed(begun, "--force", max_iters=6, warmup_iters=1)
+    assert code == 0, said
+    assert (begun / MODEL).read_bytes() != short
+    assert len(rows(begun / METRICS)) == 6

@@ -1,0 +1,49 @@
+"""A long run keeps what it holds: its memory does not grow, nor the number of its open files."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drloss.training.log import METRICS, read_scalars
+from faults import start, tiny_run
+
+
+def held(pid):
+    """Resident megabytes and open files of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_a_long_run_grows_neither_in_memory_nor_in_open_files(tmp_path, soak, figure):
+    steps, checkpoints = (2000, 500) if soak else (60, 20)
+    child = start(
+        tiny_run(tmp_path / "run", max_iters=steps, checkpoint_every=checkpoints, eval_every=checkpoints),
+        tmp_path / "log",
+    )
+    metrics, seen = tmp_path / "run" / METRICS, []
+    while child.process.is_alive():
+        time.sleep(0.1)
+        done = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
+        if done > 0:
+            try:
+                seen.append((done, *held(child.process.pid)))
+            except OSError:  # it has just ended
+                break
+    assert child.wait() == 0, child.said
+    loss = read_scalars(metrics)["loss"][1]
+    assert len(loss) == steps
+    assert np.isfinite(loss).all()
+    # The first fifth fills caches: of images, of memory that is kept for the next step.
+    step, memory, files = np.array([s for s in seen if s[0] > steps / 5]).T
+    often = np.bincount(files.astype(int)).argmax()
+    assert files[-5:].min() <= often
+    assert np.median(files[len(files) // 2 :]) <= np.median(files[: len(files) // 2]), files
+    if soak:
+        slope = 1000 * np.polyfit(step, memory, 1)[0]
+        assert slope < 1, f"{slope:.2f} MB per 1,000 steps"
+        figure("T34", f"{steps} steps: {slope:+.2f} MB per 1,000 steps, {often} files open throughout, no NaN")
