@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     ["drloss.training.fit", "drloss.training.presets", "drloss.data.sources", "drloss.studies.evaluate"]
 )
+_STORES = []
 NEVER = 3600
 """Seconds that a process hangs; longer than any test."""
 
@@ -96,28 +96,36 @@ def fault(function, **settings):
 
 def start(arguments, log, *faults):
     """Run ``drloss`` with ``arguments`` and ``faults`` in a process of its own that prints to the file ``log``."""
-    return _start(arguments, log, faults, {})
+    return _start(log, {}, _main, list(faults), list(map(str, arguments)))
 
 
 def start_ranks(arguments, log, size, *faults):
     """The same in ``size`` processes that form one group; the log of rank r is ``log`` with ``.r`` at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        _start(arguments, log.with_name(f"{log.name}.{r}"), faults, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(size)
-    ]
+    return rank_processes(log, size, _main, list(faults), list(map(str, arguments)))
 
 
-def _start(arguments, log, faults, environ):
-    process = _SERVER.Process(target=_child, args=(list(map(str, arguments)), str(log), list(faults), environ))
+def rank_processes(log, size, function, *arguments):
+    """``function(*arguments)`` in ``size`` processes that form one group, as torchrun starts them."""
+    from torch.distributed import TCPStore
+
+    # As torchrun does, this process keeps the store at which they meet: it outlives any of them.
+    _STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    meet = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_STORES[-1].port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    environs = [{**meet, "WORLD_SIZE": str(size), "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+    return [_start(log.with_name(f"{log.name}.{e['RANK']}"), e, function, *arguments) for e in environs]
+
+
+def _start(log, environ, function, *arguments):
+    process = _SERVER.Process(target=_child, args=(str(log), environ, function, *arguments))
     process.start()
     return Child(process, log)
 
 
-def _child(arguments, log, faults, environ):
+def _child(log, environ, function, *arguments):
     os.setpgid(0, 0)  # a group of its own, whose number is the process's
     multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a process that was not forked
     with open(log, "ab", buffering=0) as file:
@@ -126,7 +134,7 @@ def _child(arguments, log, faults, environ):
     sys.stdout = open(1, "w", closefd=False, buffering=1, encoding="utf-8")  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1, encoding="utf-8")  # noqa: SIM115
     os.environ.update(environ)
-    sys.exit(_main(faults, arguments))
+    sys.exit(function(*arguments))
 
 
 def _main(faults, arguments):

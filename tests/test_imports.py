@@ -11,7 +11,7 @@ import drloss
 
 ROOT = Path(drloss.__file__).parent
 TIERS = {"losses": 0, "adapters": 1, "detector": 1, "data": 2, "evaluation": 2, "training": 2, "studies": 3, "cli": 4}
-ROOTS = {"errors", "files", "ranks", "tensorfiles"}
+ROOTS = {"errors", "files", "ranks", "tensorfiles", "watch"}
 ANYWHERE = {*ROOTS, "losses", "__version__"}
 
 
@@ -33,7 +33,7 @@ def test_no_room_imports_a_later_one(path):
         if room in TIERS:
             assert other in ANYWHERE or TIERS[other] <= TIERS[room], f"{path} imports drloss.{other}"
         elif room in ROOTS:
-            assert other in ("errors", "files"), f"{path} imports drloss.{other}"
+            assert other in ("errors", "files", "watch"), f"{path} imports drloss.{other}"
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 """One process or many: what a process needs to know of the others under ``torchrun``."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from drloss.errors import UserError
+from drloss.watch import PATIENCE, SLOW, Watch
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,13 @@ class Ranks:
         rank: 0..size - 1; rank 0 writes and prints.
         size: processes.
         device: where this process computes.
+        watch: what looks after the others, where there are any.
     """
 
     rank: int
     size: int
     device: torch.device
+    watch: Watch | None = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -40,7 +47,8 @@ class Ranks:
         """Sum of ``values`` over processes, float64."""
         values = values.detach().to(torch.float64)
         if self.size > 1:
-            dist.all_reduce(values)
+            with self._waiting():
+                dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -48,13 +56,34 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self._waiting():
+            dist.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.size > 1:
-            dist.barrier()
+            with self._waiting():
+                dist.barrier()
+
+    def at(self, doing: str, iteration: int | None = None, *, slow: bool = False) -> None:
+        """Say where this process is, for the others to know should it stay there.
+
+        Args:
+            doing: in a word.
+            iteration: the training step, 1 the first; by default the one before.
+            slow: whether it may take minutes, because one process does it for all or a disk is in it.
+        """
+        if self.watch is not None:
+            self.watch.at(doing, iteration, slow)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if self.watch is not None:
+            self.watch.wait(True)
+        yield
+        if self.watch is not None:
+            self.watch.wait(False)
 
 
 @contextmanager
@@ -65,6 +94,8 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default CUDA where there is one.
     Raises:
         UserError: if the device does not exist.
+        RankLost: if another process is dead or stands still, in the one process that says so.
+        SystemExit: in this process where another has failed and says why; all end together.
     """
     size, rank, local = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
@@ -75,11 +106,42 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=2 * SLOW))  # the last resort; the watch is earlier
+    watch = Watch(_connect_store(), rank, size)
+    ranks = Ranks(rank, size, chosen, watch)
+    ranks.wait()
+    watch.start()
+    before = signal.signal(signal.SIGTERM, _end) if _in_main_thread() else None
     try:
-        yield Ranks(rank, size, chosen)
+        yield ranks
+        ranks.wait()
+    except BaseException as error:
+        if _in_main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when another died: it is yet to be said
+        watch.fail(error)
+        raise
     finally:
-        dist.destroy_process_group()
+        watch.stop()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+    ranks.wait()  # rank 0 may keep the store: it leaves when nobody looks into it any more
+    dist.destroy_process_group()
+
+
+def _connect_store() -> Any:
+    """A connection of its own to the store that the processes met at, with other keys for each start by torchrun."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PATIENCE))
+    return PrefixStore(f"drloss/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _device(name: str | None, local_rank: int | None) -> torch.device:

@@ -45,6 +45,7 @@ def run_detector(
     own: list[tuple[int, Detection]] = []
     with load_batches(images, batches, workers, ranks.device) as loaded:
         for batch in loaded:
+            ranks.at("detecting")
             outputs = model(batch.images.to(ranks.device, non_blocking=True))
             detections = detect(outputs, batch.frames, model.config)
             own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
@@ -54,6 +55,7 @@ def run_detector(
                 progress(len(batch.indices))
     model.train(training)
     everyone = dict(pair for part in ranks.gather(own) for pair in part)
+    ranks.at("evaluating", slow=True)  # what rank 0 does next, while the others wait
     return [everyone[i] for i in range(len(annotations))]
 
 

@@ -213,6 +213,7 @@ class _Trainer:
         finally:
             if self.ranks.first:
                 self.log.close()
+        self.ranks.at("saving", slow=True)
         if self.ranks.first:
             about = DetectorFile(
                 detector=self.config.detector,
@@ -228,6 +229,7 @@ class _Trainer:
         self.model.train()
         last = time.perf_counter()
         while self.iteration < config.max_iters:
+            self.ranks.at("loading", self.iteration + 1)
             logged = (self.iteration + 1) % config.log_every == 0 or self.iteration + 1 == config.max_iters
             report, statistics = self._step([next(batches) for _ in range(self.share // self.micro)], logged)
             self.iteration += 1
@@ -251,6 +253,7 @@ class _Trainer:
         totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
         statistics: list[Tensor] = []
         for number, batch in enumerate(micro_batches):
+            self.ranks.at("computing", slow=self.config.compile)  # a compiler may begin at any new size
             with self._no_sync(number < len(micro_batches) - 1):
                 outputs, terms = self._forward(batch)
                 self.scaler.scale(terms.total / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
@@ -261,6 +264,7 @@ class _Trainer:
                 statistics.append(self._statistics(outputs, terms))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        self.ranks.at("agreeing")
         self._agree(totals, norm, micro_batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -285,18 +289,18 @@ class _Trainer:
         flags = torch.stack([bad.double(), bad.new_tensor(self.signalled).double()])
         shared = self.ranks.sum(torch.cat([totals, flags]))
         if shared[3] > 0:
-            self._refuse_step("loss" if bool(loss_bad) else "gradient", micro_batches)
+            self._refuse_step(bool(loss_bad), micro_batches)
         self.stop_wanted = bool(shared[4] > 0)
         totals.copy_(shared[:3] / self.ranks.size)
 
-    def _refuse_step(self, what: str, micro_batches: list[Batch]) -> NoReturn:
+    def _refuse_step(self, loss_bad: bool, micro_batches: list[Batch]) -> NoReturn:
         ids = [int(self.train.image_ids[i]) for b in micro_batches for i in b.indices]
-        everyone = self.ranks.gather((what, ids))
+        everyone = list(enumerate(self.ranks.gather((loss_bad, ids))))
         # The sum over ranks spreads a bad gradient to all of them: where a loss is bad, that rank is the cause.
-        culprits = [(r, i) for r, (w, i) in enumerate(everyone) if w == "loss"] or [
-            (r, i) for r, (_, i) in enumerate(everyone)
-        ]
-        where = "; ".join(f"rank {r}, image ids {', '.join(map(str, i))}" for r, i in culprits)
+        causes = [(r, i) for r, (bad, i) in everyone if bad]
+        what = "loss" if causes else "gradient"
+        causes = causes or [(r, i) for r, (_, i) in everyone]
+        where = "; ".join(f"rank {r}, image ids {', '.join(map(str, i))}" for r, i in causes)
         kept = sorted(p.name for p in (self.out / CHECKPOINTS).glob("*.pt"))[-1:]
         raise NonFiniteLoss(
             f"iteration {self.iteration + 1}: the {what} is not finite ({where}); "
@@ -343,6 +347,7 @@ class _Trainer:
     def _log(self, report: StepReport, statistics: Tensor | None, seconds: float) -> None:
         if not self.ranks.first or statistics is None:
             return
+        self.ranks.at("logging", slow=True)
         names = ("expected_pos", "expected_neg", "margin", "effective_pos", "effective_neg", "positives")
         values = {"loss": report.loss, "loss_cls": report.cls, "loss_box": report.box}
         values |= dict(zip(names, statistics.tolist(), strict=True))
@@ -377,6 +382,7 @@ class _Trainer:
         (seed, epoch, index). No step draws from the random generators today; they are kept for one that might.
         """
         if self.ranks.first:
+            self.ranks.at("saving", slow=True)
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
