@@ -2,12 +2,20 @@ import json
 
 import pytest
 
-from benchmarks import page, studies
+from benchmarks import page, reliability, studies
 from drloss.errors import UserError
 
 
 def test_the_page_of_speeds_is_that_of_the_records():
     assert (page.DOCS / "speed.md").read_text() == page.page(page.newest())
+
+
+def test_the_page_of_reliability_is_that_of_its_record():
+    assert (page.DOCS / "reliability.md").read_text() == reliability.page()
+
+
+def test_the_page_of_the_reproduction_is_that_of_its_records():
+    assert (page.DOCS / "reproduction.md").read_text() == page.reproduction()
 
 
 @pytest.mark.parametrize("path", page.FILLED, ids=lambda path: path.name)
@@ -23,7 +31,7 @@ def test_every_comparison_on_record_is_shown():
         assert f"<!-- begin {name} -->" in text
 
 
-@pytest.mark.parametrize("kind", [studies.COMPARISON])
+@pytest.mark.parametrize("kind", [studies.COMPARISON, studies.REPRODUCTION])
 def test_a_record_changed_by_hand_is_refused(kind, tmp_path):
     path = next(iter(studies.newest(kind).values()))
     kept = json.loads(path.read_text())

@@ -15,7 +15,7 @@ from rich.console import Console
 from drloss.data.shapes import open_shapes
 from drloss.errors import DataError, UserError
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, load_run
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run
 from drloss.training.config import from_json, override
 from drloss.training.fit import NonFiniteLoss, Stopped, fit
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
@@ -307,6 +307,7 @@ def test_two_processes_equal_one_for_twenty_steps(tmp_path):
         assert process.returncode == 0, output
     # One process takes the batch in the same two halves: the sums are the same, to the bit.
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    assert (tmp_path / "two" / MODEL).read_bytes() == (tmp_path / "one" / MODEL).read_bytes()
     # Evaluation, too: every image once, on both.
     one, two = (read_scalars(tmp_path / name / EVALUATIONS) for name in ("one", "two"))
     assert one.keys() == two.keys()
