@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import theilslopes
 
 from drloss.training.log import METRICS, read_scalars
 from faults import start, tiny_run
@@ -44,6 +45,7 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(tmp_path, soak, fi
     assert files[-5:].min() <= often
     assert np.median(files[len(files) // 2 :]) <= np.median(files[: len(files) // 2]), files
     if soak:
-        slope = 1000 * np.polyfit(step, memory, 1)[0]
+        # The median of all slopes between two moments: within a step, memory goes up and down by 30 MB.
+        slope = 1000 * theilslopes(memory, step).slope
         assert slope < 1, f"{slope:.2f} MB per 1,000 steps"
         figure("T34", f"{steps} steps: {slope:+.2f} MB per 1,000 steps, {often} files open throughout, no NaN")

@@ -1,9 +1,14 @@
 """A data-loading process that raises, is killed or hangs ends the run, which names the image."""
 
 import time
+from multiprocessing import active_children
 
 import pytest
+import torch
 
+from drloss.data.loading import EvaluationImages, load_batches
+from drloss.data.shapes import open_shapes
+from drloss.errors import DataError
 from drloss.training.log import METRICS
 from faults import STRUCK, at_image, constant, fault, start, tiny_run, wait_until
 
@@ -46,3 +51,22 @@ def test_a_fault_in_reading_names_the_image_without_workers_too(tmp_path):
     assert child.wait() == 1
     assert f"RuntimeError: {NAME}: reading it failed" in child.said
     assert "a planted fault" in child.said
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError("by peer"), EOFError(), FileNotFoundError("no socket")])
+def test_a_worker_lost_while_it_hands_over_a_batch_is_named_and_other_errors_stay(broken):
+    images = EvaluationImages(open_shapes("shapes:train=1,val=8,size=32").read("val")[0], 32, 64)
+
+    def read(*, killing):
+        before = active_children()
+        with load_batches(images, images.batches(1), 1, torch.device("cpu")) as batches:
+            next(batches)
+            (worker,) = [child for child in active_children() if child not in before]
+            if killing:
+                worker.kill()
+            raise broken
+
+    with pytest.raises(DataError, match=r"killed \(signal 9\)"):
+        read(killing=True)
+    with pytest.raises(type(broken)):
+        read(killing=False)

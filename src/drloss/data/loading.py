@@ -7,10 +7,11 @@ iteration is therefore the same on any number of workers and devices, and after 
 import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import RawArray, active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -30,6 +31,8 @@ Sample = tuple[Tensor, Objects, Frame, int]
 WORKER_TIMEOUT = 45
 """Seconds after which data-loading processes that bring no batch are given up."""
 _NOTHING = -1
+_LOST: list[Any] = []
+"""Loaders that lost a worker, kept from torch's own clearing up, which waits for ever for a lock the worker had."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +219,15 @@ def load_batches(
         timeout=WORKER_TIMEOUT if workers else 0,
         worker_init_fn=_ignore_signals,
     )
-    good = _good(iter(loader))
+    loaded = iter(loader)
+    good = _good(loaded)
     own = [child for child in active_children() if child not in others]
     try:
         yield good
-    except RuntimeError as error:  # torch may raise it for a lost worker in the middle of anything
+    except (RuntimeError, OSError, EOFError) as error:  # what a lost worker may bring about in the middle of anything
         if (words := _what_was_lost(own, error)) is None:
             raise
+        _LOST.append(loaded)
         names = [images.annotations.image_path(i) for i in reading if i != _NOTHING]
         where = f"while reading {', '.join(names)}" if names else "between two images"
         raise DataError(f"{words} {where}; --workers 0 reads images without processes of their own") from None
@@ -264,14 +269,20 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _what_was_lost(workers: list[BaseProcess], error: RuntimeError) -> str | None:
+def _what_was_lost(workers: list[BaseProcess], error: Exception) -> str | None:
     """In words, if ``error`` means that a worker was killed or hangs."""
+    if not isinstance(error, RuntimeError):  # a connection breaks a moment before its process has ended
+        with suppress(RuntimeError):  # of torch, at the signal of that end
+            ending = wait([worker.sentinel for worker in workers], timeout=1)
+            for worker in workers:
+                if worker.sentinel in ending:
+                    worker.join()
     for worker in workers:
         if worker.exitcode:
             how = f"signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit code {worker.exitcode}"
             memory = ", perhaps for want of memory," if worker.exitcode == -signal.SIGKILL else ""
             return f"a data-loading process was killed ({how}){memory}"
-    if "timed out" in str(error):
+    if isinstance(error, RuntimeError) and "timed out" in str(error):
         return f"no data-loading process brought a batch for {WORKER_TIMEOUT} s"
     return None
 
