@@ -1,13 +1,19 @@
 """torchvision's detectors with their own classification loss and with DR through the adapter, on one data set.
 
-python -m benchmarks.hosts --data shapes --models retinanet fcos ssd --max-iters 300
+python -m benchmarks.hosts --data shapes --models retinanet fcos ssd --max-iters 300 --jobs 4
 
-Backbones of random weights, images of 128 pixels: this shows that the adapted detectors learn, and not how far DR is
-ahead. Both losses have the same initial weights but for the classifier's bias, the same batches and the same budget.
+The record is a dated file in ``benchmarks/results/``. Backbones of random weights, images of 128 pixels: this shows
+that the adapted detectors learn, and not how far DR is ahead. Both losses have the same initial weights but for the
+classifier's bias, the same batches and the same budget.
 """
 
 import argparse
+import json
 from collections.abc import Callable
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +24,14 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from benchmarks.loss import RESULTS
 from benchmarks.measure import surroundings
 from drloss import check
 from drloss.adapters import adapt
 from drloss.data.annotations import Annotations
 from drloss.data.sources import open_data
 from drloss.evaluation.coco import evaluate
+from drloss.files import write_text
 
 SIDE, BATCH, LR = 128, 8, 1e-3
 
@@ -97,6 +105,46 @@ def measure(model: nn.Module, data: Annotations) -> dict[str, float]:
     return evaluate(data, found).metrics
 
 
+def run(data: str, name: str, loss: str, iterations: int, seed: int) -> dict[str, Any]:
+    """Train and measure one detector; ``loss`` is ``"own"`` for torchvision's, or a name of ours."""
+    torch.set_num_threads(1)
+    source = open_data(data)
+    train_data, val = (source.read(split)[0] for split in ("train", "val"))
+    classes = len(train_data.class_names)
+    torch.manual_seed(seed)
+    model = MODELS[name](classes + 1)
+    seen = ""
+    if loss != "own":
+        adapt(model, loss)
+        images, targets = zip(*(targets_of(train_data, i) for i in range(4)), strict=True)
+        report = check(model, (list(images), list(targets)), num_classes=classes)
+        seen = "green" if report.ok else str(report)
+    train(model, train_data, iterations, seed)
+    metrics = measure(model, val)
+    return {"model": name, "loss": loss, "AP": metrics["AP"], "AP50": metrics["AP50"], "check": seen}
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """A record's rows in Markdown, a model a line."""
+    losses = list(dict.fromkeys(row["loss"] for row in record["rows"]))
+    names = ["torchvision's own" if loss == "own" else loss for loss in losses]
+    lines = [
+        f"| model | {' | '.join(f'{name}: AP, AP50' for name in names)} | `check` |",
+        f"|---|{'---:|' * len(losses)}---|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in record["rows"]):
+        rows = {row["loss"]: row for row in record["rows"] if row["model"] == model}
+        cells = [f"{rows[loss]['AP']:.1f}, {rows[loss]['AP50']:.1f}" for loss in losses]
+        seen = ", ".join(dict.fromkeys(row["check"] for row in rows.values() if row["check"]))
+        lines.append(f"| {model} | {' | '.join(cells)} | {seen} |")
+    about = ", ".join(f"{key} {value}" for key, value in record["surroundings"].items())
+    return [
+        *lines,
+        "",
+        f"{record['data']}: {record['iterations']} iterations of {BATCH}, seed {record['seed']}; {about}.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="shapes", help="as for drloss train")
@@ -104,25 +152,24 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=["own", "dr"], help="own is torchvision's")
     parser.add_argument("--max-iters", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     options = parser.parse_args()
-    source = open_data(options.data)
-    data, val = (source.read(split)[0] for split in ("train", "val"))
-    print(", ".join(f"{key} {value}" for key, value in surroundings("cpu").items()))
-    print(f"{source.name}, {options.max_iters} iterations of {BATCH}, seed {options.seed}\n")
-    print("| model | loss | AP | AP50 | check |\n|---|---|---:|---:|---|")
-    for name in options.models:
-        for loss in options.losses:
-            torch.manual_seed(options.seed)
-            model = MODELS[name](len(data.class_names) + 1)
-            seen = "–"
-            if loss != "own":
-                adapt(model, loss)
-                images, targets = zip(*(targets_of(data, i) for i in range(4)), strict=True)
-                report = check(model, (list(images), list(targets)), num_classes=len(data.class_names))
-                seen = "green" if report.ok else str(report)
-            train(model, data, options.max_iters, options.seed)
-            metrics = measure(model, val)
-            print(f"| {name} | {loss} | {metrics['AP']:.1f} | {metrics['AP50']:.1f} | {seen} |", flush=True)
+    cases = [
+        (options.data, model, loss, options.max_iters, options.seed)
+        for model in options.models
+        for loss in options.losses
+    ]
+    with get_context("spawn").Pool(options.jobs) as pool:
+        rows = pool.starmap(run, cases, chunksize=1)
+    record = {
+        "data": Path(open_data(options.data).name).name,
+        "iterations": options.max_iters,
+        "seed": options.seed,
+        "surroundings": surroundings("cpu"),
+        "rows": rows,
+    }
+    print("\n".join(table(record)))
+    write_text(RESULTS / f"{date.today()}-hosts-{record['data']}.json", json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python -m benchmarks.page
 
-docs/speed.md, docs/reproduction.md and docs/reliability.md are made as a whole; in README.md and docs/comparisons.md
-what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+docs/speed.md, docs/reproduction.md and docs/reliability.md are made as a whole; in README.md, docs/comparisons.md
+and docs/adapters/torchvision.md what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import reliability, studies
+from benchmarks import hosts, reliability, studies
 from benchmarks.loss import FOCAL, RESULTS
 from drloss.studies.records import read_records
 from drloss.studies.reproduce import draw_figures
@@ -21,7 +21,7 @@ from drloss.studies.tables import page as reproduction_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FILLED = (ROOT / "README.md", DOCS / "comparisons.md")
+FILLED = (ROOT / "README.md", DOCS / "comparisons.md", DOCS / "adapters" / "torchvision.md")
 """Files with blocks."""
 FIGURES = "figures/reproduction/"
 """Of docs/reproduction.md, beside it."""
@@ -181,8 +181,14 @@ _BLOCK = re.compile(r"<!-- begin (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->
 
 def _fill(match: re.Match[str]) -> str:
     name = match["name"]
-    lines = {"speed": _speed, "compared": _compared}.get(name, lambda: studies.comparison(name))()
+    lines = {"speed": _speed, "compared": _compared, "hosts": _hosts}.get(name, lambda: studies.comparison(name))()
     return "\n".join([f"<!-- begin {name} -->", *lines, f"<!-- end {name} -->"])
+
+
+def _hosts() -> list[str]:
+    """What torchvision's detectors reached on each data set."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in studies.newest("hosts").values()]
+    return "\n\n".join("\n".join(hosts.table(record)) for record in records).split("\n")
 
 
 def _speed() -> list[str]:

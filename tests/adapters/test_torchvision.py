@@ -147,7 +147,7 @@ def test_labels_from_zero_are_refused_or_taken_as_classes(name):
 
 
 def test_what_cannot_be_adapted_is_refused():
-    with pytest.raises(TypeError, match="model must be a detector of torchvision, got torch"):
+    with pytest.raises(TypeError, match=r"model must be a detector of torchvision, .*, got torch\.nn"):
         adapt(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="loss must be one of"):
         adapt(make("retinanet"), "best")

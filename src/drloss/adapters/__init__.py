@@ -12,7 +12,7 @@ from torch import nn
 
 from drloss.losses import ImageLoss
 
-HOSTS = ("torchvision",)
+HOSTS = ("torchvision", "mmdet", "detectron2", "transformers", "ultralytics", "effdet")
 """Libraries that have an adapter, by the name of their package."""
 
 

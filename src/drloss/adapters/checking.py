@@ -184,7 +184,7 @@ def _findings(
 ) -> list[Finding]:
     images = _images(batch)
     return [
-        _one_call(calls),
+        _one_call(calls, model),
         _per_image(calls, images),
         _value(calls, value, model),
         _prior(calls, model),
@@ -194,7 +194,18 @@ def _findings(
     ]
 
 
-def _one_call(calls: list[Call]) -> Finding:
+def _declared(model: nn.Module, name: str) -> Any:
+    """What an adapter says of its model: ``drloss_sets``, ``drloss_shares`` or ``drloss_start``; None if it does not.
+
+    The first is what is ranked by itself, where an image has more than one set of candidates, each with its call;
+    the second is the weight of each call; the third is the score that a classifier starts from, where it is not 0.5.
+    """
+    return next(filter(None, (getattr(module, name, None) for module in model.modules())), None)
+
+
+def _one_call(calls: list[Call], model: nn.Module) -> Finding:
+    if sets := _declared(model, "drloss_sets"):
+        return Finding("called once", True, f"{len(calls)} times, once for each {sets}")
     if len(calls) == 1:
         return Finding("called once", True, "all pyramid levels are ranked together")
     sizes = ", ".join(str(_rows(call).shape[1]) for call in calls)
@@ -226,7 +237,8 @@ def _value(calls: list[Call], value: Tensor, model: nn.Module) -> Finding:
     """Whether the loss that is differentiated is τ times the mean over images."""
     name = "normaliser"
     seen = float(value.detach())
-    called = sum(float(call.value.detach().double().mean()) for call in calls)
+    shares = _declared(model, "drloss_shares") or [1.0] * len(calls)
+    called = sum(s * float(call.value.detach().double().mean()) for s, call in zip(shares, calls, strict=True))
     if called == 0:
         return Finding(name, None, "the loss is 0: the batch has nothing to learn from")
     own = [m.cls_weight for m in model.modules() if isinstance(m, DRLoss)]
@@ -256,8 +268,7 @@ def _prior(calls: list[Call], model: nn.Module) -> Finding:
     name = "starting score"
     logits = torch.cat([_rows(call).detach().float().flatten() for call in calls])
     score, spread = float(logits.sigmoid().mean()), float(logits.std())
-    starts: list[Any] = [m.drloss_start for m in model.modules() if hasattr(m, "drloss_start")]
-    wanted = starts[0] if starts else 0.5
+    wanted = _declared(model, "drloss_start") or 0.5
     if wanted / 2 <= score <= (1 + wanted) / 2:
         return Finding(name, True, f"the mean score is {score:.2g}")
     if spread > SPREAD:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,20 @@ def as_loss(loss: str | ImageLoss) -> ImageLoss:
         ValueError: if the name is unknown or a parameter does not fit.
     """
     return make_loss(loss) if isinstance(loss, str) else loss
+
+
+def become(module: Any, own: type, adapted: type) -> None:
+    """Make an object of a host's class one of ours; one that is ours already stays.
+
+    Raises:
+        TypeError: if it is of any other class.
+    """
+    if type(module) not in (own, adapted):
+        raise TypeError(
+            f"adapt knows {own.__name__} of {own.__module__.partition('.')[0]}, not {type(module).__name__}, "
+            "which may differ"
+        )
+    module.__class__ = adapted
 
 
 def bias_of(probability: float) -> float:

@@ -14,7 +14,7 @@ from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetClassificationHead
 from torchvision.models.detection.ssd import SSD
 
-from drloss.adapters.classifier import as_loss, is_untrained, labels_of, start_from
+from drloss.adapters.classifier import as_loss, become, is_untrained, labels_of, start_from
 from drloss.losses import ImageLoss
 
 Targets = list[dict[str, Tensor]]
@@ -43,7 +43,7 @@ def adapt(
     if isinstance(model, SSD):
         if not background:
             raise ValueError("background must be True for an SSD: its softmax needs the channel")
-        _become(model, SSD, DRSSD)
+        become(model, SSD, DRSSD)
         model.add_module("drloss", chosen)
         return adapted
     if not isinstance(model, (RetinaNet, FCOS)):
@@ -51,10 +51,10 @@ def adapt(
     head: Any = model.head
     classifier = head.classification_head
     if isinstance(model, FCOS):
-        _become(head, FCOSHead, DRFCOSHead)
+        become(head, FCOSHead, DRFCOSHead)
         holder = head
     else:
-        _become(classifier, RetinaNetClassificationHead, DRRetinaNetHead)
+        become(classifier, RetinaNetClassificationHead, DRRetinaNetHead)
         holder = classifier
     holder.add_module("drloss", chosen)
     holder.background = background
@@ -67,17 +67,6 @@ def adapt(
             background=0 if background else None,
         )
     return adapted
-
-
-def _become(module: nn.Module, own: type, adapted: type) -> None:
-    """Make a module of torchvision's class one of ours; one that is ours already stays.
-
-    Raises:
-        TypeError: if it is of any other class.
-    """
-    if type(module) not in (own, adapted):
-        raise TypeError(f"adapt knows {own.__name__} of torchvision, not {type(module).__name__}, which may differ")
-    module.__class__ = adapted
 
 
 def _object_classes(logits: Tensor, targets: Targets, background: bool) -> tuple[Tensor, list[Tensor]]:

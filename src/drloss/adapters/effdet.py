@@ -1,0 +1,69 @@
+"""EfficientDet of ``effdet`` with a loss of drloss, in its training bench.
+
+    bench = adapt(effdet.create_model("tf_efficientdet_d0", bench_task="train", num_classes=20))
+
+effdet's own class loss is a focal loss with label smoothing, summed over the batch and divided by its number of
+positives. It labels anchors -1 for background, -2 for neither and 0..K-1.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drloss.adapters.classifier import as_loss, become, is_untrained, start_from
+from drloss.losses import ImageLoss
+
+try:
+    from effdet import DetBenchTrain
+    from effdet.loss import DetectionLoss
+except ImportError as error:
+    raise ImportError("drloss.adapters.effdet needs effdet: pip install effdet") from error
+
+
+def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
+    """Put a loss in the place of the classification loss of a training bench.
+
+    Args:
+        model: a ``DetBenchTrain``; it is changed in place.
+        loss: a loss module or its name.
+        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained.
+    Returns:
+        The model.
+    Raises:
+        TypeError: if the model is another.
+        ValueError: if the loss does not fit.
+    """
+    chosen = as_loss(loss)
+    if not isinstance(model, DetBenchTrain):
+        raise TypeError(f'model must be a DetBenchTrain, of bench_task="train", got {type(model).__name__}')
+    become(model.loss_fn, DetectionLoss, DRDetectionLoss)
+    model.loss_fn.add_module("drloss", chosen)
+    predict: Any = model.model.class_net.predict
+    layer = [module for module in predict.modules() if isinstance(module, nn.Conv2d)][-1]
+    if is_untrained([layer]) if reset is None else reset:
+        start_from([layer], chosen.prior_probability, classes=model.num_classes)
+    adapted: nn.Module = model
+    return adapted
+
+
+class DRDetectionLoss(DetectionLoss):  # type: ignore[misc]
+    """effdet's loss with a loss of drloss for the classes; the boxes' is effdet's."""
+
+    drloss: ImageLoss
+
+    def forward(
+        self,
+        cls_outputs: list[Tensor],
+        box_outputs: list[Tensor],
+        cls_targets: list[Tensor],
+        box_targets: list[Tensor],
+        num_positives: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, classes' and boxes' loss; levels of (N, A·K, H, W), targets of (N, H, W, A)."""
+        # Without gradient: of the host's it is the boxes' loss that counts, and its sum with a class loss of no use.
+        silent = [c.detach() for c in cls_outputs]
+        _, _, box = super().forward(silent, box_outputs, cls_targets, box_targets, num_positives)
+        labels = torch.cat([t.flatten(1) for t in cls_targets], dim=1)
+        cls = self.drloss(cls_outputs, torch.where(labels == -2, -1, labels + 1))
+        return cls + self.box_loss_weight * box, cls, box

@@ -1,0 +1,139 @@
+"""Dense heads of mmdetection 3 with a loss of drloss: RetinaNet, ATSS and FCOS.
+
+    runner = Runner.from_cfg(config)
+    adapt(runner.model)
+    runner.train()
+
+``loss_cls`` of the configuration is the wrong place: it is called once a pyramid level, with an average factor, on
+rows that no longer say which image they are of.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drloss.adapters.classifier import as_loss, become, is_untrained, start_from
+from drloss.losses import ImageLoss
+
+try:
+    from mmdet.models.dense_heads import ATSSHead, FCOSHead, RetinaHead
+except ImportError as error:
+    raise ImportError(
+        "drloss.adapters.mmdet needs mmdetection 3: pip install mmdet mmengine, and an mmcv built for your torch"
+    ) from error
+
+
+def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
+    """Put a loss in the place of the classification loss of a detector's head.
+
+    Args:
+        model: a detector whose ``bbox_head`` is a ``RetinaHead``, an ``ATSSHead`` or an ``FCOSHead``, or such a head;
+            it is changed in place.
+        loss: a loss module or its name.
+        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained. So
+            it does whenever ``init_weights`` is called, as a runner does before it loads weights.
+    Returns:
+        The model.
+    Raises:
+        TypeError: if the head is another.
+        ValueError: if the head has no sigmoid a class, or the loss does not fit.
+    """
+    chosen = as_loss(loss)
+    head: Any = getattr(model, "bbox_head", model)
+    kinds = {RetinaHead: DRRetinaHead, ATSSHead: DRATSSHead, FCOSHead: DRFCOSHead}
+    own = next((kind for kind, ours in kinds.items() if type(head) in (kind, ours)), None)
+    if own is None:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"adapt knows {names} of mmdet, not {type(head).__name__}, which may differ")
+    if not head.use_sigmoid_cls:
+        raise ValueError("loss_cls.use_sigmoid must be True in the configuration: a softmax has a background")
+    become(head, own, kinds[own])
+    head.loss_cls = Slot(chosen)
+    if is_untrained([head.classifier]) if reset is None else reset:
+        head.start()
+    return model
+
+
+class Slot(nn.Module):
+    """Stands in a head's ``loss_cls`` and keeps what it is given, level by level."""
+
+    def __init__(self, loss: ImageLoss) -> None:
+        super().__init__()
+        self.drloss = loss
+        self.given: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def forward(self, scores: Tensor, labels: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
+        """Scores (rows, K), labels (rows,) of 0..K-1 and K for background, weight 0 for neither."""
+        self.given.append((scores, labels, weight))
+        return scores.new_zeros(())
+
+    def taken(self, levels: list[Tensor], classes: int) -> Tensor:
+        """The loss of what was given since the last time.
+
+        Args:
+            levels: the head's maps, (N, A·K, H, W) each.
+            classes: K.
+        """
+        given, self.given = self.given, []
+        scores = torch.cat([s for s, _, _ in given])
+        labels = torch.cat([y for _, y, _ in given])
+        labels = torch.where(labels == classes, 0, labels + 1)
+        for_sure = [torch.ones_like(y, dtype=torch.bool) if w is None else w.reshape(-1) > 0 for _, y, w in given]
+        labels = torch.where(torch.cat(for_sure), labels, -1)
+        # Level by level, and in each image by image.
+        rows = [level.numel() // classes for level in levels]
+        images = len(levels[0])
+        loss: Tensor = self.drloss(
+            [part.reshape(images, -1, classes) for part in torch.split(scores, rows)],
+            [part.reshape(images, -1) for part in torch.split(labels, rows)],
+        )
+        return loss
+
+
+class _Head:
+    """What the heads have in common; before the host's head among the bases."""
+
+    classifier_name: str
+
+    @property
+    def classifier(self) -> Any:
+        return getattr(self, self.classifier_name)
+
+    def start(self) -> None:
+        """Let the classifier start from the loss's prior."""
+        own: Any = self
+        start_from([self.classifier], own.loss_cls.drloss.prior_probability, classes=own.num_classes)
+
+    def init_weights(self) -> None:
+        """As the host's, which starts from a score of 0.01, and then from the loss's own prior."""
+        host: Any = super()
+        host.init_weights()
+        if is_untrained([self.classifier]):
+            self.start()
+
+    def loss_by_feat(self, cls_scores: list[Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The host's losses, ``loss_cls`` of all levels and images at once."""
+        own: Any = self
+        host: Any = super()
+        own.loss_cls.given.clear()
+        losses: dict[str, Any] = host.loss_by_feat(cls_scores, *args, **kwargs)
+        return {**losses, "loss_cls": own.loss_cls.taken(cls_scores, own.num_classes)}
+
+
+class DRRetinaHead(_Head, RetinaHead):  # type: ignore[misc]
+    """RetinaNet's head."""
+
+    classifier_name = "retina_cls"
+
+
+class DRATSSHead(_Head, ATSSHead):  # type: ignore[misc]
+    """ATSS's head."""
+
+    classifier_name = "atss_cls"
+
+
+class DRFCOSHead(_Head, FCOSHead):  # type: ignore[misc]
+    """FCOS's head."""
+
+    classifier_name = "conv_cls"

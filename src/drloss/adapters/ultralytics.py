@@ -1,0 +1,110 @@
+"""YOLO detection models of ``ultralytics`` with a loss of drloss, through the model's public ``init_criterion``.
+
+ultralytics is under the AGPL-3.0. Nothing of it is copied here, and drloss neither depends on it nor imports it
+but in this module, which is imported when a model of it is handed over.
+
+Its trainer builds a model of its own, so that is where to adapt it::
+
+    class DRTrainer(DetectionTrainer):
+        def get_model(self, *args, **kwargs):
+            return adapt(super().get_model(*args, **kwargs))
+
+    YOLO("yolo11n.pt").train(data="coco8.yaml", trainer=DRTrainer)
+
+The assigner's soft targets say how well a box fits. What they are above 0 for counts as positive here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drloss.adapters.classifier import as_loss, become, is_untrained, start_from
+from drloss.losses import ImageLoss
+
+try:
+    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+except ImportError as error:
+    raise ImportError("drloss.adapters.ultralytics needs ultralytics (AGPL-3.0): pip install ultralytics") from error
+
+
+def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
+    """Put a loss in the place of the classification loss of a YOLO detection model.
+
+    Args:
+        model: a ``DetectionModel`` of YOLOv8 or later; it is changed in place.
+        loss: a loss module or its name.
+        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained.
+    Returns:
+        The model.
+    Raises:
+        TypeError: if the model is another.
+        ValueError: if the loss does not fit.
+    """
+    chosen = as_loss(loss)
+    become(model, DetectionModel, DRDetectionModel)
+    adapted: Any = model
+    adapted.criterion = None  # one of before would stay in use
+    adapted.drloss = chosen
+    heads = [adapted.model[-1].cv3, getattr(adapted.model[-1], "one2one_cv3", None)]
+    layers = [level[-1] for head in heads if head is not None for level in head]
+    if is_untrained(layers) if reset is None else reset:
+        start_from(layers, chosen.prior_probability, classes=adapted.model[-1].nc)
+    return model
+
+
+class DRDetectionModel(DetectionModel):  # type: ignore[misc]
+    """A detection model whose criterion has a loss of drloss for the classes."""
+
+    drloss: ImageLoss
+
+    @property
+    def drloss_sets(self) -> str | None:
+        """What is ranked by itself, where that is more than one set of candidates an image."""
+        two = getattr(self.model[-1], "one2one_cv3", None) is not None
+        return "head: one box to many, and one to one" if two else None
+
+    @property
+    def drloss_shares(self) -> tuple[float, ...] | None:
+        """Weights of the sets, which change as the training goes on."""
+        return (self.criterion.o2m, self.criterion.o2o) if isinstance(self.criterion, E2ELoss) else None
+
+    def init_criterion(self) -> Any:
+        """The host's criterion, with the loss in it."""
+        criterion = super().init_criterion()
+        for part in (criterion.one2many, criterion.one2one) if isinstance(criterion, E2ELoss) else (criterion,):
+            become(part, v8DetectionLoss, DRv8DetectionLoss)
+            part.drloss = self.drloss
+        return criterion
+
+
+class DRv8DetectionLoss(v8DetectionLoss):  # type: ignore[misc]
+    """The host's detection loss with a loss of drloss for the classes; boxes and assignment are the host's."""
+
+    drloss: ImageLoss
+    bce: Any
+
+    def get_assigned_targets_and_loss(
+        self, preds: dict[str, Tensor], batch: dict[str, Any], **options: Any
+    ) -> tuple[Any, Tensor, dict[str, Tensor]]:
+        """Losses (box, cls, dfl) of a batch; the host multiplies all three by the number of images."""
+        seen: list[Tensor] = []
+        own, self.bce = self.bce, _Seen(seen)
+        try:
+            assigned, loss, items = super().get_assigned_targets_and_loss(preds, batch, **options)
+        finally:
+            self.bce = own
+        cls = self.drloss(preds["scores"].transpose(1, 2), (seen[0] > 0).to(seen[0].dtype))
+        return assigned, torch.stack([loss[0], cls, loss[2]]), {**items, "cls_loss": cls.detach()}
+
+
+class _Seen:
+    """Stands where the host computes the binary cross-entropy of each score, and keeps the targets it is given."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        self.seen = seen
+
+    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
+        self.seen.append(targets)
+        return torch.zeros_like(scores)

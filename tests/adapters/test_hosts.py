@@ -1,0 +1,383 @@
+"""What every adapter does to its host's detector: the same properties for each."""
+
+import copy
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from drloss import DRLoss, adapters, check, dr_loss
+from drloss.adapters.classifier import is_untrained
+from drloss.losses.watch import watch
+from small_hosts import CLASSES, HOSTS, LABELS, SIZE, Host
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+"""Hosts warn of much that is their own."""
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(params=HOSTS)
+def host(request) -> Host:
+    HOSTS[request.param].make()  # skips where the host is absent
+    return HOSTS[request.param]
+
+
+def adapt(host, model=None, *args, **options):
+    """A detector of the host, a new one by default, with our loss."""
+    model = host.make() if model is None else model
+    adapters.adapt(host.part(model), *args, **options)
+    return model
+
+
+def classification(host, losses):
+    return {key: value for key, value in losses.items() if host.cls in key}
+
+
+def for_check(host):
+    """The step as ``check`` wants it: one classification loss."""
+
+    def step(model, batch):
+        losses = host.step(model, batch)
+        return {"cls": sum(classification(host, losses).values())}
+
+    return step
+
+
+def test_each_set_of_candidates_is_one_call_with_all_images_and_the_object_classes(host):
+    model = adapt(host)
+    with watch() as calls:
+        losses = host.step(model, host.batch())
+    assert len(calls) == host.sets
+    values = classification(host, losses)
+    for call in calls:
+        logits = torch.cat([x.flatten(2) if x.ndim == 4 else x.transpose(1, 2) for x in as_list(call.logits)], dim=2)
+        assert len(logits) == len(LABELS)
+        present = classes_in(call)
+        for image, own in enumerate(LABELS):
+            assert present[image] == {c + 1 for c in own}
+        assert all(x.shape[2] == CLASSES for x in as_list(call.logits) if x.ndim == 3)
+    if host.sets == len(values):
+        for call, value in zip(calls, values.values(), strict=True):
+            assert value.item() == pytest.approx(4 * call.value.item(), rel=1e-5)
+            again = dr_loss(call.logits, call.labels, **call.options)
+            assert value.item() == pytest.approx(4 * again.item(), rel=1e-5)
+
+
+def as_list(value):
+    return [value] if isinstance(value, torch.Tensor) else list(value)
+
+
+def classes_in(call):
+    """Of each image the set of its positive candidates' classes, 1..K."""
+    marks = torch.cat(as_list(call.labels), dim=1)
+    if marks.ndim == 3:
+        return [{int(c) + 1 for c in own.any(dim=0).nonzero().flatten()} for own in marks > 0]
+    return [set(own[own > 0].tolist()) for own in marks]
+
+
+def test_the_other_losses_are_the_hosts(host):
+    plain = host.make()
+    adapted = adapt(host, copy.deepcopy(plain), reset=False)
+    torch.manual_seed(1)
+    wanted = host.step(plain, host.batch())
+    torch.manual_seed(1)
+    found = host.step(adapted, host.batch())
+    assert wanted.keys() == found.keys()
+    others = wanted.keys() - classification(host, wanted).keys()
+    assert others
+    for key in others:
+        torch.testing.assert_close(found[key], wanted[key], msg=key)
+
+
+def test_the_gradient_of_the_others_is_the_hosts(host):
+    """With our loss weighted 0, what remains is the host's boxes' loss."""
+    plain = host.make()
+    adapted = adapt(host, copy.deepcopy(plain), DRLoss(cls_weight=1e-20), reset=False)
+    gradients = []
+    for model in (plain, adapted):
+        torch.manual_seed(1)
+        losses = host.step(model, host.batch())
+        if model is plain:
+            losses = {k: v for k, v in losses.items() if host.cls not in k}
+        sum(losses.values()).backward()
+        gradients.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any(bool(g.any()) for g in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_an_untrained_classifier_starts_at_a_half_and_a_trained_one_stays(host):
+    model = adapt(host)
+    assert host.layers(model)
+    assert all((layer.bias == 0).all() for layer in host.layers(model))
+    trained = host.make()
+    with torch.no_grad():
+        for layer in host.layers(trained):
+            layer.bias += torch.linspace(0, 1, len(layer.bias))
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    adapt(host, trained)
+    after = trained.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    adapt(host, trained, "focal", reset=True)
+    assert all(layer.bias[0].sigmoid().item() == pytest.approx(0.01, rel=1e-4) for layer in host.layers(trained))
+
+
+def test_check_is_green(host):
+    report = check(adapt(host), host.batch(), num_classes=CLASSES, step=for_check(host))
+    assert report.ok, str(report)
+    assert report.findings[0].ok, str(report)
+
+
+def test_training_lowers_the_loss(host):
+    model = adapt(host, None, DRLoss(neg_lambda=0.1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    seen = []
+    for _ in range(40):
+        losses = host.step(model, host.batch())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        seen.append(float(sum(classification(host, losses).values())))
+        if seen[-1] < 0.8 * seen[0]:
+            return
+    pytest.fail(f"{seen[0]} {seen[-1]}")
+
+
+def test_adapting_again_changes_the_loss_alone(host):
+    model = adapt(host, adapt(host, None, "focal"), DRLoss(neg_lambda=0.1))
+    assert [m.neg_lambda for m in model.modules() if isinstance(m, DRLoss)] == [0.1]
+    with watch() as calls:
+        host.step(model, host.batch())
+    assert len(calls) == host.sets
+
+
+def test_copies_and_pickles_are_adapted_too(host):
+    model = adapt(host)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items())
+        with watch() as calls:
+            host.step(other, host.batch())
+        assert len(calls) == host.sets
+
+
+# ------------------------------------------------------------------------ mmdetection
+
+
+@pytest.mark.parametrize("name", ["mmdet-retina", "mmdet-atss", "mmdet-fcos"])
+def test_mmdetections_init_weights_ends_at_the_losss_prior(name):
+    model = adapt(HOSTS[name])
+    model.bbox_head.init_weights()
+    assert (HOSTS[name].layers(model)[0].bias == 0).all()
+
+
+def test_mmdetections_undecided_anchors_are_ignored():
+    host = HOSTS["mmdet-retina"]
+    model = adapt(host)
+    model.bbox_head.assigner.neg_iou_thr = 0.1
+    with watch() as calls:
+        host.step(model, host.batch())
+    marks = torch.cat(as_list(calls[0].labels), dim=1)
+    assert (marks[:2] == -1).any()
+    assert not (marks[2] == -1).any()
+
+
+class InTheSlot(nn.Module):
+    """DRLoss where mmdetection's configuration would have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = DRLoss()
+
+    def forward(self, scores, labels, weight=None, avg_factor=1.0, **options):
+        marks = torch.where(labels == CLASSES, 0, labels + 1)
+        return self.loss(scores.unsqueeze(0), marks.unsqueeze(0)) / avg_factor
+
+
+@pytest.mark.parametrize(("name", "words"), [("mmdet-retina", "called 2 times"), ("mmdet-fcos", "saw 1 image(s)")])
+def test_a_loss_in_mmdetections_slot_is_told(name, words):
+    host = HOSTS[name]
+    model = host.make()
+    model.bbox_head.loss_cls = InTheSlot()
+    report = check(model, host.batch(), num_classes=CLASSES, step=for_check(host))
+    assert not report.ok
+    assert words in str(report)
+    assert "the classifier starts from a score of 0.01" in str(report)
+
+
+def test_a_softmax_head_of_mmdetection_is_refused():
+    model = HOSTS["mmdet-retina"].make()
+    model.bbox_head.use_sigmoid_cls = False
+    with pytest.raises(ValueError, match="use_sigmoid must be True"):
+        adapt(HOSTS["mmdet-retina"], model)
+
+
+# ------------------------------------------------------------------------ detectron2
+
+
+def test_detectron2s_running_mean_is_told():
+    host = HOSTS["detectron2-retinanet"]
+    model = adapt(host)
+    right = type(model).losses
+
+    class Divided(type(model)):
+        def losses(self, *args):
+            losses = right(self, *args)
+            return {**losses, "loss_cls": losses["loss_cls"] / self.loss_normalizer}
+
+    model.__class__ = Divided
+    report = check(model, host.batch(), num_classes=CLASSES, step=for_check(host))
+    assert not report.ok
+    assert "something divides it, such as a running mean of the number of positives" in str(report)
+
+
+def test_detectron2s_neither_and_background_are_taken_as_such():
+    host = HOSTS["detectron2-fcos"]
+    model = adapt(host)
+    with watch() as calls:
+        host.step(model, host.batch())
+    marks = torch.cat(as_list(calls[0].labels), dim=1)
+    assert marks.shape == (3, 80)
+    assert marks[0, [9, 66]].tolist() == [3, 3]
+    assert marks[1, [9, 10, 66, 67]].tolist() == [1, 2, 1, 2]
+    assert marks[:, 20].tolist() == [-1, -1, 0]
+    assert (marks != 0).sum() == 8
+
+
+# ------------------------------------------------------------------------ transformers
+
+
+def test_dividing_by_the_number_of_boxes_is_told():
+    host = HOSTS["rt-detr"]
+    model = adapt(host)
+    boxes = sum(map(len, LABELS))
+
+    def step(model, batch):
+        return {"cls": sum(classification(host, host.step(model, batch)).values()) / boxes}
+
+    report = check(model, host.batch(), num_classes=CLASSES, step=step)
+    assert not report.ok
+    assert "times too small: something divides it" in str(report)
+
+
+def test_rt_detrs_loss_is_the_sum_of_what_it_tells():
+    host = HOSTS["rt-detr"]
+    outputs = adapt(host)(**host.batch())
+    assert outputs.loss.item() == pytest.approx(sum(v.item() for v in outputs.loss_dict.values()), rel=1e-6)
+
+
+def test_hosts_loss_functions_are_left_alone():
+    host = HOSTS["rt-detr"]
+    plain = host.make()
+    torch.manual_seed(1)
+    before = host.step(plain, host.batch())["loss_vfl"]
+    adapt(host)
+    torch.manual_seed(1)
+    assert torch.equal(host.step(plain, host.batch())["loss_vfl"], before)
+    assert not hasattr(plain, "_loss_function")
+
+
+def test_detr_itself_is_refused():
+    HOSTS["rt-detr"].make()
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    config = DetrConfig(
+        backbone_config=ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic"
+        ),
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    with pytest.raises(TypeError, match="which DetrForObjectDetection does not have"):
+        adapters.adapt(DetrForObjectDetection(config))
+
+
+# ------------------------------------------------------------------------ ultralytics
+
+
+def test_ultralytics_multiplies_all_losses_by_the_images():
+    host = HOSTS["yolov8"]
+    model = adapt(host)
+    with watch() as calls:
+        loss, items = model(host.batch())
+    assert loss[1].item() == pytest.approx(len(LABELS) * 4 * calls[0].value.item(), rel=1e-6)
+    assert items["cls_loss"].item() == pytest.approx(4 * calls[0].value.item(), rel=1e-6)
+
+
+def test_a_trainer_of_ultralytics_can_set_its_settings_after_adapting():
+    host = HOSTS["yolov8"]
+    model = host.make()
+    settings = model.args
+    del model.args
+    adapt(host, model)
+    model.args = settings
+    assert host.step(model, host.batch())["loss_cls"] > 0
+
+
+# ------------------------------------------------------------------------ effdet
+
+
+def test_effdets_neither_is_ignored():
+    host = HOSTS["effdet"]
+    bench = adapt(host)
+    outputs = bench.model(host.batch()[0])
+    levels = [x.shape[2:] for x in outputs[0]]
+    anchors = outputs[0][0].shape[1] // CLASSES
+    targets = [torch.full((3, *size, anchors), -1) for size in levels]
+    targets[0][0, 1, 2, 3], targets[0][0, 3, 2, 1] = 1, -2
+    boxes = [torch.zeros(3, *size, 4 * anchors) for size in levels]
+    with watch() as calls:
+        total, cls, box = bench.loss_fn(*outputs, targets, boxes, torch.ones(3))
+    marks = calls[0].labels
+    width = levels[0][1]
+    assert marks[0, (width + 2) * anchors + 3] == 2
+    assert marks[0, (3 * width + 2) * anchors + 1] == -1
+    assert (marks != 0).sum() == 2
+    torch.testing.assert_close(total, cls + bench.loss_fn.box_loss_weight * box)
+
+
+# ------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("name", ["mmdet-retina", "detectron2-fcos", "yolov8", "effdet"])
+def test_a_class_that_may_differ_is_refused(name):
+    model = HOSTS[name].make()
+    part = {"mmdet-retina": "bbox_head", "effdet": "loss_fn"}.get(name)
+    holder = getattr(model, part) if part else model
+    holder.__class__ = type("Own", (type(holder),), {"__module__": type(holder).__module__})
+    with pytest.raises(TypeError, match="not Own, which may differ"):
+        adapt(HOSTS[name], model)
+
+
+@pytest.mark.parametrize("package", [p for p in adapters.HOSTS if p != "torchvision"])
+def test_an_absent_host_is_said_with_what_to_install(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import drloss.adapters.{package}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"ImportError: drloss.adapters.{package} needs " in done.stderr
+    assert "pip install " in done.stderr
+
+
+def test_an_untrained_classifier_is_one_whose_biases_are_all_the_same():
+    layer = nn.Conv2d(2, SIZE, 1)
+    assert not is_untrained([layer])
+    nn.init.constant_(layer.bias, -4.6)
+    assert is_untrained([layer])
