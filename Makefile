@@ -2,6 +2,7 @@
 # make test   set up, run the tests
 # make check  ruff and mypy        make slow  the slow tests too      make bench  benchmarks
 # make soak   the long form of the tests of reliability: what docs/reliability.md promises
+# make hosts  install the adapters' hosts beside it, and run their tests
 # make docs   check that README and docs say what is true
 # make clean  remove what was made, but for .venv
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 JOBS ?= auto
 
-.PHONY: setup demo test slow soak check format bench docs clean
+.PHONY: setup demo test slow soak hosts check format bench docs clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
@@ -33,6 +34,10 @@ slow: setup
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures build/reliability.json
+
+hosts: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[transformers,effdet,ultralytics,mmdet]' six
+	$(BIN)/python -m pytest -n $(JOBS) tests/adapters -rs
 
 check: setup
 	$(BIN)/ruff check .
