@@ -206,13 +206,15 @@ def _speed() -> list[str]:
 
 
 def _compared() -> list[str]:
-    """A line of README's table for each comparison on record."""
+    """A line of README's table for each comparison of focal and DR on record."""
     lines = ["| data | " + " | ".join(["AP, focal", "AP, DR", "what may be concluded"]) + " |", "|---|---:|---:|---|"]
     for name, path in studies.newest(studies.COMPARISON).items():
         record = studies.read_comparison(path)
         by_loss = {
             loss: [r["metrics"]["AP"] for r in record["runs"] if r["loss"] == loss] for loss in ("focal", "dr")
         }
+        if not all(by_loss.values()):
+            continue
         cells = [studies.plus_minus(values) for values in by_loss.values()]
         lines.append(f"| {name} | {' | '.join(cells)} | {record['verdicts'][0]} |")
     return lines
