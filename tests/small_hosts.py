@@ -175,71 +175,13 @@ def _detectron2(name: str, key: str) -> Host:
 # ------------------------------------------------------------------------ transformers
 
 
-def rt_detr():
+def detr(name):
+    """One of ``small_detr``."""
     needs("transformers")
     needs("scipy")
-    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+    import small_detr
 
-    backbone = RTDetrResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 16, 16],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    config = RTDetrConfig(
-        backbone_config=backbone,
-        encoder_hidden_dim=16,
-        encoder_in_channels=[16, 16, 16],
-        d_model=16,
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        num_queries=12,
-        decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        num_denoising=4,
-        num_labels=CLASSES,
-        dropout=0.0,
-        anchor_image_size=None,
-        hidden_expansion=0.5,
-    )
-    torch.manual_seed(0)
-    return RTDetrForObjectDetection(config).train()
-
-
-def deformable_detr():
-    needs("transformers")
-    needs("scipy")
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
-
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 16, 16],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    config = DeformableDetrConfig(
-        backbone_config=backbone,
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        d_model=32,
-        num_queries=12,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        num_feature_levels=3,
-        auxiliary_loss=True,
-        num_labels=CLASSES,
-        dropout=0.0,
-    )
-    torch.manual_seed(0)
-    return DeformableDetrForObjectDetection(config).train()
+    return small_detr.make(name)
 
 
 def detr_batch():
@@ -250,9 +192,9 @@ def detr_batch():
     return {"pixel_values": images(), "labels": targets}
 
 
-def _detr(make: Callable[[], nn.Module], cls: str, sets: int) -> Host:
+def _detr(name: str, cls: str, sets: int) -> Host:
     return Host(
-        make=make,
+        make=lambda: detr(name),
         batch=detr_batch,
         step=lambda model, batch: model(**batch).loss_dict,
         cls=cls,
@@ -330,8 +272,8 @@ HOSTS = {
     "mmdet-fcos": _mmdet("FCOSHead", "conv_cls"),
     "detectron2-retinanet": _detectron2("RetinaNet", "loss_cls"),
     "detectron2-fcos": _detectron2("FCOS", "loss_fcos_cls"),
-    "rt-detr": _detr(rt_detr, "loss_vfl", 5),
-    "deformable-detr": _detr(deformable_detr, "loss_ce", 2),
+    "rt-detr": _detr("rt_detr", "loss_vfl", 5),
+    "deformable-detr": _detr("deformable_detr", "loss_ce", 2),
     "yolov8": Host(lambda: yolo("yolov8n"), yolo_batch, yolo_step, "loss_cls", yolo_layers),
     "yolo26": Host(lambda: yolo("yolo26n"), yolo_batch, yolo_step, "loss_cls", yolo_layers, sets=2),
     "effdet": Host(

@@ -117,6 +117,8 @@ def test_a_prior_of_a_hundredth_is_told_and_a_trained_classifier_is_not_blamed()
     assert re.search(r"starts from a score of 0\.0\d+: set its bias to 0", str(report))
     trained = Head(prior=0.01)
     nn.init.normal_(trained.layer.weight, std=0.1)
+    assert verdicts(check(trained, images_and_targets()))["starting score"] is False  # wide weights, the first bias
+    nn.init.normal_(trained.layer.bias, mean=-4)
     assert verdicts(check(trained, images_and_targets()))["starting score"] is None
 
 
@@ -167,6 +169,49 @@ def test_the_classification_loss_must_be_told_from_the_others():
         check(Head(), images_and_targets(), step=step, classification="cls")
     with pytest.raises(ValueError, match="must return a tensor or a mapping of tensors, got NoneType"):
         check(Head(), images_and_targets(), step=lambda model, batch: model(*batch) and None)
+
+
+class Layers(Head):
+    """Two decoder layers, each with candidates of its own, and an output like that of transformers."""
+
+    def forward(self, images, targets):
+        parts, labels = {}, torch.zeros(len(images), 64, dtype=torch.int64)
+        for image, target in enumerate(targets):
+            labels[image, : len(target["labels"])] = target["labels"]
+        logits = self.layer(images).flatten(2).transpose(1, 2)
+        for key in ("loss_ce", "loss_ce_0"):
+            parts |= {key: self.put([logits], [labels]), key.replace("ce", "bbox"): logits.sum() * 0}
+        return {"loss": sum(parts.values()), "loss_dict": parts, "enc_outputs_class": logits}
+
+
+def test_a_call_for_each_candidate_set_is_right_where_the_model_says_how_many_it_has():
+    report = check(Layers(), images_and_targets())
+    assert verdicts(report)["called once"] is False
+    assert "says how many in an attribute drloss_calls" in str(report)
+    model = Layers()
+    model.drloss_calls = 2
+    report = check(model, images_and_targets())
+    assert report.ok, str(report)
+    assert "for each of 2 candidate sets" in str(report)
+    assert verdicts(report)["normaliser"] is True
+    assert check(model, images_and_targets(), classification="loss_ce").ok
+    with pytest.raises(ValueError, match="must be one of loss_ce, loss_bbox, loss_ce_0, loss_bbox_0, got 'loss_cls'"):
+        check(model, images_and_targets(), classification="loss_cls")
+    model.drloss_calls = 3
+    report = check(model, images_and_targets())
+    assert "called 2 times in one step, with 64, 64 anchors: the model has 3 candidate sets" in str(report)
+    divided = Layers("divided")
+    divided.drloss_calls = 2
+    assert "it was divided by the number of positives, 7" in str(check(divided, images_and_targets()))
+
+
+def test_class_labels_from_zero_are_no_background_channel():
+    def step(model, batch):
+        return model(batch[0], [{"labels": t["class_labels"] + 1} for t in batch[1]])
+
+    images, targets = images_and_targets()
+    named = [{"class_labels": t["labels"].clamp(min=2) - 1} for t in targets]  # nothing of the first class
+    assert verdicts(check(Head(), (images, named), step=step))["background channel"] is None
 
 
 def test_maps_and_lists_of_levels_are_read_as_the_loss_reads_them():

@@ -255,61 +255,6 @@ def test_detectron2s_neither_and_background_are_taken_as_such():
     assert (marks != 0).sum() == 8
 
 
-# ------------------------------------------------------------------------ transformers
-
-
-def test_dividing_by_the_number_of_boxes_is_told():
-    host = HOSTS["rt-detr"]
-    model = adapt(host)
-    boxes = sum(map(len, LABELS))
-
-    def step(model, batch):
-        return {"cls": sum(classification(host, host.step(model, batch)).values()) / boxes}
-
-    report = check(model, host.batch(), num_classes=CLASSES, step=step)
-    assert not report.ok
-    assert "times too small: something divides it" in str(report)
-
-
-def test_rt_detrs_loss_is_the_sum_of_what_it_tells():
-    host = HOSTS["rt-detr"]
-    outputs = adapt(host)(**host.batch())
-    assert outputs.loss.item() == pytest.approx(sum(v.item() for v in outputs.loss_dict.values()), rel=1e-6)
-
-
-def test_hosts_loss_functions_are_left_alone():
-    host = HOSTS["rt-detr"]
-    plain = host.make()
-    torch.manual_seed(1)
-    before = host.step(plain, host.batch())["loss_vfl"]
-    adapt(host)
-    torch.manual_seed(1)
-    assert torch.equal(host.step(plain, host.batch())["loss_vfl"], before)
-    assert not hasattr(plain, "_loss_function")
-
-
-def test_detr_itself_is_refused():
-    HOSTS["rt-detr"].make()
-    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
-
-    config = DetrConfig(
-        backbone_config=ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic"
-        ),
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-    )
-    with pytest.raises(TypeError, match="which DetrForObjectDetection does not have"):
-        adapters.adapt(DetrForObjectDetection(config))
-
-
 # ------------------------------------------------------------------------ ultralytics
 
 

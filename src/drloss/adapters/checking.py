@@ -16,6 +16,8 @@ SPREAD = 0.5
 """Standard deviation of the logits below which a classifier is taken for untrained."""
 CLOSE = 0.02
 """Relative difference up to which two losses are the same."""
+CLASS_WORDS = ("cls", "class", "_ce", "vfl")
+"""What a key of a classification loss has in it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def check(
         step: ``step(model, batch)`` returns the losses, a tensor or a mapping. By default ``model(*batch)``, or
             ``model(**batch)`` for a mapping.
         classification: key of the classification loss, where the losses are a mapping; by default the one key that
-            speaks of classes. A tensor is taken for the classification loss itself.
+            speaks of classes. A tensor is taken for the classification loss itself. Of an output with a
+            ``loss_dict``, as transformers has it, the losses are those, and each decoder layer's counts.
     Returns:
         The report.
     Raises:
@@ -92,16 +95,20 @@ def check(
 
 def _classification_loss(losses: Any, key: str | None) -> Tensor:
     if isinstance(losses, Mapping):
+        layers = losses.get("loss_dict")
+        if isinstance(layers, Mapping):
+            losses = layers
         if key is None:
-            found = [k for k in losses if any(word in str(k).lower() for word in ("cls", "class", "_ce"))]
-            if len(found) != 1:
+            found = [k for k in losses if any(word in str(k).lower() for word in CLASS_WORDS)]
+            if len(found) != 1 and not (found and losses is layers):
                 raise ValueError(
                     f"classification must name the classification loss, one of {', '.join(map(str, losses))}"
                 )
-            key = found[0]
-        if key not in losses:
-            raise ValueError(f"classification must be one of {', '.join(map(str, losses))}, got {key!r}")
-        losses = losses[key]
+        else:
+            found = [k for k in losses if k == key or (losses is layers and str(k).startswith(f"{key}_"))]
+            if not found:
+                raise ValueError(f"classification must be one of {', '.join(map(str, losses))}, got {key!r}")
+        losses = losses[found[0]] if len(found) == 1 else [losses[k] for k in found]
     if isinstance(losses, Sequence):
         losses = torch.stack([torch.as_tensor(part) for part in losses]).sum()
     if not isinstance(losses, Tensor):
@@ -184,7 +191,7 @@ def _findings(
 ) -> list[Finding]:
     images = _images(batch)
     return [
-        _one_call(calls, model),
+        _calls(calls, model),
         _per_image(calls, images),
         _value(calls, value, model),
         _prior(calls, model),
@@ -195,25 +202,31 @@ def _findings(
 
 
 def _declared(model: nn.Module, name: str) -> Any:
-    """What an adapter says of its model: ``drloss_sets``, ``drloss_shares`` or ``drloss_start``; None if it does not.
+    """What an adapter says of its model: ``drloss_calls``, ``drloss_shares`` or ``drloss_start``; else None.
 
-    The first is what is ranked by itself, where an image has more than one set of candidates, each with its call;
-    the second is the weight of each call; the third is the score that a classifier starts from, where it is not 0.5.
+    The first is the number of candidate sets of an image, where that is more than one, each of which has its call;
+    the second is the weight of each; the third is the score that a classifier starts from, where it is not 0.5.
     """
-    return next(filter(None, (getattr(module, name, None) for module in model.modules())), None)
+    return next((getattr(m, name) for m in model.modules() if getattr(m, name, None) is not None), None)
 
 
-def _one_call(calls: list[Call], model: nn.Module) -> Finding:
-    if sets := _declared(model, "drloss_sets"):
-        return Finding("called once", True, f"{len(calls)} times, once for each {sets}")
-    if len(calls) == 1:
-        return Finding("called once", True, "all pyramid levels are ranked together")
+def _calls(calls: list[Call], model: nn.Module) -> Finding:
+    """Whether each candidate set is one call: an image is one, in a DETR each of its decoder layers."""
+    name = "called once"
+    wanted = _declared(model, "drloss_calls") or 1
+    if len(calls) == wanted:
+        several = f"for each of {wanted} candidate sets, as the model has it"
+        return Finding(name, True, "all pyramid levels are ranked together" if wanted == 1 else several)
     sizes = ", ".join(str(_rows(call).shape[1]) for call in calls)
+    seen = f"the loss was called {len(calls)} times in one step, with {sizes} anchors"
+    if wanted > 1:
+        words = f"{seen}: the model has {wanted} candidate sets; hand each over in one call, with all images"
+        return Finding(name, False, words)
     return Finding(
-        "called once",
+        name,
         False,
-        f"the loss was called {len(calls)} times in one step, with {sizes} anchors: an image is one distribution "
-        "over all pyramid levels; hand them over in one call, as a list",
+        f"{seen}: an image is one distribution over all pyramid levels; hand them over in one call, as a list (a "
+        "model whose decoder layers are candidate sets of their own says how many in an attribute drloss_calls)",
     )
 
 
@@ -221,7 +234,7 @@ def _per_image(calls: list[Call], images: int | None) -> Finding:
     name = "per image"
     if any(call.options["scope"] == "pooled" for call in calls):
         return Finding(name, False, 'scope="pooled" ranks all images in one distribution: leave it at "per_image"')
-    seen = _rows(calls[0]).shape[0]
+    seen = next((n for n in (_rows(call).shape[0] for call in calls) if n != images), images)
     if images is None:
         return Finding(name, None, f"the loss saw {seen} image(s); the batch does not say how many it has")
     if seen == images:
@@ -237,7 +250,9 @@ def _value(calls: list[Call], value: Tensor, model: nn.Module) -> Finding:
     """Whether the loss that is differentiated is τ times the mean over images."""
     name = "normaliser"
     seen = float(value.detach())
-    shares = _declared(model, "drloss_shares") or [1.0] * len(calls)
+    shares = _declared(model, "drloss_shares")
+    if shares is None or len(shares) != len(calls):
+        shares = [1.0] * len(calls)
     called = sum(s * float(call.value.detach().double().mean()) for s, call in zip(shares, calls, strict=True))
     if called == 0:
         return Finding(name, None, "the loss is 0: the batch has nothing to learn from")
@@ -248,10 +263,13 @@ def _value(calls: list[Call], value: Tensor, model: nn.Module) -> Finding:
         if any(call.options["reduction"] == "sum" for call in calls):
             return Finding(name, None, f"a sum over {images} images: is the learning rate meant for that?")
         return Finding(name, True, f"the loss is {seen:.4g}, {ratio:.3g} times the mean over images")
-    positives = sum(float(_labels(call)[0].sum()) for call in calls)
-    for divisor, what in ((positives, "positives"), (positives / images, "positives of an image")):
-        if any(_same(ratio * divisor, weight) for weight in weights):
-            words = f"it was divided by the number of {what}, {divisor:.3g}"
+    # Each call by its own positives: a DETR's denoising queries have more of them than the others.
+    counts = [max(float(_labels(call)[0].sum()), 1.0) for call in calls]
+    divided = sum(float(call.value.detach().double().mean()) / n for call, n in zip(calls, counts, strict=True))
+    for parts, what in ((1, "positives"), (images, "positives of an image")):
+        if any(_same(seen / (divided * parts), weight) for weight in weights):
+            number = " to ".join(f"{n / parts:.3g}" for n in sorted({min(counts), max(counts)}))
+            words = f"it was divided by the number of {what}, {number}"
             return Finding(name, False, f"the loss is {seen:.3g}: {words}; divide it by nothing")
     if ratio < min(weights):
         words = f"the loss is {seen:.3g}, {min(weights) / ratio:.3g} times too small: something divides it"
@@ -271,13 +289,21 @@ def _prior(calls: list[Call], model: nn.Module) -> Finding:
     wanted = _declared(model, "drloss_start") or 0.5
     if wanted / 2 <= score <= (1 + wanted) / 2:
         return Finding(name, True, f"the mean score is {score:.2g}")
-    if spread > SPREAD:
+    if spread > SPREAD and _lowest_start(model, _rows(calls[0]).shape[2]) >= wanted / 2:
         return Finding(name, None, f"the mean score is {score:.2g}, of a classifier that seems to be trained already")
     return Finding(
         name,
         False,
         f"the classifier starts from a score of {score:.2g}: set its bias to 0, for 0.5 (a focal loss wants 0.01)",
     )
+
+
+def _lowest_start(model: nn.Module, classes: int) -> float:
+    """Lowest score that a layer with a channel for each class starts from; 1 where all of them seem to be trained."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    shared = [b[0] for b in biases if len(b) > 1 and len(b) % classes == 0 and torch.equal(b, b[:1].expand_as(b))]
+    return min((float(bias.sigmoid()) for bias in shared), default=1.0)
 
 
 def _background(calls: list[Call], batch: Any, num_classes: int | None) -> Finding:
@@ -307,14 +333,14 @@ def _background(calls: list[Call], batch: Any, num_classes: int | None) -> Findi
 
 
 def _label_set(batch: Any) -> set[int]:
-    """Labels in a batch's targets, where there are dicts with labels in it."""
+    """Labels in a batch's targets, where there are dicts with labels in it; ``class_labels`` count from 0 anyway."""
     found: set[int] = set()
     stack = [batch]
     while stack:
         item = stack.pop()
         if isinstance(item, Mapping):
             for key, value in item.items():
-                if key in ("labels", "class_labels") and isinstance(value, Tensor):
+                if key == "labels" and isinstance(value, Tensor):
                     found |= set(value.flatten().tolist())
                 elif not isinstance(value, Tensor):
                     stack.append(value)

@@ -1,146 +1,260 @@
-"""Detection transformers of Hugging Face ``transformers`` with a loss of drloss.
+"""Detectors of the DETR family in Hugging Face transformers with a loss of drloss.
 
-    model = adapt(RTDetrForObjectDetection.from_pretrained(checkpoint, num_labels=20, ignore_mismatched_sizes=True))
-
-Known are the models with a sigmoid a class: RT-DETR (v1, v2), Deformable DETR, Conditional DETR and DAB-DETR. An
-image's candidates are its queries: those matched to a box are positive, all others negative. Each decoder layer that
-has a loss of its own is a set of candidates of its own, and so are the encoder's proposals and RT-DETR's denoising
-queries. DETR itself has a softmax with a no-object class, and is not taken.
+Taken are those whose classes are sigmoids over object classes alone: RT-DETR and RT-DETR v2, Deformable DETR,
+Conditional DETR and DAB-DETR. Their candidates are the queries: those that the host's Hungarian matching gives an
+object are positives of its class, and all others are negatives. Each decoder layer has queries of its own, and so it
+is a candidate set of its own, with one call of the loss over all images.
 """
 
-from collections.abc import Callable
-from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from drloss.adapters.classifier import as_loss, is_untrained, start_from
+from drloss.adapters.classifier import as_loss, bias_of, is_untrained, start_from
 from drloss.losses import ImageLoss
 
 try:
-    from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
+    from transformers import (
+        ConditionalDetrForObjectDetection,
+        DabDetrForObjectDetection,
+        DeformableDetrForObjectDetection,
+        RTDetrForObjectDetection,
+        RTDetrV2ForObjectDetection,
+    )
+    from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
     from transformers.loss.loss_rt_detr import RTDetrLoss
-    from transformers.modeling_utils import PreTrainedModel
+    from transformers.loss.loss_utils import LOSS_MAPPING
 except ImportError as error:
     raise ImportError(
-        "drloss.adapters.transformers needs transformers 5 and scipy: pip install transformers scipy"
+        "drloss.adapters.transformers needs transformers 5, scipy and pillow: pip install 'transformers>=5' scipy pillow"
     ) from error
 
-CLASSIFIERS = ("class_embed", "enc_score_head", "class_labels_classifier")
-"""Names of the modules with a classifier's last layers, in all models that are known."""
-Matches = list[tuple[Tensor, Tensor]]
-Outputs = dict[str, Tensor]
+RT_DETR = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection)
+DEFORMABLE_DETR = (
+    DeformableDetrForObjectDetection,
+    ConditionalDetrForObjectDetection,
+    DabDetrForObjectDetection,
+)
 Targets = list[dict[str, Tensor]]
+Matches = list[tuple[Tensor, Tensor]]
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
-    """Put a loss in the place of the classification loss of a detection transformer.
+    """Put a loss in the place of the classification loss of a detector of the DETR family.
 
     Args:
-        model: for object detection; it is changed in place.
+        model: of transformers, one of :data:`RT_DETR` or :data:`DEFORMABLE_DETR`; this instance alone is changed.
         loss: a loss module or its name.
-        reset: whether the classifiers start anew from the loss's prior; by default where they were never trained.
+        reset: whether the classifiers of all decoder layers, and that of RT-DETR's encoder, start anew from the
+            loss's prior. By default they do where they have never been trained.
     Returns:
         The model.
     Raises:
-        TypeError: if the model is another.
+        TypeError: if the model is another, or has a loss function that is not its class's own.
         ValueError: if the loss does not fit.
     """
+    host: Any = model
+    known = (*RT_DETR, *DEFORMABLE_DETR)
+    if type(model) not in known:
+        names = ", ".join(kind.__name__ for kind in known)
+        raise TypeError(
+            f"adapt knows {names} of transformers, not {type(model).__name__}: other detectors rank no sigmoids over "
+            "object classes alone, or divide their queries in another way"
+        )
+    adapted = isinstance(getattr(host, "drloss", None), Criterion)
+    if not adapted and host.loss_function is not LOSS_MAPPING[type(model).__name__]:
+        raise TypeError(f"model has a loss function of its own beside that of {type(model).__name__}: take it out")
     chosen = as_loss(loss)
-    adapted: Any = model
-    function = adapted.loss_function if isinstance(model, PreTrainedModel) else None
-    if isinstance(function, Criterion):
-        function.drloss = chosen
-    else:
-        # By the property itself: assigning a module would register it and leave the property as it is.
-        PreTrainedModel.loss_function.fset(model, Criterion(_known(model, function), chosen))
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part in CLASSIFIERS for part in name.split("."))
-    ]
-    if is_untrained(layers) if reset is None else reset:
-        start_from(layers, chosen.prior_probability, classes=layers[0].out_features)
+    criterion = Criterion(chosen, host.config, rt_detr=type(model) in RT_DETR)
+    host.add_module("drloss", criterion)
+    host.loss_function = criterion.step  # no module: transformers takes a function of this instance's own
+    layers = classifiers(host)
+    if _never_trained(layers, host.config) if reset is None else reset:
+        start_from(layers, chosen.prior_probability, classes=host.config.num_labels)
     return model
 
 
-def _known(model: nn.Module, function: Any) -> Callable[..., Any]:
-    if isinstance(function, FunctionType) and any(name in function.__code__.co_names for name in CRITERIA):
-        return function
-    raise TypeError(f"adapt knows the losses of {', '.join(CRITERIA)}, which {type(model).__name__} does not have")
+def classifiers(model: Any) -> list[Any]:
+    """The classifiers of a detector: of each decoder layer, shared or not, and of RT-DETR's encoder."""
+    if type(model) in RT_DETR:
+        return [*model.model.decoder.class_embed, model.model.enc_score_head]
+    heads = getattr(model, "class_labels_classifier", None) or model.class_embed
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def _never_trained(layers: list[Any], config: Any) -> bool:
+    """Whether the biases are as initialisation leaves them; one class alone tells by transformers' own start."""
+    if config.num_labels > 1:
+        return is_untrained(layers)
+    prior = getattr(config, "initializer_bias_prior_prob", None) or 0.5
+    return all(
+        any(abs(float(layer.bias.detach()) - start) < 0.02 for start in (0.0, bias_of(prior))) for layer in layers
+    )
 
 
 class Criterion(nn.Module):
-    """The host's loss function, with a loss of drloss for the classes in the criterion that it makes.
+    """The losses of a detector's step, with a loss of drloss for the classes.
 
-    Args:
-        function: of ``transformers.loss``; it is left as it is, a copy of it uses another criterion.
-        loss: a loss module.
+    Attributes:
+        drloss: the loss.
+        config: of the detector, as transformers reads it in each step.
+        rt_detr: whether the detector is an RT-DETR.
     """
 
-    drloss_sets = "set of queries: decoder layers, the encoder's proposals, denoising"
-
-    def __init__(self, function: Callable[..., Any], loss: ImageLoss) -> None:
+    def __init__(self, loss: ImageLoss, config: Any, *, rt_detr: bool) -> None:
         super().__init__()
-        self.function = function
+        self.drloss = loss
+        self.config = config
+        self.rt_detr = rt_detr
+
+    @property
+    def drloss_calls(self) -> int:
+        """Number of candidate sets in a training step with objects, each of which is one call of the loss."""
+        layers = int(self.config.decoder_layers)
+        if not self.config.auxiliary_loss:
+            return 1
+        if not self.rt_detr:
+            return layers
+        return layers + 1 + (layers if self.config.num_denoising > 0 else 0)
+
+    def step(
+        self,
+        logits: Tensor,
+        labels: Targets,
+        device: Any,
+        pred_boxes: Tensor,
+        config: Any,
+        outputs_class: Tensor | None = None,
+        outputs_coord: Tensor | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
+        """What transformers calls as a model's ``loss_function``.
+
+        Args:
+            logits: (N, Q, K) of the last decoder layer; an RT-DETR's denoising queries come first.
+            labels: of each image, a dict with ``class_labels`` (B,), 0..K-1, and ``boxes`` (B, 4).
+            device: of no use here.
+            pred_boxes: (N, Q, 4).
+            config: of the detector.
+            outputs_class, outputs_coord: of all layers, (N, L, Q, K) of an RT-DETR, else (L, N, Q, K); None without
+                auxiliary losses.
+            others: of an RT-DETR, its encoder's proposals and where its denoising queries are.
+        Returns:
+            The loss, its parts by transformers' names, and the outputs of the auxiliary layers.
+        """
+        if self.rt_detr:
+            return self._rt_detr(logits, labels, pred_boxes, config, outputs_class, outputs_coord, **others)
+        outputs: dict[str, Any] = {"logits": logits, "pred_boxes": pred_boxes}
+        if config.auxiliary_loss and outputs_class is not None and outputs_coord is not None:
+            outputs["auxiliary_outputs"] = _layers(outputs_class[:-1], outputs_coord[:-1])
+        parts = DeformableDetrClassLoss(config, self.drloss)(outputs, labels)
+        weights = {
+            "loss_ce": 1.0,
+            "loss_bbox": config.bbox_loss_coefficient,
+            "loss_giou": config.giou_loss_coefficient,
+        }
+        weighted = [weights.get(key.rstrip("_0123456789"), 0) * value for key, value in parts.items()]
+        return torch.stack(weighted).sum(), parts, outputs.get("auxiliary_outputs")
+
+    def _rt_detr(
+        self,
+        logits: Tensor,
+        labels: Targets,
+        pred_boxes: Tensor,
+        config: Any,
+        outputs_class: Any,
+        outputs_coord: Any,
+        enc_topk_logits: Any = None,
+        enc_topk_bboxes: Any = None,
+        denoising_meta_values: dict[str, Any] | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
+        noised = denoising_meta_values["dn_num_split"][0] if denoising_meta_values else 0
+        outputs: dict[str, Any] = {"logits": logits[:, noised:], "pred_boxes": pred_boxes[:, noised:]}
+        if config.auxiliary_loss:
+            classes, boxes = outputs_class.transpose(0, 1), outputs_coord.transpose(0, 1)
+            outputs["auxiliary_outputs"] = [
+                *_layers(classes[:-1, :, noised:], boxes[:-1, :, noised:]),
+                *_layers([enc_topk_logits], [enc_topk_bboxes]),
+            ]
+            if denoising_meta_values:
+                outputs["denoising_meta_values"] = denoising_meta_values
+                padding = denoising_padding(denoising_meta_values, labels)
+                outputs["dn_auxiliary_outputs"] = [
+                    {**layer, "padding": padding} for layer in _layers(classes[:, :, :noised], boxes[:, :, :noised])
+                ]
+        parts = RTDetrClassLoss(config, self.drloss)(outputs, labels)
+        return torch.stack(list(parts.values())).sum(), parts, outputs.get("auxiliary_outputs")
+
+
+def _layers(logits: Any, boxes: Any) -> list[dict[str, Tensor]]:
+    return [{"logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
+
+
+def denoising_padding(meta: dict[str, Any], labels: Targets) -> Tensor:
+    """Denoising queries that stand for no object.
+
+    A group has a near and a far query for each object of the batch's fullest image; in the others, some stand for
+    nothing.
+
+    Args:
+        meta: RT-DETR's ``denoising_meta_values``.
+        labels: of each image.
+    Returns:
+        (N, Q) bool of the denoising queries.
+    """
+    queries = meta["dn_num_split"][0]
+    counts = [len(target["class_labels"]) for target in labels]
+    slots = torch.arange(queries, device=labels[0]["class_labels"].device) % (queries // (2 * meta["dn_num_group"]))
+    padding: Tensor = slots >= torch.tensor(counts, device=slots.device).unsqueeze(1)
+    return padding
+
+
+class _ClassLoss:
+    """The part that the criteria of transformers share: the loss of one candidate set."""
+
+    drloss: ImageLoss
+
+    def of_set(self, outputs: dict[str, Tensor], targets: Targets, indices: Matches) -> Tensor:
+        """Loss of all images' queries of one layer.
+
+        Args:
+            outputs: ``logits`` (N, Q, K), and ``padding`` (N, Q) bool where some queries count in neither set.
+            targets: of each image.
+            indices: of each image, matched queries and their objects.
+        """
+        logits = outputs["logits"]
+        labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+        for row, target, (queries, objects) in zip(labels, targets, indices, strict=True):
+            row[queries] = target["class_labels"][objects].to(row) + 1
+        if "padding" in outputs:
+            labels[outputs["padding"]] = -1
+        loss: Tensor = self.drloss(logits, labels)
+        return loss
+
+
+class RTDetrClassLoss(_ClassLoss, RTDetrLoss):  # type: ignore[misc]
+    """The criterion of an RT-DETR with a loss of drloss, whose weight is its own ``cls_weight``."""
+
+    def __init__(self, config: Any, loss: ImageLoss) -> None:
+        super().__init__(config)
+        self.drloss = loss
+        self.weight_dict["loss_vfl"] = 1.0
+
+    def loss_labels_vfl(self, outputs: Any, targets: Any, indices: Any, num_boxes: Any) -> dict[str, Tensor]:
+        """The classification loss of one layer; ``num_boxes`` divides the box losses alone."""
+        return {"loss_vfl": self.of_set(outputs, targets, indices)}
+
+
+class DeformableDetrClassLoss(_ClassLoss, DeformableDetrImageLoss):  # type: ignore[misc]
+    """The criterion of a Deformable, Conditional or DAB-DETR with a loss of drloss."""
+
+    def __init__(self, config: Any, loss: ImageLoss) -> None:
+        matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+        super().__init__(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes", "cardinality"])
         self.drloss = loss
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the host's function returns."""
-        function: Any = self.function
-        own = {name: partial(criterion, drloss=self.drloss) for name, criterion in CRITERIA.items()}
-        with_ours = FunctionType(
-            function.__code__,
-            {**function.__globals__, **own},
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        with_ours.__kwdefaults__ = function.__kwdefaults__
-        return with_ours(*args, **kwargs)
-
-
-def _labels(outputs: Outputs, targets: Targets, indices: Matches) -> Tensor:
-    """(N, queries) of 0 and 1..K."""
-    logits = outputs["logits"]
-    labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-    for row, target, (queries, boxes) in zip(labels, targets, indices, strict=True):
-        row[queries.to(row.device)] = target["class_labels"].to(row.device)[boxes.to(row.device)] + 1
-    return labels
-
-
-class DRRTDetrLoss(RTDetrLoss):  # type: ignore[misc]
-    """RT-DETR's criterion with a loss of drloss."""
-
-    def __init__(self, config: Any, drloss: ImageLoss) -> None:
-        super().__init__(config)
-        self.drloss = drloss
-
-    def loss_labels_vfl(
-        self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: float, log: bool = True
-    ) -> dict[str, Tensor]:
-        """Loss of one set of queries; the number of boxes divides nothing."""
-        return {"loss_vfl": self.drloss(outputs["logits"], _labels(outputs, targets, indices))}
-
-
-class DRDeformableDetrLoss(DeformableDetrImageLoss):  # type: ignore[misc]
-    """Deformable DETR's criterion with a loss of drloss."""
-
-    def __init__(self, *args: Any, drloss: ImageLoss, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.drloss = drloss
-
-    def loss_labels(
-        self, outputs: Outputs, targets: Targets, indices: Matches, num_boxes: float
-    ) -> dict[str, Tensor]:
-        """Loss of one set of queries; the number of boxes divides nothing."""
-        return {"loss_ce": self.drloss(outputs["logits"], _labels(outputs, targets, indices))}
-
-
-CRITERIA: dict[str, type[nn.Module]] = {
-    "RTDetrLoss": DRRTDetrLoss,
-    "DeformableDetrImageLoss": DRDeformableDetrLoss,
-}
-"""The host's criteria, and ours in their place."""
+    def loss_labels(self, outputs: Any, targets: Any, indices: Any, num_boxes: Any) -> dict[str, Tensor]:
+        """The classification loss of one layer; ``num_boxes`` divides the box losses alone."""
+        return {"loss_ce": self.of_set(outputs, targets, indices)}

@@ -60,10 +60,9 @@ class DRDetectionModel(DetectionModel):  # type: ignore[misc]
     drloss: ImageLoss
 
     @property
-    def drloss_sets(self) -> str | None:
-        """What is ranked by itself, where that is more than one set of candidates an image."""
-        two = getattr(self.model[-1], "one2one_cv3", None) is not None
-        return "head: one box to many, and one to one" if two else None
+    def drloss_calls(self) -> int:
+        """Sets of candidates: a model without NMS has a second head, with one candidate a box."""
+        return 1 if getattr(self.model[-1], "one2one_cv3", None) is None else 2
 
     @property
     def drloss_shares(self) -> tuple[float, ...] | None:
