@@ -27,7 +27,7 @@ try:
     from transformers.loss.loss_utils import LOSS_MAPPING
 except ImportError as error:
     raise ImportError(
-        "drloss.adapters.transformers needs transformers 5, scipy and pillow: pip install 'transformers>=5' scipy pillow"
+        "drloss.adapters.transformers needs transformers 5: pip install 'transformers>=5' scipy pillow"
     ) from error
 
 RT_DETR = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection)
