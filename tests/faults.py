@@ -251,6 +251,18 @@ def at_image(index, do, rank=None):
         Annotations.load_image = patched
 
 
+def before(module, name, do):
+    """``do`` whenever a module's function is called."""
+    loaded = importlib.import_module(module)
+    original = getattr(loaded, name)
+
+    def patched(*args, **kwargs):
+        _act(do)
+        return original(*args, **kwargs)
+
+    setattr(loaded, name, patched)
+
+
 def constant(module, name, value):
     """Another value for a module's constant, such as a timeout."""
     loaded = importlib.import_module(module)

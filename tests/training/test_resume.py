@@ -11,7 +11,7 @@ import pytest
 
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint
 from drloss.training.log import EVALUATIONS, METRICS
-from faults import at_step, fault, in_save, slow_disk, start, tiny_run, wait_until
+from faults import at_step, before, fault, in_save, slow_disk, start, tiny_run, wait_until
 
 RUN = {"eval_every": 3, "max_iters": 6}
 SAVES = ["write", "fsync", "replace", "unlink"]
@@ -127,10 +127,9 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_exit_code_0(whole, tmp_path, 
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing_to_resume_and_exits_with_130(tmp_path):
-    child = start(tiny_run(tmp_path / "run", data="shapes:train=20000,size=32"), tmp_path / "log")
-    time.sleep(0.2)  # the layouts of so many images take seconds
-    child.send(signal.SIGINT)
-    assert child.wait() in (130, -signal.SIGINT, 1)  # 1: in the moment before the command began
+    early = fault(before, module="drloss.data.shapes", name="open_shapes", do="SIGINT")
+    child = start(tiny_run(tmp_path / "run"), tmp_path / "log", early)
+    assert child.wait() == 130, child.said
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
 
 
