@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -212,3 +213,20 @@ sys.exit(main(["predict", "run", "images", "--out", "x"]))
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "torchvision is missing: pip install 'drloss[detector]'" in done.stderr
+
+
+def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
+    from drloss.cli import options
+    from drloss.data import images
+
+    def check(annotations, report, *, strict, progress):
+        for done in range(1, 1201):
+            progress(done, 1200)
+        return annotations, report
+
+    monkeypatch.setattr(images, "check_images", check)
+    heard = []
+    ranks = SimpleNamespace(at=lambda doing, *, slow: heard.append((doing, slow)))
+    source = SimpleNamespace(read=lambda split, strict: ("annotations", SimpleNamespace(problems=[])))
+    assert options.read(source, "train", True, None, None, ranks) == "annotations"
+    assert heard == [("checking images", True)] * 2

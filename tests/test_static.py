@@ -75,6 +75,7 @@ def test_the_one_exception_is_still_there():
     assert f".{call}(" in (ROOT / file).read_text()
 
 
+@pytest.mark.soak
 def test_no_command_opens_a_connection(tmp_path, monkeypatch, capsys, figure):
     import socket
 

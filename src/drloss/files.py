@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from math import isnan
 from pathlib import Path
@@ -41,16 +42,22 @@ def write_atomic(path: Path, write: Callable[[Path], object], check: Callable[[P
         finally:
             os.close(folder)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in _NO_SPACE and "no space" not in reason.lower():
-            reason = f"no space left: {reason}"
-        raise UserError(f"{path}: cannot be written: {reason}") from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to raise where a file does not take what is written."""
+    reason = error.strerror or str(error)
+    if error.errno in _NO_SPACE and "no space" not in reason.lower():
+        reason = f"no space left: {reason}"
+    return UserError(f"{path}: cannot be written: {reason}")
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what :func:`write_atomic` left in a folder whose only writer was killed."""
     for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
+        if re.search(r"\.\d+\.part$", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,8 +7,10 @@ copying a value a million times.
 """
 
 import json
+import os
 import pickletools
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +38,8 @@ _GLOBALS = re.compile(
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
 _MOST_BUILDS = 16
+_MOST_END = 1 << 17
+"""Bytes in which the end record of an archive is looked for; its comment has at most 65,535."""
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -105,6 +109,7 @@ def read_pt(path: Path, *, mmap: bool = False) -> Any:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_place(path, archive)
             pickled = _check_directory(archive, path.stat().st_size)
         _check_pickle(pickled)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -112,6 +117,30 @@ def read_pt(path: Path, *, mmap: bool = False) -> Any:
         raise UserError(f"{path}: neither written by torch.save (since torch 1.6) nor whole") from None
     except Exception as error:  # of torch, of its unpickler, of zipfile: whatever it is, the file is at fault
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+def _check_place(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive in which torch would find another directory than Python.
+
+    Python takes the directory that stands just before the end record, torch the one at the place that the record
+    names: a file may have both, one that is harmless and one that is read.
+    """
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _MOST_END)
+        file.seek(start)
+        tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    (place,) = struct.unpack_from("<L", tail, end + 16)
+    locator, record = end - 20, end - 20 - 56
+    if record >= 0 and tail[locator:].startswith(b"PK\x06\x07"):  # of 64 bits
+        (named,) = struct.unpack_from("<Q", tail, locator + 8)
+        if named != start + record or not tail[record:].startswith(b"PK\x06\x06"):
+            raise ValueError("its directory stands elsewhere than it says")
+        (place,) = struct.unpack_from("<Q", tail, record + 48)
+    elif place == 0xFFFFFFFF:
+        raise ValueError("its directory has no place")
+    if place != archive.start_dir:
+        raise ValueError("its directory stands elsewhere than it says")
 
 
 def _check_directory(archive: zipfile.ZipFile, size: int) -> bytes:

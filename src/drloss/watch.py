@@ -240,7 +240,7 @@ class Watch:
             answers = []
             blame = blame or self._store_lost()
         if blame:
-            raise RankLost(blame) from None
+            raise RankLost(f"{blame} (here: {first_line(error)})") from error
         if first_line(error) not in answers and "rank " not in str(error):  # else it is all processes', or says so
             error.add_note(f"rank {self.rank}, {self._place}")
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from drloss.data.decoding import read_image
 from drloss.data.images import check_images
+from drloss.data.jpeg import check_scans
 from drloss.data.loading import EvaluationImages
 from drloss.data.sources import open_data
 from drloss.errors import DataError, UserError
@@ -141,3 +142,14 @@ def test_a_jpeg_that_is_grey_by_right_is_read(options, mode, tmp_path):
         with Image.open(path) as image:
             expected = torch.from_numpy(np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy())
         assert torch.equal(read_image(path), expected)
+
+
+def test_a_grey_jpeg_with_more_markers_than_blocks_or_far_too_many_bytes_is_refused(tmp_path):
+    path = tmp_path / "flood.jpg"
+    image = Image.new("L", (16, 16), 128)
+    image.save(path)
+    whole = path.read_bytes()
+    for flood in (b"".join(bytes([0xFF, 0xD0 + k % 8]) for k in range(300_000)), bytes(80_000_000)):
+        path.write_bytes(whole[:-2] + flood + whole[-2:])
+        with pytest.raises(ValueError, match="damaged: it has"):
+            check_scans(path, image)

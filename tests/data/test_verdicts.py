@@ -11,6 +11,8 @@ from functools import partial
 
 import pytest
 
+from drloss.data import building, problems
+from drloss.data.coco import CocoPart, read_coco
 from drloss.data.sources import open_data
 from drloss.errors import DataError
 
@@ -505,3 +507,28 @@ def test_each_of_sixty_kinds_of_broken_input_has_its_verdict(soak, figure, tmp_p
         for number, row in enumerate(table):
             check(row, tmp_path / check.__name__ / str(number), made)
     figure("T19", f"{rows} kinds of broken input, each with its one verdict")
+
+
+def coco_of(tmp_path, images, annotations):
+    path = tmp_path / "many.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]})
+    )
+    return [CocoPart(path, (tmp_path,))]
+
+
+def test_a_file_of_nothing_but_problems_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(problems, "MAX_PROBLEMS", 10)
+    image = {"id": 1, "file_name": "a.png", "width": 4, "height": 4}
+    with pytest.raises(DataError, match="more than 10 problems: is it a file of another kind"):
+        read_coco("many", coco_of(tmp_path, [image], [{}] * 100), strict=False)
+
+
+def test_one_long_name_among_many_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "MAX_NAMES", 1000)
+    images = [{"id": i, "file_name": f"{i}.png", "width": 4, "height": 4} for i in range(20)]
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}]
+    read_coco("many", coco_of(tmp_path, images, boxes))
+    images[0]["file_name"] = "a" * 60 + ".png"
+    with pytest.raises(DataError, match="file names, got 20 of up to 64 bytes; allowed: 1,000 in all"):
+        read_coco("many", coco_of(tmp_path, images, boxes))

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from drloss.detector import weights
+from drloss.detector.config import DetectorConfig
+from drloss.detector.weights import DetectorFile, save_detector
 from drloss.errors import UserError
 from drloss.training import checkpoints
 from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, require_space, save_checkpoint
-from drloss.training.log import METRICS, read_scalars
+from drloss.training.log import METRICS, ScalarLog, read_scalars
 from faults import fault, flipped, full_disk, start, tiny_run, truncated
 
 STATE = {"model": {f"w{i}": torch.full((1000,), float(i)) for i in range(100)}, "words": "state", "numbers": [1, 2.5]}
@@ -42,6 +46,7 @@ def save_where_it_cannot(folder):
     assert torch.equal(state["model"]["w7"], STATE["model"]["w7"])
 
 
+@pytest.mark.soak
 def test_a_file_that_may_not_grow_at_any_of_20_offsets_leaves_the_last_checkpoint(tmp_path, figure):
     size = save_checkpoint(tmp_path, 1, STATE).stat().st_size
     for number in range(OFFSETS):
@@ -65,6 +70,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_full_after_any_of_20_amounts_leaves_the_last_checkpoint(small_disk, figure):
     disk, _ = small_disk
     folder = disk / "checkpoints"
@@ -108,15 +114,42 @@ def test_a_full_disk_ends_a_run_with_its_last_checkpoint_and_a_message(tmp_path)
     assert read_scalars(tmp_path / "run" / METRICS)["loss"][0] == [1, 2, 3, 4]
 
 
-def test_a_run_that_has_no_room_for_two_checkpoints_does_not_begin(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 10**8))
-    require_space(tmp_path / "not" / "yet", 5 * 10**7)
-    with pytest.raises(
-        UserError, match=r"--out .*yet: no space: 100 MB are free .* needs 102 MB, two checkpoints of 51"
-    ):
-        require_space(tmp_path / "not" / "yet", 51 * 10**6)
+def test_a_run_that_has_no_room_for_three_checkpoints_does_not_begin(tmp_path, monkeypatch):
+    free = shutil._ntuple_diskusage(10**9, 0, 9 * 10**7)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: free)
+    require_space(tmp_path / "not" / "yet", 3 * 10**7)
+    with pytest.raises(UserError, match=r"yet: no space: 90 MB are free .* needs 93 MB, for three .* of 31 MB"):
+        require_space(tmp_path / "not" / "yet", 31 * 10**6)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "iteration_00000002.pt").write_bytes(bytes(3 * 10**6))
+    require_space(tmp_path, 31 * 10**6)  # what is there gives its room to the next
 
 
+def test_a_log_that_cannot_be_written_is_an_error_with_its_path(tmp_path):
+    log = ScalarLog(tmp_path, 0)
+    (tmp_path / METRICS).mkdir()
+    with pytest.raises(UserError, match=r"metrics\.csv: cannot be written: Is a directory"):
+        log.write(METRICS, 1, {"loss": 1.0})
+    log.close()
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_an_error_with_their_path(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    about = DetectorFile(DetectorConfig(), ("a",), (1,), "dr")
+    with pytest.raises(UserError, match=r"w\.safetensors: cannot be written: .*No space left"):
+        save_detector(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, about)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    save_detector(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, about)
+    other = tmp_path / "other"
+    other.touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.soak
 def test_every_truncation_and_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path, figure):
     state = {"model": {"w": torch.arange(500.0)}, "iteration": 0}
     save_checkpoint(tmp_path, 1, {**state, "iteration": 1})

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from drloss.errors import DataError, UserError
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run
 from drloss.training.config import from_json, override
-from drloss.training.fit import NonFiniteLoss, Stopped, fit
+from drloss.training.fit import NonFiniteLoss, Stopped, _Trainer, fit
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
 from drloss.training.presets import PRESETS
 
@@ -68,6 +69,7 @@ def test_a_run_leaves_everything_behind(run):
     assert {p.name for p in folder.iterdir()} == {
         "config.json",
         "environment.json",
+        ".lock",
         METRICS,
         EVALUATIONS,
         "tensorboard",
@@ -134,6 +136,36 @@ def test_resume_refuses_other_settings_and_other_data(run, data, tmp_path):
     changed = replace(data[0], boxes=data[0].boxes + 0.5)
     with pytest.raises(UserError, match="the data have changed"):
         fit(TINY, changed, None, tmp_path / "run", ALONE, resume=True, console=Console(quiet=True))
+    with pytest.raises(UserError, match="the data have changed"):  # there was no validation split
+        fit(TINY, data[0], data[1], tmp_path / "run", ALONE, resume=True, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("name", [MODEL, METRICS, EVALUATIONS, CHECKPOINTS])
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_that_are_no_runs_are_not_overwritten(run, tmp_path, name, resume):
+    if resume and name != MODEL:
+        pytest.skip("a run that was killed before its first checkpoint leaves them, and begins anew")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    (tmp_path / "run" / ".mine.part").write_text("mine, too")
+    with pytest.raises(UserError, match=f"{name}.*name another folder"):
+        run(resume=resume)
+    assert (tmp_path / "run" / name).read_text() == "mine"
+    assert (tmp_path / "run" / ".mine.part").read_text() == "mine, too"
+
+
+def test_ranks_that_see_other_data_or_another_checkpoint_stop():
+    def trainer(*everyone):
+        ranks = SimpleNamespace(gather=lambda own: [own, *everyone])
+        return SimpleNamespace(ranks=ranks, fingerprint="abc", iteration=8)
+
+    check = _Trainer._same_on_all_ranks
+    same = {"data": "abc", "checkpoint": "iteration 8"}
+    check(trainer(same, same))
+    with pytest.raises(UserError, match=r"rank 2 has another checkpoint than rank 0 \(iteration 4 and iteration 8\)"):
+        check(trainer(same, {**same, "checkpoint": "iteration 4"}))
+    with pytest.raises(UserError, match=r"rank 1 has another data than rank 0"):
+        check(trainer({**same, "data": "x"}))
 
 
 def test_resume_without_a_checkpoint_starts(run):

@@ -188,3 +188,28 @@ def test_a_finished_run_can_be_forced_to_go_on(begun):
     assert code == 0, said
     assert (begun / MODEL).read_bytes() != short
     assert len(rows(begun / METRICS)) == 6
+
+
+@pytest.mark.parametrize("do", ["SIGKILL", "raise"])
+def test_a_run_that_is_killed_while_it_evaluates_loses_no_step(whole, tmp_path, do):
+    settings = {**RUN, "checkpoint_every": 100}
+    died = fault(before, module="drloss.training.fit", name="run_detector", do=do)
+    child = start(tiny_run(tmp_path / "run", **settings), tmp_path / "log", died)
+    assert child.wait() != 0
+    state, _ = load_checkpoint(tmp_path / "run" / CHECKPOINTS)
+    assert state["iteration"] == RUN["eval_every"]
+    child = start(tiny_run(tmp_path / "run", "--resume", **settings), tmp_path / "log")
+    assert child.wait() == 0, child.said
+    assert what_is_left(tmp_path / "run") == whole[0]
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    arguments = tiny_run(tmp_path / "run", **RUN)
+    first = start(arguments, tmp_path / "log", fault(at_step, step=3, do="hang"))
+    wait_until(lambda: "2/6 loss" in first.said, child=first)
+    second = start([*arguments, "--resume"], tmp_path / "second")
+    assert second.wait() == 2
+    assert "another process is training into it" in " ".join(second.said.split())
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert finish(tmp_path / "run", tmp_path / "log")[1]

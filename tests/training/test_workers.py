@@ -6,7 +6,7 @@ from multiprocessing import active_children
 import pytest
 import torch
 
-from drloss.data.loading import EvaluationImages, load_batches
+from drloss.data.loading import EvaluationImages, _good, _what_was_lost, load_batches
 from drloss.data.shapes import open_shapes
 from drloss.errors import DataError
 from drloss.training.log import METRICS
@@ -70,3 +70,26 @@ def test_a_worker_lost_while_it_hands_over_a_batch_is_named_and_other_errors_sta
         read(killing=True)
     with pytest.raises(type(broken)):
         read(killing=False)
+
+
+def test_workers_that_bring_nothing_are_waited_for_once_more():
+    class Loaded:
+        def __init__(self, *answers):
+            self.answers = list(answers)
+
+        def __next__(self):
+            answer = self.answers.pop(0) if self.answers else StopIteration()
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def __iter__(self):
+            return self
+
+    late = RuntimeError("DataLoader timed out after 25 seconds")
+    assert list(_good(Loaded("a", late, "b", late, "c"))) == ["a", "b", "c"]
+    with pytest.raises(RuntimeError, match="timed out"):
+        list(_good(Loaded("a", late, late, "b")))
+    with pytest.raises(RuntimeError, match="another"):
+        list(_good(Loaded("a", RuntimeError("another"), "b")))
+    assert _what_was_lost([], RuntimeError("Connection timed out")) is None

@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"drloss: error: {error}{where}", file=sys.stderr)
         return USER_ERROR
+    except MemoryError:
+        print("drloss: error: this needs more memory than there is", file=sys.stderr)
+        return USER_ERROR
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

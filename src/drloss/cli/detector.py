@@ -47,26 +47,28 @@ def _train(options: argparse.Namespace) -> int:
     source = open_data(options.data)
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
-        train, val = read_splits(source, options, console, ranks.first)
+        train, val = read_splits(source, options, console, ranks)
         try:
             fit(config, train, val, options.out, ranks, resume=options.resume, force=options.force, console=console)
         except Stopped as stopped:
-            console.print(str(stopped))
+            console.print(str(stopped), markup=False)
             return 0
         console.print(
-            f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}", soft_wrap=True
+            f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}",
+            markup=False,
+            soft_wrap=True,
         )
     return 0
 
 
-def read_splits(source: Any, options: argparse.Namespace, console: Any, first: bool) -> tuple[Any, Any]:
+def read_splits(source: Any, options: argparse.Namespace, console: Any, ranks: Any) -> tuple[Any, Any]:
     """Training split and, where there is one, validation split."""
-    reports = options.out if first else None
-    train = read(source, options.train_split, options.skip_bad, console, reports)
+    reports = options.out if ranks.first else None
+    train = read(source, options.train_split, options.skip_bad, console, reports, ranks)
     if options.val_split is None and "val" not in source.splits:
         console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
         return train, None
-    return train, read(source, options.val_split or "val", options.skip_bad, console, reports)
+    return train, read(source, options.val_split or "val", options.skip_bad, console, reports, ranks)
 
 
 # ---------------------------------------------------------------------- eval, predict, export

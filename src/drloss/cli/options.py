@@ -65,13 +65,20 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
     return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
 
 
-def read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | None) -> Any:
-    """A split; what is left out of it is printed, and written to ``reports`` where that is a folder."""
+def read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | None, ranks: Any = None) -> Any:
+    """A split; what is left out of it is printed, and written to ``reports`` where that is a folder.
+
+    Other processes of ``ranks`` are told now and then that this one is still reading images.
+    """
     from drloss.data.images import check_images, require_images
+
+    def going_on(done: int, total: int) -> None:
+        if ranks is not None and done % 500 == 0:
+            ranks.at("checking images", slow=True)
 
     annotations, report = source.read(split, strict=not skip_bad)
     if skip_bad:
-        annotations, report = check_images(annotations, report, strict=False)
+        annotations, report = check_images(annotations, report, strict=False, progress=going_on)
     else:
         annotations, report = require_images(annotations, report)
     if report.problems and reports is not None:

@@ -53,6 +53,8 @@ from drloss.errors import DataError
 MAX_CLASSES = 20_000
 MAX_BOXES = 100_000
 """Boxes of one image."""
+MAX_NAMES = 200_000_000
+"""Bytes of all file names, each counted as the longest; 1.7 million names of 100 bytes fit."""
 MAX_SIDE = 65_535
 """Pixels; the largest side that a JPEG can have."""
 
@@ -300,13 +302,20 @@ class AnnotationsBuilder:
         kept = [i for i, image in enumerate(self._images) if image.bad is None]
         first, boxes, labels, ignore, areas = self._boxes.arrays(len(self._images), kept)
         images = [self._images[i] for i in kept]
+        names = [image.name.encode() for image in images]
+        longest = max(map(len, names), default=0)
+        if longest * len(names) > MAX_NAMES:  # each is kept at the length of the longest
+            raise DataError(
+                f"{printable(self.name)}: file names, got {len(names):,} of up to {longest:,} bytes; allowed: "
+                f"{MAX_NAMES:,} in all, each counted as the longest"
+            )
         ids = range(1, len(kept) + 1) if self._renumber else (image.image_id for image in images)
         return Annotations(
             name=self.name,
             class_names=self.class_names,
             category_ids=np.array(self.category_ids, dtype=np.int64),
             image_ids=np.array(list(ids), dtype=np.int64),
-            image_names=np.array([image.name.encode() for image in images], dtype=np.bytes_),
+            image_names=np.array(names, dtype=np.bytes_),
             image_root=self.image_root,
             sizes=np.array([(i.height, i.width) for i in images], dtype=np.int32).reshape(-1, 2),
             first_box=first,

@@ -18,6 +18,8 @@ from PIL import Image
 _PADDING = bytes(256)
 _SIDE = 8
 """Of the blocks that a JPEG is made of, in pixels."""
+_LARGEST, _METADATA = 4, 1 << 26
+"""Bytes a value and bytes beside that no good JPEG file exceeds."""
 _GREYS = (127, 128)
 """Of a block without data; 127 where the file's colours are inverted."""
 _MARKER = re.compile(rb"\xff+[\x01-\xfe]")
@@ -38,7 +40,10 @@ def check_scans(path: Path, image: Image.Image) -> None:
     pixels = np.asarray(image)
     if not _has_grey_block(pixels):
         return
-    with Image.open(io.BytesIO(_padded(path.read_bytes())), formats=("JPEG",)) as again:
+    if path.stat().st_size > _LARGEST * pixels.size + _METADATA:
+        raise ValueError(f"damaged: it has {path.stat().st_size} bytes for {pixels.size} values")
+    blocks = -(-pixels.shape[0] // _SIDE) * -(-pixels.shape[1] // _SIDE)
+    with Image.open(io.BytesIO(_padded(path.read_bytes(), blocks)), formats=("JPEG",)) as again:
         again.load()
         if not np.array_equal(np.asarray(again), pixels):
             raise ValueError("truncated or damaged: parts of the image have no data, and would be grey")
@@ -61,11 +66,12 @@ def _has_grey_block(pixels: npt.NDArray[np.uint8]) -> bool:
     return False
 
 
-def _padded(data: bytes) -> bytes:
+def _padded(data: bytes, blocks: int) -> bytes:
     """The file with padding before each marker that ends entropy-coded data, and with more restart intervals.
 
     Raises:
-        ValueError: if restart markers are not in their order, so that intervals were passed over.
+        ValueError: if restart markers are not in their order, so that intervals were passed over, or more than
+            ``blocks`` in a scan.
     """
     parts, start, restarts = [], 0, 0
     for end, kind in _ends_of_data(data):
@@ -75,6 +81,8 @@ def _padded(data: bytes) -> bytes:
             if kind != _RESTARTS[restarts % 8]:
                 raise ValueError("damaged: restart markers are missing or out of order")
             restarts += 1
+            if restarts > blocks:
+                raise ValueError("damaged: it has more restart markers than blocks")
         else:
             parts += [bytes([0xFF, _RESTARTS[k % 8]]) + _PADDING for k in range(restarts, restarts + 8)]
             restarts = 0

@@ -28,8 +28,9 @@ from drloss.errors import DataError, UserError
 
 Sample = tuple[Tensor, Objects, Frame, int]
 """Padded image uint8 (3, H, W), its objects, its sizes and its position in the annotations."""
-WORKER_TIMEOUT = 45
-"""Seconds after which data-loading processes that bring no batch are given up."""
+WORKER_TIMEOUT = 25
+"""Seconds without a batch after which data-loading processes are waited for once more, and then given up."""
+_TIMED_OUT = "DataLoader timed out"
 _NOTHING = -1
 _LOST: list[Any] = []
 """Loaders that lost a worker, kept from torch's own clearing up, which waits for ever for a lock the worker had."""
@@ -205,7 +206,7 @@ def load_batches(
 
     Raises:
         DataError: in this process and without a worker's traceback, if an image cannot be read; or if a worker was
-            killed or brought nothing for ``WORKER_TIMEOUT`` seconds, with the images that were being read.
+            killed or brought nothing for twice ``WORKER_TIMEOUT`` seconds, with the images that were being read.
         RuntimeError: with the worker's traceback and the image, if reading it showed a fault of ours.
     """
     reading = RawArray("q", [_NOTHING] * workers)
@@ -257,9 +258,17 @@ class _Noted(Dataset[Sample | UserError]):
 
 
 def _good(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
-    for batch in loaded:
+    while True:
+        try:
+            batch = next(loaded, None)
+        except RuntimeError as error:
+            if _TIMED_OUT not in str(error):
+                raise
+            batch = next(loaded, None)  # once more: this process may have been stopped, and not the others
         if isinstance(batch, UserError):
             raise batch
+        if batch is None:
+            return
         yield batch
 
 
@@ -282,8 +291,8 @@ def _what_was_lost(workers: list[BaseProcess], error: Exception) -> str | None:
             how = f"signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit code {worker.exitcode}"
             memory = ", perhaps for want of memory," if worker.exitcode == -signal.SIGKILL else ""
             return f"a data-loading process was killed ({how}){memory}"
-    if isinstance(error, RuntimeError) and "timed out" in str(error):
-        return f"no data-loading process brought a batch for {WORKER_TIMEOUT} s"
+    if workers and _TIMED_OUT in str(error):
+        return f"no data-loading process brought a batch for {2 * WORKER_TIMEOUT} s"
     return None
 
 

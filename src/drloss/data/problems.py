@@ -92,6 +92,10 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE + 2 else text[:_LONGEST_VALUE] + "..."
 
 
+MAX_PROBLEMS = 200_000
+"""Problems of one split after which reading is given up."""
+
+
 class ProblemLog:
     """Problems as they are found."""
 
@@ -106,6 +110,11 @@ class ProblemLog:
 
         ``value`` is shortened for the message; None is left away, and an error says in full why a file is no good.
         """
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise DataError(
+                f"{printable(file)}: more than {MAX_PROBLEMS:,} problems: is it a file of another kind? The first: "
+                f"{self.problems[0].message}"
+            )
         text = "" if value is None else shown(value)
         if isinstance(value, DataError):
             text = str(value).removeprefix(f"{printable(file)}: ")

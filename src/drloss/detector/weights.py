@@ -5,11 +5,13 @@ built only where the file has its weights, so that a description cannot ask for 
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import get_model_weights
@@ -22,6 +24,7 @@ from drloss.tensorfiles import read_metadata, read_pt, read_safetensors, require
 
 FORMAT = "drloss.detector/1"
 _BODY = "backbone.body."
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
 """How torchvision is to fetch ImageNet weights, the one thing that drloss ever takes from the network."""
 
@@ -48,7 +51,17 @@ def save_detector(path: Path, weights: dict[str, Tensor], about: DetectorFile) -
     # One entry: safetensors writes several in any order, and the same weights are to be the same bytes.
     metadata = {"about": json.dumps({"format": FORMAT, **asdict(about)})}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-    write_atomic(path, lambda beside: save_file(tensors, beside, metadata=metadata))
+
+    def write(beside: Path) -> None:
+        try:
+            save_file(tensors, beside, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(first_line(error)) from None
+        mask = os.umask(0)
+        os.umask(mask)
+        beside.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone
+
+    write_atomic(path, write)
 
 
 def load_detector(path: Path) -> tuple[RetinaNet, DetectorFile]:
@@ -104,7 +117,7 @@ def _check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: s
 
 
 def _check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
-    if tensor.dtype != own.dtype and not (tensor.is_floating_point() and own.is_floating_point()):
+    if tensor.dtype != own.dtype and not (tensor.dtype in _FLOATS and own.is_floating_point()):
         raise UserError(f"{source}: weight {name} is of type {tensor.dtype}, wanted {own.dtype}")
     if not tensor.float().isfinite().all():
         raise UserError(f"{source}: weight {name} has values that are not finite")

@@ -24,6 +24,7 @@ def run_detector(
     workers: int = 0,
     observe: Callable[[HeadOutputs, Batch], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    compiled: bool = False,
 ) -> list[Detection]:
     """Detections of every image of a split, in the order of the annotations, on every rank.
 
@@ -37,15 +38,17 @@ def run_detector(
         workers: data-loading processes.
         observe: called with each of this rank's batches, for statistics of its scores.
         progress: called with the number of images of each batch of this rank.
+        compiled: whether the model is compiled at its first use.
     """
     training = model.training
     model.eval()
     images = EvaluationImages(annotations, model.config.short_side, model.config.max_side)
     batches = images.batches(batch_size)[ranks.rank :: ranks.size]
     own: list[tuple[int, Detection]] = []
+    ranks.at("loading", slow=True)
     with load_batches(images, batches, workers, ranks.device) as loaded:
         for batch in loaded:
-            ranks.at("detecting")
+            ranks.at("detecting", slow=compiled)  # a compiler may begin at any new size
             outputs = model(batch.images.to(ranks.device, non_blocking=True))
             detections = detect(outputs, batch.frames, model.config)
             own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]

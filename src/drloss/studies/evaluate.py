@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -67,7 +68,7 @@ def evaluate_run(
         def advance(images: int) -> None:
             progress.advance(task, images * ranks.size)
 
-        options = {"batch_size": batch_size, "workers": workers}
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
         if histogram is None:
             detections = run_multi_scale(model, annotations, ranks, test_scales, **options, progress=advance)
         else:

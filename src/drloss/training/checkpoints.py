@@ -6,12 +6,15 @@ be newer or older than the first. ``torch.load`` reads the file as it is, and ``
 it.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import random
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +26,13 @@ from drloss.detector.model import RetinaNet
 from drloss.detector.weights import DetectorFile, build_detector, load_detector
 from drloss.errors import UserError, first_line
 from drloss.files import remove_unfinished, write_atomic
-from drloss.tensorfiles import read_pt
+from drloss.tensorfiles import read_pt, require_new_torch
 from drloss.training.config import from_json
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
 """Names inside a run folder: the checkpoints, and the weights of a run that has ended."""
+LOCK = ".lock"
 KEPT = 2
 _SEAL = 72
 """Bytes of ``sha256 <64 hexadecimal digits>`` and a new line."""
@@ -125,14 +129,36 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raise UserError unless the disk of ``folder`` has room for two checkpoints of ``size`` bytes."""
+    """Raise UserError unless the disk of the run folder has room for three checkpoints of ``size`` bytes.
+
+    Two are kept, and the next is written before the oldest goes. Those that are there already count as room.
+    """
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    own = sum(path.stat().st_size for path in _newest_first(folder / CHECKPOINTS))
     free = shutil.disk_usage(there).free
-    if free < KEPT * size:
+    if free + own < (KEPT + 1) * size:
         raise UserError(
             f"--out {folder}: no space: {free / 1e6:,.0f} MB are free on its disk, and the run needs "
-            f"{KEPT * size / 1e6:,.0f} MB, two checkpoints of {size / 1e6:,.0f} MB"
+            f"{((KEPT + 1) * size - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB"
         )
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into the same run folder; where the disk knows no locks, nothing is kept.
+
+    Raises:
+        UserError: if another process does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            # A record lock: it ends with this process, and none that is forked from it holds it on.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"--out {folder}: another process is training into it") from None
+        yield
 
 
 def random_state() -> dict[str, Any]:
@@ -188,6 +214,8 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         return load_detector(path)
     if (path / MODEL).is_file():
         return load_detector(path / MODEL)
+    if (path / CHECKPOINTS).is_dir():
+        require_new_torch(path / CHECKPOINTS)
     found = load_checkpoint(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
     if found is None:
         raise UserError(f"{path}: neither an exported .safetensors file nor a run folder with a checkpoint")

@@ -9,6 +9,7 @@ import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from drloss.training.checkpoints import (
     CHECKPOINTS,
     MODEL,
     fingerprint,
+    only_writer,
     random_state,
     require_space,
     save_checkpoint,
@@ -102,7 +104,7 @@ def fit(
     """
     console = console or Console(quiet=not ranks.first)
     trainer = _Trainer(config, train, val, out, ranks=ranks, console=console)
-    with trainer.stop_signals():
+    with trainer.stop_signals(), only_writer(out) if ranks.first else nullcontext():
         trainer.prepare(resume, force)
         trainer.run()
 
@@ -144,6 +146,7 @@ class _Trainer:
         self.objective = Objective(loss, self.config.detector)
         self.iteration = 0
         self.last_ap = math.nan
+        self.evaluated = True  # whether the evaluation that the last step asked for is done
         self.signalled = False  # this process was asked to stop
         self.stop_wanted = False  # all processes agreed to stop after this step
 
@@ -152,10 +155,12 @@ class _Trainer:
     def prepare(self, resume: bool, force: bool) -> None:
         """Initialise or resume, move to the device, and write down what is about to happen."""
         require_space(self.out, state_size(self.model, self.config))
-        self.fingerprint = fingerprint(self.train)
+        self.fingerprint = " ".join(fingerprint(split) for split in (self.train, self.val) if split is not None)
         state = None
         if resume:
             state = saved_state(self.out, self.config, self.fingerprint, self.console, force=force)
+            if state is None and (self.out / MODEL).exists():
+                raise UserError(f"--resume {self.out}: holds {MODEL} and no checkpoint; name another folder")
         else:
             require_new_run(self.out)
         start_from = "a checkpoint" if state else initialise(self.model, self.config.weights, self.train.class_names)
@@ -166,6 +171,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.config.precision == "fp16")
         if state:
             self._restore(state)
+        self._same_on_all_ranks()
         self.parallel = self._parallel()
         announce(self.config, self.train, self.ranks, start_from, self.console)
         if self.iteration:
@@ -176,8 +182,20 @@ class _Trainer:
             if self.iteration < self.config.max_iters:
                 (self.out / MODEL).unlink(missing_ok=True)  # of a shorter run that is now forced to go on
             write_records(self.out, self.config, self.train, self.ranks, self.iteration)
-            self.log = ScalarLog(self.out, self.iteration)
+            self.log = ScalarLog(self.out, self.iteration, evaluated=self.evaluated)
         self.ranks.wait()
+
+    def _same_on_all_ranks(self) -> None:
+        """Raise UserError if processes see other data or another checkpoint than rank 0 does."""
+        own = {"data": self.fingerprint, "checkpoint": f"iteration {self.iteration}"}
+        everyone = self.ranks.gather(own)
+        for rank, seen in enumerate(everyone):
+            for what, value in seen.items():
+                if value != everyone[0][what]:
+                    raise UserError(
+                        f"rank {rank} has another {what} than rank 0 ({value} and {everyone[0][what]}): --data and "
+                        "--out must be the same on every machine, on a disk that they share"
+                    )
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. The learning rate and the order of the images follow from the iteration."""
@@ -190,6 +208,7 @@ class _Trainer:
             set_random_state(state["random"])
             self.iteration = int(state["iteration"])
             self.last_ap = float(state["last_ap"])
+            self.evaluated = bool(state["evaluated"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UserError(f"{source} does not fit this run: {first_line(error)}") from None
 
@@ -199,8 +218,13 @@ class _Trainer:
                 part.compile()
         if self.ranks.size == 1:
             return self.model
-        devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices)
+        if self.ranks.device.type == "cuda":
+            return DistributedDataParallel(self.model, device_ids=[self.ranks.device])
+        # After its first step DDP sorts its buckets anew, and with three processes or more another order is another
+        # sum: a resumed run would not have the bits of the uninterrupted one. DDP leaves them where it looks for
+        # parameters that are not used, of which there are none.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True")
+        return DistributedDataParallel(self.model, find_unused_parameters=True)
 
     # ------------------------------------------------------------------ the loop
 
@@ -227,6 +251,9 @@ class _Trainer:
     def _loop(self, batches: Iterator[Batch], progress: Progress, bar: Any) -> None:
         config = self.config
         self.model.train()
+        if not self.evaluated:  # the run was ended in the middle of it
+            self._evaluate()
+            self._save()
         last = time.perf_counter()
         while self.iteration < config.max_iters:
             self.ranks.at("loading", self.iteration + 1)
@@ -240,6 +267,8 @@ class _Trainer:
                 last = now
             done = self.iteration == config.max_iters
             if self.val is not None and (done or (config.eval_every and self.iteration % config.eval_every == 0)):
+                self.evaluated = False
+                self._save()  # an evaluation may take longer than who wants the run to end will wait
                 last += self._evaluate()
             if done or self.stop_wanted or self.iteration % config.checkpoint_every == 0:
                 self._save()
@@ -364,7 +393,12 @@ class _Trainer:
         assert self.val is not None
         began = time.perf_counter()
         detections = run_detector(
-            self.model, self.val, self.ranks, batch_size=self.config.eval_batch_size, workers=self.config.workers
+            self.model,
+            self.val,
+            self.ranks,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+            compiled=self.config.compile,
         )
         if self.ranks.first:
             metrics = evaluate(self.val, detections).metrics
@@ -373,6 +407,7 @@ class _Trainer:
             numbers = ", ".join(f"{k} {v:.1f}" for k, v in metrics.items())
             self.console.print(f"iteration {self.iteration}: {numbers}")
         self.ranks.wait()
+        self.evaluated = True
         return time.perf_counter() - began
 
     def _save(self) -> None:
@@ -390,6 +425,7 @@ class _Trainer:
                 "random": random_state(),
                 "iteration": self.iteration,
                 "last_ap": self.last_ap,
+                "evaluated": self.evaluated,
                 "versions": versions(),
                 "config": json.dumps(to_json(self.config)),
                 "class_names": list(self.train.class_names),

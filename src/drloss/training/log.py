@@ -16,7 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import drloss
-from drloss.files import write_text
+from drloss.files import unwritable, write_text
 
 METRICS = "metrics.csv"
 EVALUATIONS = "evaluations.csv"
@@ -28,25 +28,29 @@ class ScalarLog:
     Args:
         folder: run folder.
         start: iterations already done; later rows of an interrupted run are dropped, they come again.
+        evaluated: whether the evaluation after ``start``, if there is one, is done.
     """
 
-    def __init__(self, folder: Path, start: int) -> None:
+    def __init__(self, folder: Path, start: int, *, evaluated: bool = True) -> None:
         self.folder = folder
-        for name in (METRICS, EVALUATIONS):
-            _keep_rows(folder / name, start)
+        _keep_rows(folder / METRICS, start)
+        _keep_rows(folder / EVALUATIONS, start if evaluated else start - 1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def write(self, name: str, iteration: int, values: Mapping[str, float]) -> None:
         """Append a row to ``name`` (one of the two CSV files); NaN becomes an empty cell."""
         path = self.folder / name
-        fresh = not path.exists() or path.stat().st_size == 0
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(["iteration", *values])
-            writer.writerow([iteration, *("" if isnan(v) else f"{v:.8g}" for v in values.values())])
-            file.flush()
-            os.fsync(file.fileno())  # before the checkpoint that counts on it
+        try:
+            fresh = not path.exists() or path.stat().st_size == 0
+            with path.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if fresh:
+                    writer.writerow(["iteration", *values])
+                writer.writerow([iteration, *("" if isnan(v) else f"{v:.8g}" for v in values.values())])
+                file.flush()
+                os.fsync(file.fileno())  # before the checkpoint that counts on it
+        except OSError as error:
+            raise unwritable(path, error) from None
         group = "val" if name == EVALUATIONS else "train"
         for key, value in values.items():
             if not isnan(value):

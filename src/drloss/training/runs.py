@@ -14,9 +14,9 @@ from drloss.data.annotations import Annotations
 from drloss.errors import UserError, first_line
 from drloss.files import write_json
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import CHECKPOINTS, fingerprint, load_checkpoint
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_checkpoint
 from drloss.training.config import Config, to_json
-from drloss.training.log import environment
+from drloss.training.log import EVALUATIONS, METRICS, environment
 from drloss.training.schedule import scaled_lr
 
 CONFIG = "config.json"
@@ -32,9 +32,12 @@ FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candi
 
 
 def require_new_run(out: Path) -> None:
-    """Raise UserError if ``out`` holds a run."""
+    """Raise UserError if ``out`` holds a run, or anything of the name of what a run writes."""
     if (out / CONFIG).exists():
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
+    for name in (MODEL, METRICS, EVALUATIONS, CHECKPOINTS):
+        if (out / name).exists():
+            raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
 
 
 def versions() -> dict[str, str]:
@@ -50,7 +53,7 @@ def saved_state(
     Args:
         out: run folder.
         config: what the resumed run is to compute.
-        data: fingerprint of its training split.
+        data: fingerprint of its splits.
         console: where is told of a damaged checkpoint, and of what differs from the run so far.
         force: go on where data or settings differ.
     Raises:
