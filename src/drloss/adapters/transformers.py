@@ -27,7 +27,7 @@ try:
     from transformers.loss.loss_utils import LOSS_MAPPING
 except ImportError as error:
     raise ImportError(
-        "drloss.adapters.transformers needs transformers 5: pip install 'transformers>=5' scipy pillow"
+        "drloss.adapters.transformers needs transformers: pip install 'transformers>=5.23' scipy pillow"
     ) from error
 
 RT_DETR = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection)
@@ -89,7 +89,8 @@ def _never_trained(layers: list[Any], config: Any) -> bool:
         return is_untrained(layers)
     prior = getattr(config, "initializer_bias_prior_prob", None) or 0.5
     return all(
-        any(abs(float(layer.bias.detach()) - start) < 0.02 for start in (0.0, bias_of(prior))) for layer in layers
+        any(abs(float(layer.bias.detach()) - start) < 0.02 for start in (0.0, bias_of(prior), bias_of(0.01)))
+        for layer in layers
     )
 
 
