@@ -33,7 +33,7 @@ slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) --slow
 
 soak: setup
-	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures build/reliability.json
+	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures=build/reliability.json
 
 hosts: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[transformers,effdet,ultralytics,mmdet]' six
