@@ -22,7 +22,7 @@ from drloss.errors import UserError, first_line
 
 BEAT = 1.0
 """Seconds between two looks."""
-PATIENCE = 50
+PATIENCE = 45
 """Seconds that a process may stand still within a step; three times its longest so far where that is more."""
 SLOW = 15 * 60
 """Seconds for the first step, and for what takes long or one process does for all: evaluation, writing files."""
