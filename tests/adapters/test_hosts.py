@@ -312,13 +312,23 @@ def test_a_class_that_may_differ_is_refused(name):
         adapt(HOSTS[name], model)
 
 
-@pytest.mark.parametrize("package", [p for p in adapters.HOSTS if p != "torchvision"])
-def test_an_absent_host_is_said_with_what_to_install(package):
-    code = f"import sys; sys.modules[{package!r}] = None; import drloss.adapters.{package}"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"ImportError: drloss.adapters.{package} needs " in done.stderr
-    assert "pip install " in done.stderr
+def test_absent_hosts_are_said_with_what_to_install():
+    hosts = [host for host in adapters.HOSTS if host != "torchvision"]
+    code = f"""
+import importlib, sys
+for host in {hosts}:
+    sys.modules[host] = None
+    try:
+        importlib.import_module(f"drloss.adapters.{{host}}")
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert len(said) == len(hosts)
+    for host, words in zip(hosts, said, strict=True):
+        assert words.startswith(f"drloss.adapters.{host} needs ")
+        assert "pip install " in words
 
 
 def test_an_untrained_classifier_is_one_whose_biases_are_all_the_same():
