@@ -171,6 +171,16 @@ def test_the_classification_loss_must_be_told_from_the_others():
         check(Head(), images_and_targets(), step=lambda model, batch: model(*batch) and None)
 
 
+@pytest.mark.parametrize("own", ["loss_cls", "classification", "loss_ce", "ce_loss", "loss_vfl", "ce"])
+def test_a_centreness_is_no_classification_loss(own):
+    def step(model, batch):
+        losses = model(*batch)
+        return {own: losses["loss_cls"], "loss_centerness": losses["loss_box"], "centerness_loss": losses["loss_box"]}
+
+    report = check(Head(), images_and_targets(), step=step)
+    assert report.ok, str(report)
+
+
 class Layers(Head):
     """Two decoder layers, each with candidates of its own, and an output like that of transformers."""
 

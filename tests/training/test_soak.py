@@ -21,9 +21,9 @@ def held(pid):
 @pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_a_long_run_grows_neither_in_memory_nor_in_open_files(tmp_path, soak, figure):
-    steps, checkpoints = (2000, 500) if soak else (60, 20)
+    steps, checkpoints = (2000, 50) if soak else (60, 10)
     child = start(
-        tiny_run(tmp_path / "run", max_iters=steps, checkpoint_every=checkpoints, eval_every=checkpoints),
+        tiny_run(tmp_path / "run", max_iters=steps, checkpoint_every=checkpoints, eval_every=10 * checkpoints),
         tmp_path / "log",
     )
     metrics, seen = tmp_path / "run" / METRICS, []
@@ -41,11 +41,13 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(tmp_path, soak, fi
     assert np.isfinite(loss).all()
     # The first fifth fills caches: of images, of memory that is kept for the next step.
     step, memory, files = np.array([s for s in seen if s[0] > steps / 5]).T
-    often = np.bincount(files.astype(int)).argmax()
-    assert files[-5:].min() <= often
-    assert np.median(files[len(files) // 2 :]) <= np.median(files[: len(files) // 2]), files
+    # Between its moments a run has a file more or less open, such as a checkpoint; one left open at each of them, or
+    # at each step, would keep the number from ever being as low again as it was.
+    third = len(files) // 3 or 1
+    assert files[-third:].min() <= files[:third].max(), files
     if soak:
         # The median of all slopes between two moments: within a step, memory goes up and down by 30 MB.
         slope = 1000 * theilslopes(memory, step).slope
         assert slope < 1, f"{slope:.2f} MB per 1,000 steps"
-        figure("T34", f"{steps} steps: {slope:+.2f} MB per 1,000 steps, {often} files open throughout, no NaN")
+        files_open = f"{files.min():.0f} to {files.max():.0f} files open"
+        figure("T34", f"{steps} steps: {slope:+.2f} MB per 1,000 steps, {files_open}, no NaN")

@@ -1,5 +1,6 @@
 """``drloss.check``: one step of a detector, and in words whether the DR loss is plugged in right."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ SPREAD = 0.5
 """Standard deviation of the logits below which a classifier is taken for untrained."""
 CLOSE = 0.02
 """Relative difference up to which two losses are the same."""
-CLASS_WORDS = ("cls", "class", "_ce", "vfl")
-"""What a key of a classification loss has in it."""
+CLASS_KEY = re.compile(r"cls|class|vfl|(?<![a-z])ce(?![a-z])")
+"""What a key of a classification loss has in it: ``ce`` as a word of its own, not as in ``centerness``."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _classification_loss(losses: Any, key: str | None) -> Tensor:
         if isinstance(layers, Mapping):
             losses = layers
         if key is None:
-            found = [k for k in losses if any(word in str(k).lower() for word in CLASS_WORDS)]
+            found = [k for k in losses if CLASS_KEY.search(str(k).lower())]
             if len(found) != 1 and not (found and losses is layers):
                 raise ValueError(
                     f"classification must name the classification loss, one of {', '.join(map(str, losses))}"
