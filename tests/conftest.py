@@ -3,13 +3,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+# Tests run beside each other: more threads than cores would make all of them slow, and so would threads that spin
+# while they wait. OpenMP reads this once, as torch is imported; children inherit it.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
 import torch
 
 from drloss.files import write_json
 from drloss.training.log import environment
 
-# Tests run beside each other: more threads than cores would make all of them slow. Children inherit the variable.
-os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels are then run on the CPU, by its interpreter

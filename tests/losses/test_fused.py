@@ -67,11 +67,11 @@ def compare(loss, options, logits, labels, backend, *, joined=None, **more):
 
 @pytest.mark.parametrize(("backend", "loss", "options"), EVERY_LOSS)
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "mixed", "sliced"])
-@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("k", [1, 3])
 def test_maps_are_read_as_the_head_leaves_them(backend, loss, options, memory, k):
-    # Five ragged levels, the last of 1 x 1; three anchors a place; an image without positives, ignored anchors.
+    # Five ragged levels, the last of 1 x 1; two anchors a place; an image without positives, ignored anchors.
     generator = torch.Generator().manual_seed(k)
-    grids, shapes = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)], 3
+    grids, shapes = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)], 2
     maps = [torch.randn(2, shapes * k, h, w, generator=generator) * 3 for h, w in grids]
     if memory in ("channels_last", "mixed"):
         maps = [

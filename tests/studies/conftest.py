@@ -1,4 +1,3 @@
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import torch
 from drloss.data.shapes import open_shapes
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.drawing import draw_detections, mosaic
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.studies.differences import Contender
+from drloss.studies.gallery import gallery
 from drloss.studies.measure import RunResult
 from drloss.studies.report import RunSummary
 
@@ -136,31 +135,12 @@ def fake_result(annotations, *, seed, shift, found, iterations=900):
     )
 
 
-def fake_mosaic(all_detections, images=3):
-    annotations = read_shapes()
-    tiles = []
-    for index in range(images):
-        own = annotations.boxes_of(index)
-        count = own.stop - own.start
-        truth = {
-            "boxes": torch.from_numpy(annotations.boxes[own]).float(),
-            "scores": torch.ones(count),
-            "labels": torch.from_numpy(annotations.labels[own]),
-        }
-        image = annotations.load_image(index)
-        for detection in [truth, *(d[index] for d in all_detections)]:
-            tiles.append(draw_detections(image, detection, annotations.class_names, threshold=0.3))
-    file = io.BytesIO()
-    mosaic(tiles, 1 + len(all_detections)).save(file, format="PNG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="session")
 def two_runs():
     """A better run (DR) and a worse one (focal), and a mosaic of their detections."""
     dr, dr_found = fake_run("DR", "dr", seed=1, shift=0.05, found=0.95)
     focal, focal_found = fake_run("Focal", "focal", seed=2, shift=0.09, found=0.6)
-    return [dr, focal], fake_mosaic([focal_found, dr_found])
+    return [dr, focal], gallery(read_shapes(), [focal_found, dr_found], range(3))
 
 
 @pytest.fixture(scope="session")

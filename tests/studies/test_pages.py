@@ -59,7 +59,7 @@ def pages(contenders, hard_data, two_runs, tmp_path_factory):
     )
     runs, mosaic = two_runs
     write_report(
-        folder / "demo.html", runs[::-1], title="Focal and DR", facts=facts, mosaic_png=mosaic, conclusion="It is so."
+        folder / "demo.html", runs[::-1], title="Focal and DR", facts=facts, mosaic=mosaic, conclusion="It is so."
     )
     return {name: (folder / f"{name}.html").read_text(encoding="utf-8") for name in ("compare", "demo")}
 

@@ -46,7 +46,7 @@ class Page(HTMLParser):
 def written(two_runs, tmp_path_factory):
     runs, mosaic = two_runs
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, runs[::-1], title="Focal and DR", facts=FACTS, mosaic_png=mosaic, conclusion="It is so.")
+    write_report(path, runs[::-1], title="Focal and DR", facts=FACTS, mosaic=mosaic, conclusion="It is so.")
     return path.read_text(encoding="utf-8")
 
 
@@ -132,7 +132,7 @@ def test_what_users_wrote_is_escaped(two_runs, tmp_path):
     run = replace(run, name=evil, evaluation=evaluation, settings={evil: evil})
     facts = {"data": f"{evil}: x", evil: evil}
     path = tmp_path / "report.html"
-    write_report(path, [run], title=evil, facts=facts, mosaic_png=two_runs[1], conclusion=evil)
+    write_report(path, [run], title=evil, facts=facts, mosaic=two_runs[1], conclusion=evil)
     text = path.read_text(encoding="utf-8")
     assert "<script" not in text
     assert Page(text).text.count(evil) >= 10
@@ -146,7 +146,7 @@ def test_what_was_not_measured_is_left_out(two_runs, tmp_path):
     sweep = [{**record, **none} for record in run.sweep]
     bare = replace(run, evaluation=evaluation, sweep=sweep, curves={}, histogram=None, settings={})
     path = tmp_path / "report.html"
-    write_report(path, [bare], title="t", facts={}, mosaic_png=None)
+    write_report(path, [bare], title="t", facts={}, mosaic=None)
     page = Page(path.read_text(encoding="utf-8"))
     assert [a["id"] for tag, a in page.elements if tag == "section"] == ["ap", "thresholds", "pr", "settings"]
     assert "nan" not in page.text.lower()
@@ -155,7 +155,7 @@ def test_what_was_not_measured_is_left_out(two_runs, tmp_path):
 def test_three_runs_of_two_losses_fit(two_runs, tmp_path):
     dr, focal = two_runs[0]
     path = tmp_path / "report.html"
-    write_report(path, [focal, dr, replace(dr, name="DR again")], title="t", facts=FACTS, mosaic_png=None)
+    write_report(path, [focal, dr, replace(dr, name="DR again")], title="t", facts=FACTS, mosaic=None)
     rows = [row[0] for row in Page(path.read_text(encoding="utf-8")).rows]
     assert rows[1:4] == ["Focal", "DR", "DR again"]
     assert not any("−" in name for name in rows)
@@ -163,5 +163,5 @@ def test_three_runs_of_two_losses_fit(two_runs, tmp_path):
 
 def test_a_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one run"):
-        write_report(tmp_path / "report.html", [], title="t", facts={}, mosaic_png=None)
+        write_report(tmp_path / "report.html", [], title="t", facts={}, mosaic=None)
     assert list(tmp_path.iterdir()) == []

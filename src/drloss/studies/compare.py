@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
@@ -153,7 +154,7 @@ def _settings(config: Config, preset: str) -> dict[str, str]:
     }
 
 
-def _gallery(val: Annotations, contenders: Sequence[Contender]) -> bytes:
+def _gallery(val: Annotations, contenders: Sequence[Contender]) -> Image.Image:
     """The images on which the first two differ most, with their first seeds."""
     shown = [contender.runs[0] for contender in contenders]
     first, second = shown[0], shown[min(1, len(shown) - 1)]

@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from drloss.evaluation.coco import METRICS, percent
 from drloss.evaluation.matching import calibration
@@ -29,7 +30,7 @@ def write_page(
     name: str,
     facts: dict[str, str],
     settings: Mapping[str, dict[str, str]],
-    gallery: bytes,
+    gallery: Image.Image,
 ) -> None:
     """Write the page, atomically.
 
@@ -41,7 +42,7 @@ def write_page(
         name: title of the page.
         facts: about data and machine.
         settings: of each loss by its spec.
-        gallery: PNG of ``1 + len(contenders)`` columns, truth and predictions.
+        gallery: image of ``1 + len(contenders)`` columns, truth and predictions.
     """
     runs = [summary(contender, settings[contender.spec]) for contender in contenders]
     headline = told[0] if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."

@@ -92,7 +92,7 @@ def run_demo(
         summaries,
         title=f"Focal and DR loss on {source.name}",
         facts=facts,
-        mosaic_png=gallery(val, detections, _shown(val)),
+        mosaic=gallery(val, detections, _shown(val)),
         conclusion=FAIRNESS,
     )
     write_json(out / SUMMARY, _to_json(summaries, facts))

@@ -1,17 +1,17 @@
 """Images with the truth and what each run detects, side by side."""
 
-import io
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 
 from drloss.data.annotations import Annotations
 from drloss.detector.detections import Detection
 from drloss.evaluation.drawing import draw_detections, mosaic
 
 
-def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Sequence[int]) -> bytes:
-    """PNG with a row per image: the truth, then what each run detects.
+def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Sequence[int]) -> Image.Image:
+    """Picture with a row per image: the truth, then what each run detects.
 
     Every run shows as many boxes over all images as there are objects, its best: scores of different losses are not
     on one scale.
@@ -34,9 +34,7 @@ def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Seque
         tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
         for detections, threshold in zip(runs, thresholds, strict=True):
             tiles.append(draw_detections(image, detections[i], val.class_names, threshold=threshold))
-    buffer = io.BytesIO()
-    mosaic(tiles, columns=1 + len(runs)).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return mosaic(tiles, columns=1 + len(runs))
 
 
 def fair_threshold(detections: Sequence[Detection], objects: int) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 
+from PIL import Image
+
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1c2024; --quiet: #60676f;
   --line: #dfe2e5; --accent: #eef1f4; --shade: #0002; }
@@ -135,17 +137,14 @@ def number_table(head: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def picture(png: bytes, description: str, *, most: int = 1600) -> str:
-    """An image inside the page, re-encoded to be small.
+def picture(image: Image.Image, description: str, *, most: int = 1600) -> str:
+    """An image inside the page, as a small WebP file.
 
     Args:
-        png: any image file that Pillow reads.
+        image: the image.
         description: for those who cannot see it.
         most: width in pixels to which a wider one is reduced.
     """
-    from PIL import Image
-
-    image: Image.Image = Image.open(BytesIO(png))
     if image.width > most:
         image = image.resize((most, round(image.height * most / image.width)), Image.Resampling.LANCZOS)
     file = BytesIO()

@@ -7,6 +7,8 @@ from html import escape
 from math import isnan, nan
 from pathlib import Path
 
+from PIL import Image
+
 from drloss.evaluation.coco import METRICS, Evaluation, percent
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.files import write_text
@@ -47,7 +49,7 @@ def write_report(
     *,
     title: str,
     facts: dict[str, str],
-    mosaic_png: bytes | None,
+    mosaic: Image.Image | None,
     conclusion: str | None = None,
 ) -> None:
     """Write the page, atomically.
@@ -57,7 +59,7 @@ def write_report(
         runs: at least one; every table and figure has them in this order.
         title: of the page.
         facts: about the data and the machine; ``"data"`` up to its first colon and space is named in the headline.
-        mosaic_png: image of ``1 + len(runs)`` columns, which are ground truth and the predictions of each run; None
+        mosaic: image of ``1 + len(runs)`` columns, which are ground truth and the predictions of each run; None
             leaves the section out.
         conclusion: what to add below the headline.
 
@@ -78,7 +80,7 @@ def write_report(
         training(runs),
         densities(runs),
         precision_recall(runs),
-        predictions(runs, mosaic_png),
+        predictions(runs, mosaic),
         settings(runs),
         page.section("environment", "Data and environment", page.text_table(list(facts.items()))) if facts else "",
     ]
@@ -250,7 +252,7 @@ def precision_recall(runs: Sequence[RunSummary]) -> str:
     return page.section("pr", "Precision and recall", page.paragraph(note, "quiet"), page.grid(drawn))
 
 
-def predictions(runs: Sequence[RunSummary], mosaic: bytes | None, note: str = "") -> str:
+def predictions(runs: Sequence[RunSummary], mosaic: Image.Image | None, note: str = "") -> str:
     """Section: pictures; ``note`` says which they are, if not the first ones."""
     if mosaic is None:
         return ""
