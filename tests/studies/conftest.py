@@ -10,10 +10,12 @@ from drloss.evaluation.coco import evaluate
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_sweep
+from drloss.studies import farm
 from drloss.studies.differences import Contender
 from drloss.studies.gallery import gallery
 from drloss.studies.measure import RunResult
 from drloss.studies.report import RunSummary
+from faults import Subprocess
 
 HARD_NAMES = (
     "resistor <0402> & its pads",
@@ -133,6 +135,14 @@ def fake_result(annotations, *, seed, shift, found, iterations=900):
         iterations=iterations,
         cost={"step_ms": 1840.0, "loss_ms": 77.0, "peak_mb": 2210.0, "images": 4.0},
     )
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """Runs that a study starts are forked from a process that has imported everything: each starts 4 s sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(farm, "subprocess", Subprocess)
+        yield
 
 
 @pytest.fixture(scope="session")

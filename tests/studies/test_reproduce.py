@@ -30,6 +30,7 @@ from drloss.studies.reproduce import (
     write_reproduction,
 )
 from drloss.studies.tables import page, verdict
+from faults import Subprocess
 
 DATA = "shapes:train=8,val=4,test=2,size=64"
 TINY = [
@@ -62,7 +63,8 @@ def stop_and_go_on(out):
         begun.append(index)
         start(self, index)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as warm, pytest.MonkeyPatch.context() as patch:
+        warm.setattr(farm, "subprocess", Subprocess)
         patch.setattr(farm._Farm, "_start", start_one)
         for _ in range(2):
             code = main(["reproduce", "table7", *TINY, "--out", str(out), "--jobs", "1"])
