@@ -10,7 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
-JOBS ?= auto
+# One job more than cores: many tests wait for other processes.
+JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)))
 
 .PHONY: setup demo test slow soak hosts check format bench docs clean
 .DEFAULT_GOAL := test

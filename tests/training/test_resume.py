@@ -75,7 +75,7 @@ def test_a_run_killed_anywhere_ends_bit_identical(whole, tmp_path, soak, figure)
     kinds = ["save", "slow save", "any", "step"]
     wanted, in_saves, identical = 50 if soak else 6, 0, 0
     for number in range(wanted):
-        kind = kinds[number % len(kinds)] if soak else (*kinds, "save", "slow save")[number]
+        kind = kinds[number % len(kinds)] if soak else (*kinds, "save", "any")[number]
         folder, workers = tmp_path / f"run{number}", 2 * (number % 2)
         child = killed(kind, number, folder, seconds, workers)
         code = child.wait()
