@@ -229,7 +229,7 @@ def test_maps_and_lists_of_levels_are_read_as_the_loss_reads_them():
         def forward(self, images, targets):
             levels = [self.layer(images), self.layer(nn.functional.avg_pool2d(images, 2))]
             labels = torch.zeros(len(images), 80, dtype=torch.int64)
-            labels[:, 3], labels[:, 4] = 2, -1
+            labels[:, 2:4], labels[:, 4] = 2, -1
             return self.loss(levels, labels)
 
     report = check(Maps(), images_and_targets(), num_classes=3)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from drloss.losses import ImageLoss
 
@@ -23,20 +24,31 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", **options: Any) -> nn.
     classifier has never been trained or a reset is asked for: then the classifier starts from the loss's own prior.
 
     Args:
-        model: of one of :data:`HOSTS`.
+        model: of one of :data:`HOSTS`; it may be wrapped for several processes.
         loss: a loss module, or its name with parameters if wanted: ``"dr"``, ``"dr:neg_lambda=0.05"``, ``"focal"``.
         options: of the host's ``adapt``; see its module.
     Returns:
         The same model.
     Raises:
-        TypeError: if no adapter knows the model.
+        TypeError: if no adapter knows the model, or the loss is none.
         ValueError: if the loss or an option does not fit.
     """
+    bare = unwrapped(model)
+    host = host_of(bare)
+    if host is None:
+        kind = type(bare)
+        raise TypeError(f"model must be a detector of {', '.join(HOSTS)}, got {kind.__module__}.{kind.__name__}")
+    import_module(f"drloss.adapters.{host}").adapt(bare, loss, **options)
+    return model
+
+
+def host_of(model: nn.Module) -> str | None:
+    """The one of :data:`HOSTS` that a model's class or one of its bases is from."""
     roots = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
-    for host in HOSTS:
-        if host in roots:
-            adapted: nn.Module = import_module(f"drloss.adapters.{host}").adapt(model, loss, **options)
-            return adapted
-    raise TypeError(
-        f"model must be a detector of {', '.join(HOSTS)}, got {type(model).__module__}.{type(model).__name__}"
-    )
+    return next((host for host in HOSTS if host in roots), None)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of a ``DataParallel`` or ``DistributedDataParallel``, or itself."""
+    inner: nn.Module = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
+    return inner

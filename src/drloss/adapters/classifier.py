@@ -13,13 +13,24 @@ SILENT = -20.0
 """Bias of a background channel that no loss reaches: its score is 2e-9."""
 
 
-def as_loss(loss: str | ImageLoss) -> ImageLoss:
+def as_loss(loss: str | ImageLoss, *, inplace: bool = True) -> ImageLoss:
     """A loss module, from itself or from its name.
 
+    Args:
+        loss: the module or its name.
+        inplace: whether nothing else in the host's step reads the logits, so that the loss may overwrite them.
     Raises:
-        ValueError: if the name is unknown or a parameter does not fit.
+        TypeError: if it is neither.
+        ValueError: if the name is unknown, or a parameter does not fit.
     """
-    return make_loss(loss) if isinstance(loss, str) else loss
+    chosen: Any = make_loss(loss) if isinstance(loss, str) else loss
+    if not isinstance(chosen, ImageLoss):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise TypeError(f"loss must be a loss module, such as DRLoss(), or its name, such as 'dr', got {name}")
+    if not inplace and getattr(chosen, "inplace", False):
+        raise ValueError("inplace must be False for this model: other parts of its step read the logits, too")
+    module: ImageLoss = chosen
+    return module
 
 
 def become(module: Any, own: type, adapted: type) -> None:
@@ -41,10 +52,35 @@ def bias_of(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def is_untrained(layers: Iterable[nn.Conv2d | nn.Linear]) -> bool:
-    """Whether all biases of each layer are the same number, as initialisation leaves them and training does not."""
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    return all(bool((bias == bias[0]).all()) for bias in biases)
+def is_untrained(
+    layers: Iterable[nn.Conv2d | nn.Linear],
+    *,
+    starts: Iterable[float] = (),
+    classes: int = 1,
+    background: int | None = None,
+) -> bool:
+    """Whether the biases of each layer are as initialisation leaves them.
+
+    Several are then the same number, which training does not leave them. One alone must be a number that classifiers
+    start from: that of a score of 0.5 or 0.01, or one of the host's.
+
+    Args:
+        layers: last layers of the classifier.
+        starts: biases that the host's classifiers start from.
+        classes, background: as for :func:`start_from`; the biases of a background channel do not count.
+    """
+    known = [0.0, bias_of(0.01), *starts]
+    for layer in layers:
+        if layer.bias is None:
+            continue
+        bias = layer.bias.detach().float().reshape(-1, classes)
+        if background is not None:
+            bias = bias[:, torch.arange(classes) != background]
+        if bool((bias != bias.flatten()[0]).any()):
+            return False
+        if bias.numel() == 1 and all(abs(float(bias) - start) > 0.02 for start in known):
+            return False
+    return True
 
 
 @torch.no_grad()

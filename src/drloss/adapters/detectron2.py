@@ -49,6 +49,12 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
     return model
 
 
+def step(model: Any, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Losses of a training step on what a data loader of detectron2 gives."""
+    losses: dict[str, Tensor] = model(batch)
+    return losses
+
+
 def _loss(loss: ImageLoss, logits: list[Tensor], gt_labels: list[Tensor], classes: int) -> Tensor:
     """Loss of levels (N, A, K) and, an image, labels (A,) over all levels: -1 neither, 0..K-1, K background."""
     labels = torch.stack(gt_labels)

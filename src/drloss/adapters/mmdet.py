@@ -37,9 +37,9 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
         The model.
     Raises:
         TypeError: if the head is another.
-        ValueError: if the head has no sigmoid a class, or the loss does not fit.
+        ValueError: if the head has no sigmoid a class or weighs its positives, or the loss does not fit.
     """
-    chosen = as_loss(loss)
+    chosen = as_loss(loss, inplace=False)
     head: Any = getattr(model, "bbox_head", model)
     kinds = {RetinaHead: DRRetinaHead, ATSSHead: DRATSSHead, FCOSHead: DRFCOSHead}
     own = next((kind for kind, ours in kinds.items() if type(head) in (kind, ours)), None)
@@ -48,11 +48,20 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
         raise TypeError(f"adapt knows {names} of mmdet, not {type(head).__name__}, which may differ")
     if not head.use_sigmoid_cls:
         raise ValueError("loss_cls.use_sigmoid must be True in the configuration: a softmax has a background")
+    weight = (head.train_cfg or {}).get("pos_weight", -1)
+    if weight > 0:
+        raise ValueError(f"train_cfg.pos_weight must be -1, got {weight}: a loss of drloss has no use for it")
     become(head, own, kinds[own])
     head.loss_cls = Slot(chosen)
     if is_untrained([head.classifier]) if reset is None else reset:
         head.start()
     return model
+
+
+def step(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Losses of a detector's training step on what a data loader of mmdetection gives."""
+    losses: dict[str, Any] = model(**model.data_preprocessor(batch, training=True), mode="loss")
+    return losses
 
 
 class Slot(nn.Module):
@@ -69,13 +78,13 @@ class Slot(nn.Module):
         return scores.new_zeros(())
 
     def taken(self, levels: list[Tensor], classes: int) -> Tensor:
-        """The loss of what was given since the last time.
+        """The loss of what was given.
 
         Args:
             levels: the head's maps, (N, A·K, H, W) each.
             classes: K.
         """
-        given, self.given = self.given, []
+        given = self.given
         scores = torch.cat([s for s, _, _ in given])
         labels = torch.cat([y for _, y, _ in given])
         labels = torch.where(labels == classes, 0, labels + 1)
@@ -116,9 +125,11 @@ class _Head:
         """The host's losses, ``loss_cls`` of all levels and images at once."""
         own: Any = self
         host: Any = super()
-        own.loss_cls.given.clear()
-        losses: dict[str, Any] = host.loss_by_feat(cls_scores, *args, **kwargs)
-        return {**losses, "loss_cls": own.loss_cls.taken(cls_scores, own.num_classes)}
+        try:
+            losses: dict[str, Any] = host.loss_by_feat(cls_scores, *args, **kwargs)
+            return {**losses, "loss_cls": own.loss_cls.taken(cls_scores, own.num_classes)}
+        finally:
+            own.loss_cls.given.clear()
 
 
 class DRRetinaHead(_Head, RetinaHead):  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """torchvision's RetinaNet, FCOS, SSD and SSDlite with a loss of drloss.
 
 torchvision counts the background as class 0: a model for K classes is built with ``num_classes=K + 1`` and labels are
-1..K. RetinaNet and FCOS have a channel for it that never holds an object; it is left out of the loss, and in a
-classifier that starts anew it is silenced. SSD's softmax has real use for it: there a class's logit is the log odds
+1..K. RetinaNet and FCOS have a channel for it that never holds an object; it is left out of the loss, and silenced
+in detections. SSD's softmax has real use for it: there a class's logit is the log odds
 of its softmax probability, so that the scores of the detections are those that the loss has seen.
 """
 
@@ -14,7 +14,7 @@ from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetClassificationHead
 from torchvision.models.detection.ssd import SSD
 
-from drloss.adapters.classifier import as_loss, become, is_untrained, labels_of, start_from
+from drloss.adapters.classifier import SILENT, as_loss, become, is_untrained, labels_of, start_from
 from drloss.losses import ImageLoss
 
 Targets = list[dict[str, Tensor]]
@@ -31,7 +31,7 @@ def adapt(
         background: whether class 0 is the background, as torchvision has it. False for a RetinaNet or FCOS whose
             labels are 0..K-1.
         reset: whether the classifier starts anew from the loss's prior. By default it does where it has never been
-            trained. An SSD is left as it is: scores of a softmax start at 1/(K + 1).
+            trained. An SSD has no such start: scores of its softmax start at 1/(K + 1).
     Returns:
         The model.
     Raises:
@@ -43,6 +43,9 @@ def adapt(
     if isinstance(model, SSD):
         if not background:
             raise ValueError("background must be True for an SSD: its softmax needs the channel")
+        if reset:
+            raise ValueError("reset must not be given for an SSD: the scores of its softmax start at 1/(K + 1)")
+        _require_objects(model.head.classification_head.num_columns)
         become(model, SSD, DRSSD)
         model.add_module("drloss", chosen)
         return adapted
@@ -50,6 +53,9 @@ def adapt(
         raise TypeError(f"model must be a RetinaNet, FCOS or SSD of torchvision, got {type(model).__name__}")
     head: Any = model.head
     classifier = head.classification_head
+    classes, silent = int(classifier.num_classes), 0 if background else None
+    if background:
+        _require_objects(classes)
     if isinstance(model, FCOS):
         become(head, FCOSHead, DRFCOSHead)
         holder = head
@@ -59,14 +65,17 @@ def adapt(
     holder.add_module("drloss", chosen)
     holder.background = background
     layer = classifier.cls_logits
-    if is_untrained([layer]) if reset is None else reset:
-        start_from(
-            [layer],
-            chosen.prior_probability,
-            classes=int(classifier.num_classes),
-            background=0 if background else None,
-        )
+    if is_untrained([layer], classes=classes, background=silent) if reset is None else reset:
+        start_from([layer], chosen.prior_probability, classes=classes, background=silent)
     return adapted
+
+
+def _require_objects(classes: int) -> None:
+    if classes < 2:
+        raise ValueError(
+            f"the model has num_classes={classes}, and class 0 is the background in torchvision: build it with one "
+            "more than there are classes (or, for a RetinaNet or FCOS, say adapt(model, background=False))"
+        )
 
 
 def _object_classes(logits: Tensor, targets: Targets, background: bool) -> tuple[Tensor, list[Tensor]]:
@@ -88,6 +97,13 @@ class DRRetinaNetHead(RetinaNetClassificationHead):  # type: ignore[misc]
     drloss: ImageLoss
     background: bool
 
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """(N, A, K) logits of feature maps; in detection that of the background, which nothing trains, is silent."""
+        logits: Tensor = super().forward(x)
+        if self.background and not self.training:
+            logits[..., 0] = SILENT
+        return logits
+
     def compute_loss(self, targets: Targets, head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]) -> Tensor:
         """Loss of a batch; anchors between the matcher's thresholds count in neither set."""
         logits, classes = _object_classes(head_outputs["cls_logits"], targets, self.background)
@@ -103,6 +119,13 @@ class DRFCOSHead(FCOSHead):  # type: ignore[misc]
 
     drloss: ImageLoss
     background: bool
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """Outputs for feature maps; in detection the logit of the background, which nothing trains, is silent."""
+        outputs: dict[str, Tensor] = super().forward(x)
+        if self.background and not self.training:
+            outputs["cls_logits"][..., 0] = SILENT
+        return outputs
 
     def compute_loss(
         self,

@@ -65,12 +65,14 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
     adapted = isinstance(getattr(host, "drloss", None), Criterion)
     if not adapted and host.loss_function is not LOSS_MAPPING[type(model).__name__]:
         raise TypeError(f"model has a loss function of its own beside that of {type(model).__name__}: take it out")
-    chosen = as_loss(loss)
-    criterion = Criterion(chosen, host.config, rt_detr=type(model) in RT_DETR)
+    rt_detr = type(model) in RT_DETR
+    chosen = as_loss(loss, inplace=rt_detr)
+    criterion = Criterion(chosen, host.config, rt_detr=rt_detr)
     host.add_module("drloss", criterion)
     host.loss_function = criterion.step  # no module: transformers takes a function of this instance's own
     layers = classifiers(host)
-    if _never_trained(layers, host.config) if reset is None else reset:
+    prior = getattr(host.config, "initializer_bias_prior_prob", None) or 1 / (host.config.num_labels + 1)
+    if is_untrained(layers, starts=[bias_of(prior)]) if reset is None else reset:
         start_from(layers, chosen.prior_probability, classes=host.config.num_labels)
     return model
 
@@ -81,17 +83,6 @@ def classifiers(model: Any) -> list[Any]:
         return [*model.model.decoder.class_embed, model.model.enc_score_head]
     heads = getattr(model, "class_labels_classifier", None) or model.class_embed
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
-
-
-def _never_trained(layers: list[Any], config: Any) -> bool:
-    """Whether the biases are as initialisation leaves them; one class alone tells by transformers' own start."""
-    if config.num_labels > 1:
-        return is_untrained(layers)
-    prior = getattr(config, "initializer_bias_prior_prob", None) or 0.5
-    return all(
-        any(abs(float(layer.bias.detach()) - start) < 0.02 for start in (0.0, bias_of(prior), bias_of(0.01)))
-        for layer in layers
-    )
 
 
 class Criterion(nn.Module):

@@ -14,6 +14,7 @@ Its trainer builds a model of its own, so that is where to adapt it::
 The assigner's soft targets say how well a box fits. What they are above 0 for counts as positive here.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -49,9 +50,18 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
     adapted.drloss = chosen
     heads = [adapted.model[-1].cv3, getattr(adapted.model[-1], "one2one_cv3", None)]
     layers = [level[-1] for head in heads if head is not None for level in head]
-    if is_untrained(layers) if reset is None else reset:
-        start_from(layers, chosen.prior_probability, classes=adapted.model[-1].nc)
+    head = adapted.model[-1]
+    # The host starts from 5 objects an image of 640 pixels.
+    starts = [math.log(5 / head.nc / (640 / float(stride)) ** 2) for stride in head.stride]
+    if is_untrained(layers, starts=starts) if reset is None else reset:
+        start_from(layers, chosen.prior_probability, classes=head.nc)
     return model
+
+
+def step(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Losses of a training step on what a data loader of ultralytics gives."""
+    losses, _ = model(batch)
+    return dict(zip(("box", "cls", "dfl"), losses / len(batch["img"]), strict=True))
 
 
 class DRDetectionModel(DetectionModel):  # type: ignore[misc]
@@ -70,7 +80,13 @@ class DRDetectionModel(DetectionModel):  # type: ignore[misc]
         return (self.criterion.o2m, self.criterion.o2o) if isinstance(self.criterion, E2ELoss) else None
 
     def init_criterion(self) -> Any:
-        """The host's criterion, with the loss in it."""
+        """The host's criterion, with the loss in it.
+
+        Raises:
+            ValueError: if the model has weights for the classes, of the setting ``cls_pw``.
+        """
+        if getattr(self, "class_weights", None) is not None:
+            raise ValueError("cls_pw must be 0: a loss of drloss has no use for weights of the classes")
         criterion = super().init_criterion()
         for part in (criterion.one2many, criterion.one2one) if isinstance(criterion, E2ELoss) else (criterion,):
             become(part, v8DetectionLoss, DRv8DetectionLoss)
