@@ -1,7 +1,9 @@
 """drloss.check: green on what is right, and the right words on each way to get it wrong."""
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +42,18 @@ class Head(nn.Module):
         joined, marks = torch.cat(logits, dim=1), torch.cat(labels, dim=1)
         positives = (marks > 0).sum()
         match self.wrong:
+            case "sigmoid":
+                return self.loss(joined.sigmoid().reshape(joined.shape), marks)
+            case "softmax":
+                return self.loss(torch.cat([x.softmax(dim=-1) for x in logits], dim=1), marks)
+            case "not finite":
+                return self.loss(joined / 0, marks)
+            case "from zero":
+                return self.loss(joined, (marks - 1).clamp(min=0))
+            case "times 1.1":
+                return self.loss(joined, marks) * 1.1
+            case "function, divided":
+                return 4 * dr_loss(joined, marks) / positives
             case "levels":
                 return sum(self.loss(x, y) for x, y in zip(logits, labels, strict=True))
             case "divided":
@@ -76,6 +90,13 @@ def test_a_right_plug_is_green_in_every_point():
     assert check(Head(), images_and_targets(), num_classes=3).ok
 
 
+def test_an_adapted_model_is_believed_to_have_no_background_channel():
+    model = adapt(make("retinanet"), background=False)
+    images, targets = batch()  # no object of class 0
+    assert check(model, (images, targets)).ok
+    assert verdicts(check(model, (images, targets), num_classes=CLASSES - 1))["background channel"] is False
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_adapted_detectors_are_green(name):
     report = check(adapt(make(name)), batch(), num_classes=CLASSES - 1)
@@ -95,6 +116,9 @@ def test_adapted_detectors_are_green(name):
         ("background", "background channel", "channel 0 holds no class"),
         ("detached", "gradient", "none arrives at the classifier"),
         ("not called", "called", "never called drloss.dr_loss or DRLoss"),
+        ("sigmoid", "logits", "they come out of a sigmoid: give the loss what goes into it"),
+        ("softmax", "logits", "they come out of a softmax"),
+        ("not finite", "logits", "they are not finite"),
     ],
 )
 def test_each_wrong_way_is_told_in_words(wrong, name, words):
@@ -103,6 +127,87 @@ def test_each_wrong_way_is_told_in_words(wrong, name, words):
     assert [finding.name for finding in report.findings if finding.ok is False] == [name], str(report)
     assert words in str(report)
     assert f"WRONG  {name}: " in str(report)
+
+
+@pytest.mark.parametrize("num_classes", [3, None])
+def test_labels_from_zero_that_count_as_background_are_told(num_classes):
+    # The head takes 0-based labels as they are, so that its first class is lost and the others are one off.
+    images, targets = images_and_targets()
+    targets = [{"labels": t["labels"] - 1} for t in targets]
+
+    def step(model, batch):
+        return model(batch[0], [{"labels": t["labels"] + 1} for t in batch[1]])
+
+    assert check(Head(), (images, targets), step=step, num_classes=num_classes).ok
+    report = check(Head("from zero"), (images, targets), step=step, num_classes=num_classes)
+    assert verdicts(report)["background channel"] is False
+    assert "objects with label 0 count as background" in str(report)
+
+
+def test_a_factor_of_ones_own_is_a_question():
+    report = check(Head("times 1.1"), images_and_targets())
+    assert verdicts(report)["normaliser"] is None
+    assert "4.4 times the mean over images: is that a weight of yours?" in str(report)
+
+
+def test_what_one_batch_cannot_tell_is_a_question():
+    class Four(Head):
+        def __init__(self):
+            super().__init__("function, divided")
+            del self.loss
+
+    images, targets = images_and_targets()
+    four = (images, [{"labels": torch.tensor([k])} for k in (1, 2)] + [{"labels": torch.tensor([1, 3])}])
+    assert "it was divided by the number of positives, 7" in str(check(Four(), (images, targets)))
+    report = check(Four(), four)
+    assert verdicts(report)["normaliser"] is None
+    assert "divided by the number of positives, 4, this loss would be the same" in str(report)
+    alone = check(Head("flattened"), (images[:1], targets[:1]))
+    assert verdicts(alone)["per image"] is None
+
+
+def test_a_sum_that_leaves_the_loss_out_is_told():
+    def step(left_out):
+        def run(model, batch):
+            losses = model(*batch)
+            total = losses["loss_box"] if left_out else sum(losses.values())
+            return {"loss": total, **losses}
+
+        return run
+
+    assert check(Head(), images_and_targets(), step=step(False)).ok
+    report = check(Head(), images_and_targets(), step=step(True))
+    assert verdicts(report)["gradient"] is False
+    assert "leaves the classification loss out" in str(report)
+
+
+def test_a_loss_in_place_does_not_hide_the_first_score():
+    class InPlace(Head):
+        def forward(self, images, targets):
+            labels = torch.zeros(len(images), 64, dtype=torch.int64)
+            labels[:, 3:5] = 2
+            return DRLoss(inplace=True)(self.layer(images), labels)
+
+    assert check(InPlace(), images_and_targets()).ok
+    report = check(InPlace(prior=0.01), images_and_targets())
+    assert verdicts(report)["starting score"] is False
+
+
+def test_the_images_of_a_batch_are_counted_wherever_they_are():
+    images, targets = images_and_targets()
+
+    def step(model, batch):
+        return model(images, targets)
+
+    for given in (
+        {"batch_idx": torch.zeros(7), "img": images},
+        {"inputs": list(images), "data_samples": [None] * 3},
+        [{"file_name": "a", "image": image} for image in images],
+        (torch.zeros(5, 2), images),
+    ):
+        assert verdicts(check(Head(), given, step=step))["per image"] is True, given
+    assert verdicts(check(Head(), (torch.zeros(5, 2), torch.zeros(2)), step=step))["per image"] is False
+    assert verdicts(check(Head(), {"ids": None}, step=step))["per image"] is None
 
 
 def test_a_background_channel_is_told_from_the_number_of_classes():
@@ -120,6 +225,9 @@ def test_a_prior_of_a_hundredth_is_told_and_a_trained_classifier_is_not_blamed()
     assert verdicts(check(trained, images_and_targets()))["starting score"] is False  # wide weights, the first bias
     nn.init.normal_(trained.layer.bias, mean=-4)
     assert verdicts(check(trained, images_and_targets()))["starting score"] is None
+    narrow = Head(prior=0.01)
+    nn.init.normal_(narrow.layer.bias, mean=-4.6, std=0.05)  # too alike for one that has been trained
+    assert verdicts(check(narrow, images_and_targets()))["starting score"] is False
 
 
 def test_undecided_anchors_taken_as_background_are_told():
@@ -146,11 +254,24 @@ def test_nothing_is_changed_by_looking():
     data = images_and_targets()
     state = torch.get_rng_state()
 
+    model[1].seen = 0
+    model[1].register_buffer("mean", torch.zeros(1))
+    before["1.mean"] = torch.zeros(1)
+    others = random.getstate(), np.random.get_state()[1].tolist()
+
     def step(model, batch):
         images, targets = batch
-        return model[1](model[0](images) + torch.randn(1), targets)
+        model[1].seen += 1
+        model[1].mean = model[1].mean + 1  # another tensor in its place
+        model[1].criterion, model[1].part = [], nn.Linear(1, 1)
+        noise = random.random() + np.random.rand()
+        return model[1](model[0](images) + torch.randn(1) + noise, targets)
 
     check(model, data, step=step)
+    assert model[1].seen == 0
+    assert not hasattr(model[1], "criterion")
+    assert not hasattr(model[1], "part")
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == others
     assert all((model.state_dict()[key] == value).all() for key, value in before.items())
     assert (torch.get_rng_state() == state).all()
     assert (model[1].layer.weight.grad == 1).all()
@@ -169,6 +290,9 @@ def test_the_classification_loss_must_be_told_from_the_others():
         check(Head(), images_and_targets(), step=step, classification="cls")
     with pytest.raises(ValueError, match="must return a tensor or a mapping of tensors, got NoneType"):
         check(Head(), images_and_targets(), step=lambda model, batch: model(*batch) and None)
+    for wrong in (lambda model, batch: (model(*batch)["loss_cls"], {}), lambda model, batch: [list(model(*batch))]):
+        with pytest.raises(ValueError, match="says how to get the losses"):
+            check(Head(), images_and_targets(), step=wrong)
 
 
 @pytest.mark.parametrize("own", ["loss_cls", "classification", "loss_ce", "ce_loss", "loss_vfl", "ce"])
@@ -235,3 +359,11 @@ def test_maps_and_lists_of_levels_are_read_as_the_loss_reads_them():
     report = check(Maps(), images_and_targets(), num_classes=3)
     assert report.ok
     assert all(ok is True for ok in verdicts(report).values()), str(report)
+
+
+def test_a_loss_may_be_made_in_the_step():
+    class Made(Head):
+        def put(self, logits, labels):
+            return DRLoss()(logits, labels)
+
+    assert check(Made(), images_and_targets(), num_classes=3).ok

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import small_hosts
 from drloss import DRLoss, adapters, check, dr_loss
 from drloss.adapters.classifier import is_untrained
 from drloss.losses.watch import watch
@@ -135,6 +136,26 @@ def test_an_untrained_classifier_starts_at_a_half_and_a_trained_one_stays(host):
     assert all(layer.bias[0].sigmoid().item() == pytest.approx(0.01, rel=1e-4) for layer in host.layers(trained))
 
 
+ONE_CLASS = [name for name in HOSTS if "detr" not in name]  # their layers are shared: test_transformers has them
+
+
+@pytest.mark.parametrize("name", ONE_CLASS)
+def test_one_class_alone_is_reset_only_where_its_bias_is_one_that_classifiers_start_from(name, monkeypatch):
+    monkeypatch.setattr(small_hosts, "CLASSES", 1)
+    host = HOSTS[name]
+    model = adapt(host)
+    if name.startswith("mmdet"):
+        model.bbox_head.init_weights()  # as a runner does
+    assert all((layer.bias == 0).all() for layer in host.layers(model))
+    trained = host.make()
+    with torch.no_grad():
+        for layer in host.layers(trained):
+            layer.bias.copy_(torch.linspace(-2.7, -2.6, len(layer.bias)))
+    before = [layer.bias.clone() for layer in host.layers(trained)]
+    adapt(host, trained)
+    assert all(torch.equal(layer.bias, b) for layer, b in zip(host.layers(trained), before, strict=True))
+
+
 def test_check_is_green(host):
     report = check(adapt(host), host.batch(), num_classes=CLASSES, step=for_check(host))
     assert report.ok, str(report)
@@ -181,6 +202,96 @@ def test_mmdetections_init_weights_ends_at_the_losss_prior(name):
     model = adapt(HOSTS[name])
     model.bbox_head.init_weights()
     assert (HOSTS[name].layers(model)[0].bias == 0).all()
+
+
+@pytest.mark.parametrize("name", ["mmdet-retina", "mmdet-atss", "mmdet-fcos"])
+def test_mmdetections_init_weights_leaves_what_it_has_loaded(name, monkeypatch):
+    model = adapt(HOSTS[name])
+    (layer,) = HOSTS[name].layers(model)
+
+    def load(head):
+        with torch.no_grad():
+            layer.bias.copy_(torch.linspace(-3, -2, len(layer.bias)))
+
+    monkeypatch.setattr(type(model.bbox_head).__mro__[2], "init_weights", load)
+    model.bbox_head.init_weights()
+    assert torch.equal(layer.bias, torch.linspace(-3, -2, len(layer.bias)))
+
+
+class Noted(nn.Module):
+    """mmdetection's own loss, and what it is given."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.given = own, {}
+
+    def forward(self, scores, labels, weight=None, **options):
+        sure = torch.ones_like(labels) if weight is None else weight.reshape(-1) > 0
+        for row, label, counts in zip(scores.tolist(), labels.tolist(), sure.tolist(), strict=True):
+            self.given[tuple(row)] = ((label + 1) % (CLASSES + 1)) if counts else -1
+        return self.own(scores, labels, weight, **options)
+
+
+@pytest.mark.parametrize("name", ["mmdet-retina", "mmdet-atss", "mmdet-fcos"])
+def test_each_candidate_has_the_label_that_mmdetection_gives_it_and_is_of_its_image(name):
+    host = HOSTS[name]
+    plain = host.make()
+    adapted = adapt(host, copy.deepcopy(plain), reset=False)
+    plain.bbox_head.loss_cls = noted = Noted(plain.bbox_head.loss_cls)
+    host.step(plain, host.batch())
+    with watch() as calls:
+        host.step(adapted, host.batch())
+    logits, labels = (torch.cat(as_list(part), dim=1) for part in (calls[0].logits, calls[0].labels))
+    rows = [tuple(row) for row in logits.reshape(-1, CLASSES).tolist()]
+    assert len(noted.given) == len(set(rows)) == len(rows)
+    assert [noted.given[row] for row in rows] == labels.flatten().tolist()
+    pixels, instances = host.batch()
+    for i in range(len(LABELS)):
+        with watch() as alone:
+            adapted(pixels[i : i + 1], instances[i : i + 1])
+        torch.testing.assert_close(torch.cat(as_list(alone[0].logits), dim=1)[0], logits[i])
+        assert torch.equal(torch.cat(as_list(alone[0].labels), dim=1)[0], labels[i])
+
+
+def test_a_step_of_mmdetection_that_fails_leaves_nothing_behind():
+    host = HOSTS["mmdet-retina"]
+    model = adapt(host)
+    own, model.bbox_head.loss_bbox = model.bbox_head.loss_bbox, None
+    with pytest.raises(TypeError):
+        host.step(model, host.batch())
+    assert model.bbox_head.loss_cls.given == []
+    copy.deepcopy(model)
+    model.bbox_head.loss_bbox = own
+    assert host.step(model, host.batch())["loss_cls"].isfinite()
+
+
+def test_settings_of_mmdetection_that_would_be_lost_are_refused():
+    host = HOSTS["mmdet-retina"]
+    model = host.make()
+    with pytest.raises(ValueError, match="inplace must be False for this model"):
+        adapt(host, model, DRLoss(inplace=True))
+    model.bbox_head.train_cfg["pos_weight"] = 5
+    with pytest.raises(ValueError, match=r"train_cfg.pos_weight must be -1, got 5"):
+        adapt(host, model)
+
+
+def test_check_takes_what_a_loader_of_mmdetection_gives():
+    class Detector(small_hosts.OneHead):
+        __module__ = "mmdet.models"
+
+        def data_preprocessor(self, data, training):
+            return {"inputs": torch.stack(data["inputs"]), "data_samples": data["data_samples"]}
+
+        def forward(self, inputs, data_samples, mode):
+            assert mode == "loss"
+            return super().forward(inputs, data_samples)
+
+    model = adapt(HOSTS["mmdet-atss"])
+    model.__class__ = Detector
+    pixels, instances = HOSTS["mmdet-atss"].batch()
+    report = check(model, {"inputs": list(pixels), "data_samples": instances}, num_classes=CLASSES)
+    assert report.ok, str(report)
+    assert all(f.ok for f in report.findings if f.name != "ignored anchors"), str(report)
 
 
 def test_mmdetections_undecided_anchors_are_ignored():
@@ -243,6 +354,15 @@ def test_detectron2s_running_mean_is_told():
     assert "something divides it, such as a running mean of the number of positives" in str(report)
 
 
+def test_check_takes_what_a_loader_of_detectron2_gives():
+    model = adapt(HOSTS["detectron2-fcos"])
+    report = check(model, HOSTS["detectron2-fcos"].batch()[0], num_classes=CLASSES)
+    assert report.ok, str(report)
+    before = model.loss_normalizer
+    check(model, HOSTS["detectron2-fcos"].batch()[0])
+    assert model.loss_normalizer == before
+
+
 def test_detectron2s_neither_and_background_are_taken_as_such():
     host = HOSTS["detectron2-fcos"]
     model = adapt(host)
@@ -266,6 +386,61 @@ def test_ultralytics_multiplies_all_losses_by_the_images():
         loss, items = model(host.batch())
     assert loss[1].item() == pytest.approx(len(LABELS) * 4 * calls[0].value.item(), rel=1e-6)
     assert items["cls_loss"].item() == pytest.approx(4 * calls[0].value.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["yolov8", "yolo26"])
+def test_what_ultralytics_assigns_to_an_object_is_positive(name):
+    host = HOSTS[name]
+    plain = host.make()
+    adapted = adapt(host, copy.deepcopy(plain), reset=False)
+    plain.criterion = plain.init_criterion()
+    assigned = []
+    parts = [plain.criterion] if name == "yolov8" else [plain.criterion.one2many, plain.criterion.one2one]
+    for part in parts:
+        part.bce.register_forward_hook(lambda module, args, output: assigned.append(args))
+    torch.manual_seed(0)
+    host.step(plain, host.batch())
+    torch.manual_seed(0)
+    with watch() as calls:
+        host.step(adapted, host.batch())
+    assert len(calls) == len(assigned)
+    for call, (scores, targets) in zip(calls, assigned, strict=True):
+        torch.testing.assert_close(call.logits, scores)
+        assert (targets[targets > 0] < 0.9 * targets.max()).any()  # soft ones are among them
+        assert torch.equal(call.labels > 0, targets > 0)
+
+
+def test_a_yolo_that_has_been_trained_with_its_own_loss_has_ours_from_then_on():
+    host = HOSTS["yolov8"]
+    model = host.make()
+    host.step(model, host.batch())
+    adapt(host, model)
+    with watch() as calls:
+        host.step(model, host.batch())
+    assert len(calls) == 1
+
+
+def test_class_weights_of_ultralytics_are_refused():
+    host = HOSTS["yolov8"]
+    model = adapt(host)
+    model.class_weights = torch.ones(CLASSES)
+    with pytest.raises(ValueError, match="cls_pw must be 0"):
+        host.step(model, host.batch())
+
+
+@pytest.mark.parametrize("name", ["yolov8", "yolo26"])
+def test_check_takes_what_a_loader_of_ultralytics_gives_and_leaves_no_criterion(name):
+    host = HOSTS[name]
+    model = adapt(host)
+    batch = host.batch()
+    # Sorted as its loader sorts it, with more boxes than images.
+    batch |= {key: torch.cat([batch[key], batch[key][-1:]]) for key in ("batch_idx", "cls", "bboxes")}
+    report = check(model, dict(sorted(batch.items())), num_classes=CLASSES)
+    assert report.ok, str(report)
+    assert all(f.ok for f in report.findings if f.name != "ignored anchors"), str(report)
+    assert model.criterion is None
+    with pytest.raises(ValueError, match="says how to get the losses"):
+        check(model, (batch,))
 
 
 def test_a_trainer_of_ultralytics_can_set_its_settings_after_adapting():
@@ -298,6 +473,16 @@ def test_effdets_neither_is_ignored():
     assert marks[0, (3 * width + 2) * anchors + 1] == -1
     assert (marks != 0).sum() == 2
     torch.testing.assert_close(total, cls + bench.loss_fn.box_loss_weight * box)
+
+
+def test_effdets_total_has_the_boxes_in_it():
+    host = HOSTS["effdet"]
+    plain = host.make()
+    adapted = adapt(host, copy.deepcopy(plain), reset=False)
+    wanted, found = plain(*host.batch()), adapted(*host.batch())
+    assert found["box_loss"] > 0
+    torch.testing.assert_close(found["loss"] - found["class_loss"], wanted["loss"] - wanted["class_loss"])
+    assert check(adapt(host), host.batch(), num_classes=CLASSES).ok
 
 
 # ------------------------------------------------------------------------ what is refused
@@ -333,6 +518,7 @@ for host in {hosts}:
 
 
 def test_an_untrained_classifier_is_one_whose_biases_are_all_the_same():
+    assert is_untrained([nn.Conv2d(2, SIZE, 1, bias=False)])
     layer = nn.Conv2d(2, SIZE, 1)
     assert not is_untrained([layer])
     nn.init.constant_(layer.bias, -4.6)

@@ -1,6 +1,7 @@
 """torchvision's detectors with our loss: what enters it, what stays as it was, and what it is equal to."""
 
 import copy
+import importlib
 import pickle
 
 import pytest
@@ -38,6 +39,41 @@ def test_the_loss_is_called_once_with_all_images_and_object_classes_alone(name):
     assert set(call.labels[2].tolist()) == {0}
     assert losses["classification"] == 4 * call.value
     assert losses["classification"].item() == pytest.approx(4 * dr_loss(call.logits, call.labels).item(), rel=1e-6)
+
+
+def given_to_the_host(name, monkeypatch):
+    """Logits (..., K + 1) and targets (..., K + 1), 0 or 1, that torchvision's own loss gets, call by call."""
+    seen = []
+    if name == "ssd":
+        own = nn.functional.cross_entropy
+        spy = lambda x, y, **o: seen.append((x, nn.functional.one_hot(y, CLASSES))) or own(x, y, **o)  # noqa: E731
+        monkeypatch.setattr(nn.functional, "cross_entropy", spy)
+    else:
+        module = importlib.import_module(f"torchvision.models.detection.{name}")
+        own = module.sigmoid_focal_loss
+        spy = lambda x, y, **o: seen.append((x, y)) or own(x, y, **o)  # noqa: E731
+        monkeypatch.setattr(module, "sigmoid_focal_loss", spy)
+    make(name)(*batch())
+    monkeypatch.undo()
+    return seen
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_logit_has_the_label_that_torchvision_gives_it(name, monkeypatch):
+    # torchvision's RetinaNet hands over image by image the anchors that count; the others all at once.
+    given = given_to_the_host(name, monkeypatch)
+    logits = torch.cat([x.reshape(-1, CLASSES) for x, _ in given])
+    positive = torch.cat([y.reshape(-1, CLASSES) for _, y in given])[:, 1:] == 1
+    with watch() as calls:
+        adapt(make(name), reset=None if name == "ssd" else False)(*batch())
+    labels = calls[0].labels.flatten()
+    ours = calls[0].logits.reshape(-1, CLASSES - 1)[labels >= 0]
+    assert positive.any()
+    assert torch.equal(nn.functional.one_hot(labels[labels >= 0], CLASSES)[:, 1:] == 1, positive)
+    if name == "ssd":
+        torch.testing.assert_close(ours.sigmoid(), logits.softmax(dim=1)[:, 1:])
+    else:
+        torch.testing.assert_close(ours, logits[:, 1:])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -78,6 +114,46 @@ def test_a_trained_classifier_stays_unless_a_reset_is_asked_for(name):
     assert all((after[key] == value).all() for key, value in before.items())
     adapt(model, reset=True)
     assert (layer.bias.reshape(-1, CLASSES)[:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_another_loss_gives_an_untrained_classifier_its_own_prior(name):
+    model = adapt(adapt(make(name), "focal"), "dr")
+    (layer,) = classifier_layers(model)
+    assert (layer.bias.reshape(-1, CLASSES)[:, 1:] == 0).all()
+    adapt(model, "focal")
+    scores = layer.bias.reshape(-1, CLASSES)[:, 1:].sigmoid()
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.01))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_no_detection_is_of_the_background(name):
+    model = make(name)
+    (layer,) = classifier_layers(model)
+    with torch.no_grad():
+        layer.bias += torch.linspace(0, 1, len(layer.bias))  # as if trained
+        layer.bias.reshape(-1, CLASSES)[:, 0] = 5
+    model.score_thresh = 0.0
+    assert any((found["labels"] == 0).any() for found in model.eval()(batch()[0]))
+    assert all((found["labels"] > 0).all() for found in adapt(model)(batch()[0]))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_one_class_alone_is_reset_only_where_its_bias_is_one_that_classifiers_start_from(name):
+    def one():
+        model = make(name)
+        head = model.head.classification_head
+        head.num_classes, head.cls_logits = 1, nn.Conv2d(head.cls_logits.in_channels, 1, 3)
+        return model
+
+    for bias, kept in ((-4.5951, False), (-2.7, True), (0.3, True), (0.0, False)):
+        model = one()
+        (layer,) = classifier_layers(model)
+        nn.init.constant_(layer.bias, bias)
+        adapt(model, background=False)
+        assert (layer.bias.item() == pytest.approx(bias)) if kept else (layer.bias.item() == 0)
+    with pytest.raises(ValueError, match="the model has num_classes=1, and class 0 is the background"):
+        adapt(one())
 
 
 def test_an_ssd_keeps_its_weights_and_its_detections():
@@ -146,6 +222,13 @@ def test_labels_from_zero_are_refused_or_taken_as_classes(name):
     assert set(calls[0].labels[0].tolist()) - {-1, 0} == {1, 3}
 
 
+def test_a_model_that_is_wrapped_for_several_processes_is_adapted_inside():
+    model = make("fcos")
+    wrapped = nn.DataParallel(model)
+    assert adapt(wrapped, DRLoss(neg_lambda=0.1)) is wrapped
+    assert model.head.drloss.neg_lambda == 0.1
+
+
 def test_what_cannot_be_adapted_is_refused():
     with pytest.raises(TypeError, match=r"model must be a detector of torchvision, .*, got torch\.nn"):
         adapt(nn.Linear(2, 2))
@@ -153,6 +236,15 @@ def test_what_cannot_be_adapted_is_refused():
         adapt(make("retinanet"), "best")
     with pytest.raises(ValueError, match="background must be True for an SSD"):
         adapt(make("ssd"), background=False)
+    with pytest.raises(ValueError, match="reset must not be given for an SSD"):
+        adapt(make("ssd"), reset=True)
+    for loss, name in ((dr_loss, "dr_loss"), (DRLoss, "DRLoss"), (nn.BCELoss(), "BCELoss"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"loss must be a loss module, such as .*, got {name}$"):
+            adapt(make("retinanet"), loss)
+    plain = make("retinanet")
+    with pytest.raises(TypeError):
+        adapt(plain, dr_loss)
+    assert type(plain.head.classification_head).__module__.startswith("torchvision.")
     model = make("retinanet")
     model.head.classification_head.__class__ = type("Own", (type(model.head.classification_head),), {})
     with pytest.raises(TypeError, match="adapt knows RetinaNetClassificationHead of torchvision, not Own"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from drloss.losses.checking import require_positive
 from drloss.losses.inputs import Levels
+from drloss.losses.watch import unwatched
 
 _PER_BATCH = ("ignore", "quality")  # what belongs to the images and is given with them
 
@@ -58,7 +59,10 @@ class ImageLoss(nn.Module):
             else:
                 setattr(self, name, value)
         numbers = {k: None if isinstance(v, Tensor) else v for k, v in self.options.items()}
-        self.function(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **numbers)  # raises for a bad one
+        with unwatched():
+            self.function(
+                torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **numbers
+            )  # raises for a bad one
 
     @property
     def options(self) -> dict[str, Any]:

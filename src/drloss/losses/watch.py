@@ -38,6 +38,17 @@ def watch() -> Iterator[list[Call]]:
         del _watchers[[id(w) for w in _watchers].index(id(calls))]
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Hide calls that are no part of a training step from whoever watches."""
+    held = _watchers[:]
+    _watchers.clear()
+    try:
+        yield
+    finally:
+        _watchers[:] = held
+
+
 def told(logits: Any, labels: Any, options: dict[str, Any], value: Tensor) -> Tensor:
     """Hand a call to whoever watches, and return its value."""
     for calls in _watchers:
