@@ -443,6 +443,51 @@ def test_check_takes_what_a_loader_of_ultralytics_gives_and_leaves_no_criterion(
         check(model, (batch,))
 
 
+def test_ultralytics_trainer_trains_saves_and_goes_on(tmp_path):
+    small_hosts.needs("ultralytics")
+    from PIL import Image
+    from ultralytics import YOLO
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for index in range(4):
+        image = Image.new("RGB", (SIZE, SIZE), "black")
+        image.paste("white", (12, 10, 44, 40))
+        image.save(tmp_path / "images" / f"{index}.png")
+        (tmp_path / "labels" / f"{index}.txt").write_text(f"0 {28 / SIZE} {25 / SIZE} {32 / SIZE} {30 / SIZE}\n")
+    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: {{0: square}}\n")
+    starts = []
+
+    class DRTrainer(DetectionTrainer):
+        def get_model(self, *args, **kwargs):
+            model = adapters.adapt(super().get_model(*args, **kwargs))
+            starts.append([level[-1].bias.item() for level in model.model[-1].cv3])
+            return model
+
+    def train(weights, name):
+        YOLO(weights).train(
+            **{"data": tmp_path / "data.yaml", "imgsz": SIZE, "batch": 2, "epochs": 1, "workers": 0, "device": "cpu"},
+            **{"project": tmp_path / "runs", "name": name, "plots": False, "amp": False, "verbose": False},
+            trainer=DRTrainer,
+        )
+        return tmp_path / "runs" / name / "weights" / "last.pt"
+
+    with watch() as calls:
+        last = train("yolov8n.yaml", "first")
+    assert [len(call.logits) for call in calls][:2] == [2, 2]
+    with torch.no_grad():
+        trained = YOLO(last).model
+        for level in trained.model[-1].cv3:
+            level[-1].bias.fill_(-2.7)
+    saved = torch.load(last, weights_only=False)
+    saved["model"] = trained
+    torch.save(saved, last)
+    train(last, "second")
+    assert starts[0] == [0, 0, 0]
+    assert starts[1] == pytest.approx([-2.7, -2.7, -2.7], abs=0.01)  # one class: that of a trained head stays
+
+
 def test_a_trainer_of_ultralytics_can_set_its_settings_after_adapting():
     host = HOSTS["yolov8"]
     model = host.make()
