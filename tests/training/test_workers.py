@@ -10,7 +10,7 @@ from drloss.data.loading import EvaluationImages, _good, _what_was_lost, load_ba
 from drloss.data.shapes import open_shapes
 from drloss.errors import DataError
 from drloss.training.log import METRICS
-from faults import STRUCK, at_image, constant, fault, start, tiny_run, wait_until
+from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until
 
 IMAGE = 7
 NAME = f"train_{IMAGE:06d}.png"
@@ -44,6 +44,13 @@ def test_a_lost_worker_ends_the_run_within_a_minute_and_names_the_image(tmp_path
     assert NAME in said
     assert ("Traceback" in said) == (do == "raise")
     figure("T33", f"{do}: ended {seconds:.0f} s after the fault or the last step, naming the image")
+
+
+def test_a_signal_to_all_processes_does_not_end_a_worker_that_is_just_born(tmp_path):
+    early = fault(before, module="drloss.data.loading", name="_ignore_signals", do="SIGTERM")
+    child = start(tiny_run(tmp_path / "run", workers=2), tmp_path / "log", early)
+    assert child.wait() == 0, child.said
+    assert child.said.count(STRUCK) >= 2  # each worker of each loader
 
 
 def test_a_fault_in_reading_names_the_image_without_workers_too(tmp_path):

@@ -220,7 +220,8 @@ def load_batches(
         timeout=WORKER_TIMEOUT if workers else 0,
         worker_init_fn=_ignore_signals,
     )
-    loaded = iter(loader)
+    with _signals_held():
+        loaded = iter(loader)
     good = _good(loaded)
     own = [child for child in active_children() if child not in others]
     try:
@@ -272,10 +273,24 @@ def _good(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
         yield batch
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait meanwhile, also in the processes that are started, until those ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _ignore_signals(worker: int) -> None:
     """A worker leaves it to the trainer to act on Ctrl-C and SIGTERM, which a terminal sends to all processes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def _what_was_lost(workers: list[BaseProcess], error: Exception) -> str | None:
