@@ -129,6 +129,10 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         )
     ending = (rule.surrogate, rule.weights_grad, rule.numbers, rule.pooled)
     options = (rule.rates, inputs.classes, rule.kind, backend, *ending)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in logits)):
+        # The operator alone: before torch 2.15 the compiler cannot trace such a function where no gradient is wanted.
+        alone: Tensor = _losses([x.detach() for x in logits], *rest, extremes, *options)[0]
+        return alone
     losses: Tensor = _Losses.apply(options, inplace, *rest, extremes, *logits)[0]
     return losses
 
