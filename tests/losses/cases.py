@@ -1,5 +1,6 @@
 """Cases and measures that the tests of the losses share."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -10,9 +11,10 @@ from drloss import dr_loss
 from drloss.losses.fused import cpu
 
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(not cpu.available(), reason="there is no C compiler"))
-TRITON = pytest.param(
-    "triton", marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-)
+NO_TRITON = "triton is not installed" if find_spec("triton") is None else ""
+if not NO_TRITON and not torch.cuda.is_available() and tuple(map(int, version("triton").split(".")[:2])) < (3, 8):
+    NO_TRITON = "the interpreter of triton before 3.8 reads numbers in a way that numpy has given up"
+TRITON = pytest.param("triton", marks=pytest.mark.skipif(bool(NO_TRITON), reason=NO_TRITON))
 BACKENDS = [CPU, TRITON, "chunked"]
 """The fused backends; without a CUDA device Triton's kernels are interpreted."""
 

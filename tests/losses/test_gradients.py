@@ -142,6 +142,7 @@ def test_each_images_gradient_scales_with_what_comes_in(loss, options, dtype):
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which the compiler did before torch 2.14
 @pytest.mark.parametrize(
     ("loss", "options"),
     [

@@ -153,7 +153,7 @@ def _prior_weights(
     """Weights (N, A, K) of a prior that is a tensor, 1 at the most for each distribution, else None."""
     if prior is None:
         return None
-    if not isinstance(prior, Tensor | list | tuple):
+    if not isinstance(prior, (Tensor, list, tuple)):
         require_count(**{name: prior})
         return None
     prior = join(name, prior).detach()

@@ -209,7 +209,8 @@ def _peak_mb(run: Callable[[], None], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(profile_memory=True, activities=activities, acc_events=True) as profile:
         run()
     held = peak = 0
     for event in profile.profiler.kineto_results.events():

@@ -20,7 +20,7 @@ Each backend computes the sums and the gradient in one file of its own: ``cpu`` 
 """
 
 import os
-from collections.abc import Sequence
+from typing import List, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -40,6 +40,7 @@ BACKENDS = ("auto", "torch", "cpu", "triton", "chunked")
 
 MOST_RATE = 16.0
 """1/λ up to which no shift is needed."""
+HAS_TRITON = find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def choose_backend(name: str, inputs: Inputs, *, inplace: bool, cannot: str = ""
         elif not torch.compiler.is_compiling() and not cpu.available():
             cannot = "a machine without a C compiler (cc, gcc or $CC)"
     if name == "triton" and not cannot and not empty:
-        if find_spec("triton") is None:
+        if not HAS_TRITON:
             cannot = "a machine without the package triton"
         elif not (x.is_cuda or "TRITON_INTERPRET" in os.environ):
             cannot = f"logits on {x.device.type}"
@@ -152,7 +153,7 @@ def backend_of(name: str, x: Tensor) -> Any:
     """The module that does the work: the one of that name, or for ``"auto"`` the fastest that can."""
     if name == "cpu" or (name == "auto" and x.device.type == "cpu" and x.dtype in cpu.DTYPES and cpu.available()):
         return cpu
-    if name == "triton" or (name == "auto" and x.is_cuda and find_spec("triton") is not None):
+    if name == "triton" or (name == "auto" and x.is_cuda and HAS_TRITON):
         from drloss.losses.fused import triton
 
         return triton
@@ -279,7 +280,7 @@ def _gradients(
     classes: int,
     kind: str,
     backend: str,
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006
     """Gradient of each level for factors (R,), the derivative of what follows by each loss."""
     into = [torch.empty_like(level) for level in logits]
     problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
