@@ -438,6 +438,11 @@ def clamped_scores(self, logits, labels):
     return self.loss(joined(logits).sigmoid().clamp(1e-4, 1 - 1e-4), joined(labels))
 
 
+def scores_times_objectness(self, logits, labels):
+    rows = joined(logits)
+    return self.loss((rows.sigmoid() * rows[..., :1].sigmoid()).sqrt(), joined(labels))
+
+
 class HalfOfTheGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -461,7 +466,8 @@ def halved_on_the_way_back(self, logits, labels):
         (rows_mixed, "per image", "the logits of image 0 depend on other images"),
         (without_positives, "positives", "the targets have objects, but no candidate is a positive"),
         (background_last, "positives", "not 0..K-1 with K for background"),
-        (clamped_scores, "logits", "as scores do"),
+        (clamped_scores, "logits", "they come out of a sigmoid"),
+        (scores_times_objectness, "logits", "they come out of a sigmoid"),
         (halved_on_the_way_back, "normaliser", "counts 2 times too little"),
     ],
 )

@@ -16,8 +16,10 @@ SPREAD = 0.5
 """Standard deviation of the logits below which a classifier is taken for untrained."""
 CLOSE = 0.02
 """Relative difference up to which two weights are the same."""
-VIEWS = re.compile(r"View|Reshape|Permute|Transpose|Cat|Slice|Select|Clone|Alias|Copy|Expand|Split|Unbind|squeeze")
-"""Names of the functions in an autograd graph that move values and leave them as they are."""
+SAME = re.compile(
+    "View|Reshape|Permute|Transpose|Cat|Slice|Select|Clone|Alias|Copy|Expand|Split|Unbind|squeeze|Clamp|Mul|Sqrt"
+)
+"""Names of the functions in an autograd graph that move values, and of those that make scores of scores."""
 
 
 @dataclass(frozen=True)
@@ -232,19 +234,23 @@ def logits(step: Step) -> Finding:
     parts = [part for call in step.calls for part in parts_of(call.logits)]
     if not all(bool(torch.isfinite(part).all()) for part in parts):
         return Finding(name, False, "they are not finite: look for the first step in which they were, and its loss")
-    for part in parts:
-        node = part.grad_fn
-        while node is not None and VIEWS.search(node.name()) and node.next_functions:
-            node = node.next_functions[0][0]
-        made = re.search(r"Sigmoid|Softmax", node.name() if node is not None else "")
-        if made:
-            return Finding(name, False, f"they come out of a {made[0].lower()}: give the loss what goes into it")
-    values = [part.detach() for part in parts if part.numel()]
-    low, high = (min(float(v.min()) for v in values), max(float(v.max()) for v in values)) if values else (0, 0)
-    if 0 <= low < high <= 1:
-        words = f"all lie between {low:.2g} and {high:.2g}, as scores do: give the loss what goes into the sigmoid"
-        return Finding(name, False, words)
+    made = next(filter(None, (_squashed(part.grad_fn) for part in parts)), None)
+    if made:
+        return Finding(name, False, f"they come out of a {made}: give the loss what goes into it")
     return Finding(name, True, "they are finite, and no scores")
+
+
+def _squashed(node: Any) -> str | None:
+    """The sigmoid or softmax that values come out of, but for what leaves scores what they are."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        name = "" if node is None else node.name()
+        if found := re.search(r"Sigmoid|Softmax", name):
+            return found[0].lower()
+        if SAME.search(name):
+            waiting += [before for before, _ in node.next_functions]
+    return None
 
 
 def positives(step: Step) -> Finding:
