@@ -6,7 +6,8 @@
   TIFF's orientation is always applied. Damaged EXIF counts as none.
 - Alpha is dropped: the colours below it are used as they are stored. Palettes become RGB, 1-bit and 8-bit grey
   become grey RGB, CMYK becomes RGB by Pillow's formula. Colour profiles are not applied.
-- 16-bit grey keeps its high byte, so that 65535 becomes 255. Floating-point and 32-bit pixels are refused.
+- 16-bit grey keeps its high byte, so that 65535 becomes 255, and a TIFF's 12-bit grey its high eight bits. Where a
+  TIFF counts from white, it is inverted. Signed, floating-point and 32-bit pixels are refused.
 - Of an animation or a multi-page file the first frame is read.
 - A truncated file is an error, never a half-grey image, and so is a JPEG whose data end before its pixels do (but for
   one within a TIFF) and a PNG whose pixel data do not fit their checksums. Other formats have none: a damaged byte
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from drloss.data.jpeg import check_scans
@@ -35,6 +37,8 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _T = Image.Transpose
 _TURNS = {
     2: _T.FLIP_LEFT_RIGHT,
@@ -140,6 +144,8 @@ def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
     try:
         if not path.is_file():
             raise DataError(f"{name}: {'not a plain file' if path.exists() else 'no such image file'}")
+        if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = limit  # Pillow refuses twice that many; for good, as other threads may read too
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > limit:
                 raise DataError(
@@ -207,11 +213,17 @@ def _pixels(path: Path, image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """The loaded image in mode RGB."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ValueError("signed pixels have no range that maps to 0..255")
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+        grey = (np.asarray(image).astype(np.int64) >> bits - 8).clip(0, 255).astype(np.uint8)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds below 16 bits only
+            grey = 255 - grey
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no range that maps to 0..255")
     if image.mode in ("P", "PA", "RGBA", "LA", "La", "RGBa"):
