@@ -524,6 +524,17 @@ def test_a_file_of_nothing_but_problems_is_given_up(tmp_path, monkeypatch):
         read_coco("many", coco_of(tmp_path, [image], [{}] * 100), strict=False)
 
 
+def test_boxes_that_are_clipped_are_no_reason_to_give_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(problems, "MAX_PROBLEMS", 10)
+    image = {"id": 1, "file_name": "a.png", "width": 4, "height": 4}
+    boxes = [{"id": i, "image_id": 1, "category_id": 1, "bbox": [2, 2, 5, 5 + i]} for i in range(100)]
+    annotations, report = read_coco("many", coco_of(tmp_path, [image], [*boxes, {}]), strict=False)
+    assert len(annotations.boxes) == 100
+    assert [p.count for p in report.problems] == [1] * 9 + [91, 1]
+    with pytest.raises(DataError, match="the first of 101 problems"):
+        read_coco("many", coco_of(tmp_path, [image], [*boxes, {}]))
+
+
 def test_one_long_name_among_many_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "MAX_NAMES", 1000)
     images = [{"id": i, "file_name": f"{i}.png", "width": 4, "height": 4} for i in range(20)]
