@@ -46,6 +46,15 @@ def _count(path: Path, byte: bytes, most: int) -> None:
                 )
 
 
+def read_lines(path: Path, limit: int) -> list[str]:
+    """The lines of :func:`read_text`: ended by line feeds and carriage returns only, unlike ``str.splitlines``.
+
+    Raises:
+        DataError: as there.
+    """
+    return read_text(path, limit).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def read_text(path: Path, limit: int) -> str:
     """The same as text: UTF-8, with or without byte order mark.
 

@@ -30,7 +30,7 @@ from drloss.data.building import AnnotationsBuilder, known_classes
 from drloss.data.decoding import image_size
 from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder
 from drloss.data.problems import Report, printable, shown
-from drloss.data.reading import read_bytes, read_text
+from drloss.data.reading import read_bytes, read_lines
 from drloss.errors import DataError
 
 PASCAL_CLASSES = (
@@ -96,7 +96,7 @@ class VocTree:
             folder = self.folder / "Annotations"
             return folder, [("", path.stem) for path in sorted(folder.glob("*.xml"))]
         path = self.folder / "ImageSets" / "Main" / f"{image_set}.txt"
-        lines = read_text(path, _MAX_LIST_BYTES).splitlines()
+        lines = read_lines(path, _MAX_LIST_BYTES)
         found = []
         for k, line in enumerate(lines, start=1):
             if line.strip():

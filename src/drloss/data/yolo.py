@@ -30,7 +30,7 @@ from drloss.data.decoding import header_size, quiet
 from drloss.data.paths import Inside, clean_name, common_folder, list_images
 from drloss.data.plain_yaml import Plain, read_yaml
 from drloss.data.problems import Report, printable, shown
-from drloss.data.reading import read_text
+from drloss.data.reading import read_lines
 from drloss.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -173,7 +173,7 @@ def _in_folder(folder: Path) -> Iterator[_Entry]:
 
 def _listed(path: Path, root: Path) -> Iterator[_Entry]:
     """Lines of a list: relative to the list's folder or to ``root``, or absolute below ``root``."""
-    for k, line in enumerate(read_text(path, _MAX_LIST_BYTES).splitlines(), start=1):
+    for k, line in enumerate(read_lines(path, _MAX_LIST_BYTES), start=1):
         text = line.strip()
         if not text:
             continue
@@ -229,7 +229,7 @@ class _Reader:
         try:
             label = self._label_file(folder, clean_name(name))
             if label is not None:
-                lines = read_text(label, _MAX_LABEL_BYTES).splitlines()
+                lines = read_lines(label, _MAX_LABEL_BYTES)
         except ValueError:  # the builder refuses the name
             refused = True
         except DataError as error:
