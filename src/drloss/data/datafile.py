@@ -23,6 +23,7 @@ YOLO names image folders or lists, and the classes::
 
     format = "yolo"
     classes = ["cat", "dog"]
+    kpt_shape = [17, 3]                 # optional: keypoints after each box; see drloss.data.yolo
 
     [splits.train]
     images = ["images/train"]
@@ -42,14 +43,14 @@ from drloss.data.problems import printable, shown
 from drloss.data.reading import read_text
 from drloss.data.sources import FileSource, Read, coco_reader, is_tree, voc_reader, yolo_source
 from drloss.data.voc import VocTree
-from drloss.data.yolo import YoloData
+from drloss.data.yolo import YoloData, keypoints
 from drloss.errors import DataError
 
 MAX_BYTES = 1024**2
 _TOP = {
     "coco": ("format", "root", "splits"),
     "voc": ("format", "root", "classes", "one_based", "splits"),
-    "yolo": ("format", "root", "classes", "splits"),
+    "yolo": ("format", "root", "classes", "kpt_shape", "splits"),
 }
 _SPLIT = {"coco": ("images", "annotations"), "voc": ("trees", "image_set"), "yolo": ("images",)}
 
@@ -86,7 +87,8 @@ def open_datafile(path: Path, name: str) -> FileSource:
     if kind == "yolo":
         assert classes is not None
         folders = {s: tuple(_paths(file, f"splits.{s}.images", t.get("images"), root)) for s, t in splits.items()}
-        return yolo_source(YoloData(path, root, classes, folders), name)
+        shape = keypoints(file, content.get("kpt_shape"))
+        return yolo_source(YoloData(path, root, classes, folders, shape), name)
     if kind == "coco":
         return FileSource(name, kind, {s: _coco(file, s, table, root) for s, table in splits.items()})
     one_based = content.get("one_based")
