@@ -28,7 +28,8 @@ YOLO names image folders or lists, and the classes::
     [splits.train]
     images = ["images/train"]
 
-Unknown keys are refused. The paths may lead anywhere: the file is the user's own word on where the data are.
+Unknown keys are refused. The paths may lead anywhere: the file is the user's own word on where the data are. It is at
+most 1 MB, with at most 5,000 dots.
 """
 
 import os
@@ -40,13 +41,15 @@ from typing import Any
 from drloss.data.coco import CocoPart
 from drloss.data.paths import clean_name
 from drloss.data.problems import printable, shown
-from drloss.data.reading import read_text
+from drloss.data.reading import Most, read_text
 from drloss.data.sources import FileSource, Read, coco_reader, is_tree, voc_reader, yolo_source
 from drloss.data.voc import VocTree
 from drloss.data.yolo import YoloData, keypoints
 from drloss.errors import DataError
 
 MAX_BYTES = 1024**2
+MAX_MARKS = {b".": Most(5000)}
+"""Dots in a file: the time and memory that a key takes grow with the square of its parts."""
 _TOP = {
     "coco": ("format", "root", "splits"),
     "voc": ("format", "root", "classes", "one_based", "splits"),
@@ -67,7 +70,7 @@ def open_datafile(path: Path, name: str) -> FileSource:
     """
     file = printable(str(path))
     try:
-        content = tomllib.loads(read_text(path, MAX_BYTES))
+        content = tomllib.loads(read_text(path, MAX_BYTES, MAX_MARKS))
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise DataError(f"{file}: not TOML ({error})") from None
     except RecursionError:

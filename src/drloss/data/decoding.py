@@ -13,7 +13,7 @@
   one within a TIFF) and a PNG whose pixel data do not fit their checksums. Other formats have none: a damaged byte
   there may go unseen.
 - More than 50 megapixels are an error, told from the header before anything is decoded; the environment variable
-  ``DRLOSS_MAX_PIXELS`` sets another limit.
+  ``DRLOSS_MAX_PIXELS`` sets another limit. So is a JPEG of more than 100 scans.
 """
 
 import os
@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from drloss.data.jpeg import check_scans
+from drloss.data.jpeg import check_number_of_scans, check_scans
 from drloss.data.png import check_sums, late_exif
 from drloss.data.problems import printable
 from drloss.errors import DataError, UserError
@@ -114,6 +114,8 @@ def decode(path: Path, height: int | None, width: int | None, max_pixels: int | 
     with _opened(path, max_pixels) as image:
         turn = _turn(path, image, height, width)
         pixels = _pixels(path, image)
+        if pixels is not image:
+            image.close()  # which gives back its memory
         if turn in _TURNS:
             pixels = pixels.transpose(_TURNS[turn])
         return torch.from_numpy(np.asarray(pixels).transpose(2, 0, 1).copy())
@@ -205,6 +207,8 @@ def _pixels(path: Path, image: Image.Image) -> Image.Image:
     """Decode the image, in mode RGB and not turned."""
     if image.format == "PNG":
         check_sums(path)
+    if image.format in ("JPEG", "MPO"):
+        check_number_of_scans(path)
     image.load()
     if image.format in ("JPEG", "MPO"):
         check_scans(path, image)
@@ -220,13 +224,16 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-        grey = (np.asarray(image).astype(np.int64) >> bits - 8).clip(0, 255).astype(np.uint8)
+        wide = np.asarray(image) >> bits - 8
+        grey = wide.clip(0, 255, out=wide).astype(np.uint8)
         if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds below 16 bits only
             grey = 255 - grey
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no range that maps to 0..255")
-    if image.mode in ("P", "PA", "RGBA", "LA", "La", "RGBa"):
+    if image.mode == "RGBA":
+        return image.convert("RGB")
+    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
         if image.mode == "P" and "transparency" not in image.info:
             return image.convert("RGB")
         rgba = np.asarray(image.convert("RGBA"))

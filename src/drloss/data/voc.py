@@ -12,7 +12,7 @@ Rules:
   the tree's ``Annotations`` folder in alphabetical order, so that every split has the same.
 - ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's;
   where it is missing or 0, the header of the image file tells.
-- XML is UTF-8 or what its declaration says, at most 10 MB and a million tags, nested at most 32 deep, without a
+- XML is UTF-8 or what its declaration says, at most 10 MB and half a million tags, nested at most 32 deep, without a
   DOCTYPE: no entity is ever expanded and nothing outside the file is read.
 """
 
@@ -30,7 +30,7 @@ from drloss.data.building import AnnotationsBuilder, known_classes
 from drloss.data.decoding import image_size
 from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder
 from drloss.data.problems import Report, printable, shown
-from drloss.data.reading import read_bytes, read_lines
+from drloss.data.reading import Most, read_bytes, read_lines
 from drloss.errors import DataError
 
 PASCAL_CLASSES = (
@@ -40,9 +40,11 @@ PASCAL_CLASSES = (
 PASCAL_TREE = re.compile(r"VOC20\d\d")
 MAX_XML_BYTES = 10 * 1024**2
 MAX_DEPTH = 32
-MAX_MARKS = {b"<": 1_000_000, b"=": 100_000}
+MAX_MARKS = {b"<": Most(500_000), b"=": Most(100_000)}
 """Tags and attributes in a file."""
 _MAX_LIST_BYTES = 64 * 1024**2
+_MAX_LINES = {b"\n": Most(1_000_000), b"\r": Most(1_000_000)}
+"""Of the list of a split."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -96,7 +98,7 @@ class VocTree:
             folder = self.folder / "Annotations"
             return folder, [("", path.stem) for path in sorted(folder.glob("*.xml"))]
         path = self.folder / "ImageSets" / "Main" / f"{image_set}.txt"
-        lines = read_lines(path, _MAX_LIST_BYTES)
+        lines = read_lines(path, _MAX_LIST_BYTES, _MAX_LINES)
         found = []
         for k, line in enumerate(lines, start=1):
             if line.strip():

@@ -26,6 +26,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 
@@ -36,13 +38,17 @@ from drloss.data.decoding import header_size, quiet
 from drloss.data.paths import Inside, clean_name, common_folder, list_images
 from drloss.data.plain_yaml import Plain, read_yaml
 from drloss.data.problems import Report, printable, shown
-from drloss.data.reading import read_lines
+from drloss.data.reading import Most, read_lines
 from drloss.errors import DataError
 
 SPLITS = ("train", "val", "test")
 VAL_NAMES = ("val", "valid", "validation")
 _MAX_LABEL_BYTES = 10 * 1024**2
 _MAX_LIST_BYTES = 256 * 1024**2
+_MAX_LINES = {b"\n": Most(2_000_000), b"\r": Most(2_000_000)}
+"""Of a list of images."""
+_AT_ONCE = 10_000
+"""Images whose headers are asked for at a time."""
 _TOLERANCE = 1e-6
 """By which a share may pass 0 or 1: files have about six digits."""
 _SLACK, _MOST = 0.01, 0.75
@@ -157,11 +163,12 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
     builder = AnnotationsBuilder(name, data.class_names, ids, root, str(data.file))
     reader = _Reader(builder, root, data.keypoints)
     for source, folder in zip(sources, folders, strict=True):
-        entries = list(_listed(source, data.root) if source.is_file() else _in_folder(source))
+        entries = _listed(source, data.root) if source.is_file() else _in_folder(source)
         with quiet(), ThreadPoolExecutor(8) as pool:
-            sizes = pool.map(lambda entry, folder=folder: _header(folder, entry[2]), entries)
-            for (file, record, image), size in zip(entries, sizes, strict=True):
-                reader.image(file, record, folder, image, size)
+            while part := list(islice(entries, _AT_ONCE)):
+                sizes = pool.map(partial(_header, Inside(folder)), part)
+                for (file, record, image), size in zip(part, sizes, strict=True):
+                    reader.image(file, record, folder, image, size)
     if reader.images and not reader.labelled:
         raise DataError(
             f"{printable(name)}: no label file for any of {reader.images:,} images, looked for {reader.looked_for}; "
@@ -184,7 +191,8 @@ def _in_folder(folder: Path) -> Iterator[_Entry]:
 
 def _listed(path: Path, root: Path) -> Iterator[_Entry]:
     """Lines of a list: relative to the list's folder or to ``root``, or absolute below ``root``."""
-    for k, line in enumerate(read_lines(path, _MAX_LIST_BYTES), start=1):
+    file = str(path)
+    for k, line in enumerate(read_lines(path, _MAX_LIST_BYTES, _MAX_LINES), start=1):
         text = line.strip()
         if not text:
             continue
@@ -193,7 +201,7 @@ def _listed(path: Path, root: Path) -> Iterator[_Entry]:
             name = text.removeprefix(f"{common_folder([root])}/")
         elif path.parent != root and _is_file(path.parent, text) and not _is_file(root, text):
             name = (common_folder([path.parent]) / text).as_posix().removeprefix(f"{common_folder([root])}/")
-        yield str(path), f"line {k}", name
+        yield file, f"line {k}", name
 
 
 def _is_file(folder: Path, name: str) -> bool:
@@ -203,11 +211,11 @@ def _is_file(folder: Path, name: str) -> bool:
         return False
 
 
-def _header(folder: Path, name: str) -> tuple[int, int] | DataError | None:
+def _header(inside: Inside, entry: _Entry) -> tuple[int, int] | DataError | None:
     """Height and width, or why there are none; None for names that lead elsewhere, which the builder refuses."""
     try:
-        clean = clean_name(name)
-        return header_size(folder / clean) if Inside(folder)(clean) else None
+        clean = clean_name(entry[2])
+        return header_size(inside.root / clean) if inside(clean) else None
     except ValueError:
         return None
     except DataError as error:
