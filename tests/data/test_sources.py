@@ -278,6 +278,10 @@ BAD_FILES = {
         "format = 'coco'\n[splits.train]\nannotations = 'd.toml'\nimages = 'd.toml'",
         "splits.train.images, got",
     ),
+    "images for one tree of two": (
+        "format = 'voc'\n[splits.train]\ntrees = ['tree', 'tree']\nimages = 'tree'",
+        "splits.train.images, got 1 for 2 trees; allowed: one for each",
+    ),
     "no VOC tree": ("format = 'voc'\n[splits.train]\ntrees = '.'", "a folder with Annotations"),
     "image set out of the tree": (
         "format = 'voc'\n[splits.train]\ntrees = 'tree'\nimage_set = '/etc/passwd'",

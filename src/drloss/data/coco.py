@@ -75,6 +75,8 @@ def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> t
             first, own = (printable(str(p.annotations)) for p in (parts[0], part))
             raise DataError(f"{own}: categories differ from those of {first}")
     folders = [_image_folder(part, content) for part, content in zip(parts, files, strict=True)]
+    if len(parts) > 1:  # below a common root, of which none may be a link out
+        folders = [Path(os.path.realpath(folder)) for folder in folders]
     root = folders[0] if len(parts) == 1 else common_folder(folders)
     ids, names = [c for c, _ in classes[0]], [n for _, n in classes[0]]
     builder = AnnotationsBuilder(name, names, ids, root, str(parts[0].annotations))

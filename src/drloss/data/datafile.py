@@ -18,6 +18,7 @@ VOC names trees instead, and may name the classes and how coordinates count::
     [splits.train]
     trees = ["VOC2007", "VOC2012"]
     image_set = "trainval"              # optional: without it all images of the trees
+    images = ["/data/2007", "/data/12"] # optional: one folder for each tree, where it is not its JPEGImages
 
 YOLO names image folders or lists, and the classes::
 
@@ -55,7 +56,7 @@ _TOP = {
     "voc": ("format", "root", "classes", "one_based", "splits"),
     "yolo": ("format", "root", "classes", "kpt_shape", "splits"),
 }
-_SPLIT = {"coco": ("images", "annotations"), "voc": ("trees", "image_set"), "yolo": ("images",)}
+_SPLIT = {"coco": ("images", "annotations"), "voc": ("trees", "image_set", "images"), "yolo": ("images",)}
 
 
 def open_datafile(path: Path, name: str) -> FileSource:
@@ -126,8 +127,13 @@ def _voc(
 ) -> Read:
     key = f"splits.{split}."
     trees = _paths(file, f"{key}trees", table.get("trees"), root)
-    for tree in trees:
-        if not is_tree(tree):
+    images: list[Path | None] = [None] * len(trees)
+    if "images" in table:
+        images = [*_paths(file, f"{key}images", table["images"], root)]
+    if len(images) != len(trees):
+        raise DataError(f"{file}: {key}images, got {len(images)} for {len(trees)} trees; allowed: one for each")
+    for tree, own in zip(trees, images, strict=True):
+        if not (is_tree(tree) if own is None else own.is_dir() and (tree / "Annotations").is_dir()):
             raise DataError(
                 f"{file}: {key}trees, got {shown(str(tree))}; allowed: a folder with Annotations, JPEGImages"
             )
@@ -138,7 +144,7 @@ def _voc(
         except ValueError as error:
             name = f"the name of a list in ImageSets/Main ({error})"
             raise DataError(f"{file}: {key}image_set, got {shown(image_set)}; allowed: {name}") from None
-    return voc_reader([(VocTree(tree, one_based), image_set) for tree in trees], classes)
+    return voc_reader([(VocTree(t, one_based, i), image_set) for t, i in zip(trees, images, strict=True)], classes)
 
 
 def _only(file: str, prefix: str, table: dict[str, Any], allowed: Sequence[str]) -> None:

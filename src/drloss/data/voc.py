@@ -28,7 +28,7 @@ from drloss.data.annotations import Annotations
 from drloss.data.boxes import Box, flag
 from drloss.data.building import AnnotationsBuilder, known_classes
 from drloss.data.decoding import image_size
-from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder
+from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder, require_inside
 from drloss.data.problems import Report, printable, shown
 from drloss.data.reading import Most, read_bytes, read_lines
 from drloss.errors import DataError
@@ -54,11 +54,13 @@ class VocTree:
 
     Attributes:
         folder: the folder that holds ``Annotations``.
+        image_folder: the folder of the images where it is not ``JPEGImages``.
         one_based: whether coordinates count from 1 and include both ends; None to tell by the folder's name.
     """
 
     folder: Path
     one_based: bool | None = None
+    image_folder: Path | None = None
     _files: dict[Path, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -74,7 +76,7 @@ class VocTree:
     @property
     def images(self) -> Path:
         """The folder of the images."""
-        return self.folder / "JPEGImages"
+        return self.folder / "JPEGImages" if self.image_folder is None else self.image_folder
 
     def image_names(self, stem: str) -> list[str]:
         """The image files of a stem, relative to :attr:`images`: none, one, or several."""
@@ -135,12 +137,20 @@ def read_voc(
         DataError: if a list cannot be read, or as ``strict`` says.
     """
     trees = [tree for tree, _ in sets]
+    for tree in trees:
+        require_inside(tree.folder / "Annotations", tree.folder)
+        if tree.image_folder is None:
+            require_inside(tree.images, tree.folder)
     if classes is None:
         classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes([t.folder for t in trees])
-    root = trees[0].folder if len(trees) == 1 else common_folder(t.folder for t in trees)
+    images = [tree.images for tree in trees]
+    root = trees[0].folder
+    if len(trees) > 1 or trees[0].image_folder is not None:  # what they are: none below the root may be a link out
+        images = [Path(os.path.realpath(folder)) for folder in images]
+        root = common_folder(images)
     builder = AnnotationsBuilder(name, classes, range(1, len(classes) + 1), root, str(trees[0].folder))
-    for tree, image_set in sets:
-        reader = _Reader(builder, tree, {c: k for k, c in enumerate(classes, start=1)})
+    for (tree, image_set), folder in zip(sets, images, strict=True):
+        reader = _Reader(builder, tree, folder, {c: k for k, c in enumerate(classes, start=1)})
         path, entries = tree.stems(image_set)
         for record, stem in entries:
             reader.image(path, record, stem)
@@ -174,9 +184,10 @@ def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
 class _Reader:
     """Hands the images of one tree to the builder."""
 
-    def __init__(self, builder: AnnotationsBuilder, tree: VocTree, labels: dict[str, int]) -> None:
+    def __init__(self, builder: AnnotationsBuilder, tree: VocTree, images: Path, labels: dict[str, int]) -> None:
         self.builder = builder
         self.tree = tree
+        self.images = images
         self.labels = labels
         self.known = known_classes(labels)
         self.inside = Inside(tree.folder)
@@ -215,7 +226,7 @@ class _Reader:
             name=names[0] if names else None,
             height=height,
             width=width,
-            folder=self.tree.images,
+            folder=self.images,
             bad=bad_image,
         )
         for k, item in enumerate(root.findall("object"), start=1):

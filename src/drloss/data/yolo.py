@@ -35,7 +35,7 @@ from drloss.data.annotations import Annotations
 from drloss.data.boxes import Box
 from drloss.data.building import AnnotationsBuilder
 from drloss.data.decoding import header_size, quiet
-from drloss.data.paths import Inside, clean_name, common_folder, list_images
+from drloss.data.paths import Inside, clean_name, common_folder, list_images, require_inside
 from drloss.data.plain_yaml import Plain, read_yaml
 from drloss.data.problems import Report, printable, shown
 from drloss.data.reading import Most, read_lines
@@ -124,6 +124,7 @@ def _existing(file: str, split: str, root: Path, value: str) -> Path:
     candidates = [root / value] + ([root / value[3:]] if value.startswith("../") else [])
     for path in candidates:
         if os.path.exists(path):  # Path.exists raises on names that are too long
+            require_inside(path, root)
             return path
     raise DataError(
         f"{file}: {split}, got {shown(value)}; allowed: a folder or list that exists (not {candidates[0]})"
@@ -157,12 +158,13 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
         DataError: if a list cannot be read, if no image has labels, or as ``strict`` says.
     """
     sources = data.splits[split]
-    folders = [common_folder([path if path.is_dir() else data.root]) for path in sources]
+    folders = [_folder(path, data.root) for path in sources]
     root = common_folder([data.root, *folders])
     ids = range(len(data.class_names))
     builder = AnnotationsBuilder(name, data.class_names, ids, root, str(data.file))
     reader = _Reader(builder, root, data.keypoints)
     for source, folder in zip(sources, folders, strict=True):
+        reader.named = common_folder([source]) if source.is_dir() else folder
         entries = _listed(source, data.root) if source.is_file() else _in_folder(source)
         with quiet(), ThreadPoolExecutor(8) as pool:
             while part := list(islice(entries, _AT_ONCE)):
@@ -176,6 +178,16 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
         )
     reader.refuse_poses(data.file)
     return builder.finish(strict=strict)
+
+
+def _folder(source: Path, root: Path) -> Path:
+    """The folder of a source's images; where it is a link out of ``root``, the one that is meant."""
+    folder = common_folder([source if source.is_dir() else root])
+    try:
+        require_inside(folder, root)
+    except DataError:
+        return Path(os.path.realpath(folder))
+    return folder
 
 
 _Entry = tuple[str, str, str]
@@ -228,6 +240,7 @@ class _Reader:
     def __init__(self, builder: AnnotationsBuilder, root: Path, keypoints: int | None) -> None:
         self.builder = builder
         self.root = root
+        self.named = root  # the folder of the images as it is named, by which their labels are found
         self.keypoints = keypoints
         self.images = 0
         self.labelled = 0
@@ -249,7 +262,7 @@ class _Reader:
         label: Path | None = None
         refused = False
         try:
-            label = self._label_file(folder, clean_name(name))
+            label = self._label_file(clean_name(name))
             if label is not None:
                 lines = read_lines(label, _MAX_LABEL_BYTES)
         except ValueError:  # the builder refuses the name
@@ -265,8 +278,8 @@ class _Reader:
             if line.strip():
                 self._line(str(label), f"line {k}", key, line.split(), size=(height, width))
 
-    def _label_file(self, folder: Path, name: str) -> Path | None:
-        path = folder / name
+    def _label_file(self, name: str) -> Path | None:
+        path = self.named / name
         parts = list(path.parts)
         beside = path.with_suffix(".txt")
         candidates = [beside]
