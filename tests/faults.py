@@ -154,6 +154,7 @@ def _start(log, environ, function, *arguments):
 def _child(log, environ, function, *arguments):
     os.setpgid(0, 0)  # a group of its own, whose number is the process's
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
     multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a process that was not forked
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

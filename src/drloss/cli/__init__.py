@@ -33,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"drloss: error: {error}{where}", file=sys.stderr)
         return USER_ERROR
-    except MemoryError:
-        print("drloss: error: this needs more memory than there is", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        # torch's errors, which cannot be named without importing it: of a GPU, and of the CPU's allocator
+        words = type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error)
+        if not words:
+            raise
+        print(f"drloss: error: {_NO_MEMORY}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +76,10 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+_NO_MEMORY = (
+    "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side of a training, "
+    "--batch-size of eval"
+)
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Command]]] = {
     "train": ("Train a detector on images with boxes.", add_train),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),
