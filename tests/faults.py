@@ -298,6 +298,19 @@ def constant(module, name, value):
     setattr(loaded, name, value)
 
 
+def ignored(name):
+    """A signal is ignored from the start, as nohup has SIGHUP."""
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def on_terminal(device):
+    """What is printed goes to a terminal that is there already."""
+    terminal = os.open(device, os.O_RDWR | os.O_NOCTTY)
+    for number in (1, 2):
+        os.dup2(terminal, number)
+    os.close(terminal)
+
+
 def _at_save(save, begin, end=lambda: None):
     from drloss.training import fit
 
