@@ -216,6 +216,20 @@ sys.exit(main(["predict", "run", "images", "--out", "x"]))
     assert "torchvision is missing: pip install 'drloss[detector]'" in done.stderr
 
 
+def test_a_run_goes_on_without_an_image_that_turns_out_to_be_damaged(tmp_path, capsys):
+    data, out = tmp_path / "data", str(tmp_path / "run")
+    assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=2,test=1,size=64"]) == 0
+    image = sorted((data / "train").iterdir())[5]
+    image.write_bytes(image.read_bytes()[:-100])
+    train = ["train", "--data", str(data), "--preset", "cpu", "--out", out, "--short-side", "64", *SMALL]
+    assert main(train) == 2
+    said = capsys.readouterr().err
+    assert image.name in said
+    assert "--resume --force --skip-bad leaves it out" in said
+    assert main([*train, "--resume", "--force", "--skip-bad"]) == 0
+    assert json.loads((tmp_path / "run" / "data_train.json").read_text())["images_left_out"] == 1
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -212,8 +212,8 @@ def test_what_changes_the_last_bits_is_said_on_resume(run, monkeypatch):
     assert "warning" not in said
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     _, said = run(resume=True, max_iters=2, micro_batch=2)
-    assert "warning: micro_batch was 4 and is now 2; the run will not have the bits" in said
-    assert "warning: the number of threads was 1 and is now 3; the run will not have the bits" in said
+    assert "warning: micro_batch was 4 and is now 2; sums are taken in another order" in said
+    assert "warning: the number of threads was 1 and is now 3; sums are taken in another order" in said
 
 
 def test_an_image_that_cannot_be_read_costs_no_step(run, data, tmp_path):

@@ -34,9 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"drloss: error: {error}{where}", file=sys.stderr)
         return USER_ERROR
     except (MemoryError, RuntimeError) as error:
-        # torch's errors, which cannot be named without importing it: of a GPU, and of the CPU's allocator
-        words = type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error)
-        if not words:
+        # Also torch's, of a GPU and of the CPU's allocator, which cannot be named without importing it.
+        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and _FULL not in str(error):
             raise
         print(f"drloss: error: {_NO_MEMORY}", file=sys.stderr)
         return USER_ERROR
@@ -76,6 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+_FULL = "DefaultCPUAllocator: can't allocate memory"
 _NO_MEMORY = (
     "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side of a training, "
     "--batch-size of eval"

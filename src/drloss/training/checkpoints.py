@@ -15,7 +15,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> P
 
     write_atomic(path, write, check=lambda beside: _read(beside, mmap=True))
     before = [old for old in newest_first(folder) if _iteration(old) < iteration]
-    kept = next((old for old in before if _whole(old)), None)
+    kept = next((old for old in before if _counts(old)), None)
     for old in before if kept else ():
         if old != kept:
             old.unlink()
@@ -109,6 +109,12 @@ def _read(path: Path, *, mmap: bool = False) -> Any:
     if not _whole(path):
         raise UserError(f"{path}: cut off or altered: its checksum is not that of its content")
     return read_pt(path, mmap=mmap)
+
+
+def _counts(path: Path) -> bool:
+    with suppress(OSError):  # a bad sector
+        return _whole(path)
+    return False
 
 
 def _whole(path: Path) -> bool:
@@ -181,7 +187,8 @@ def load_state(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by their iteration; copies under other names are none."""
-    return sorted((p for p in folder.glob("iteration_*.pt") if _NAME.fullmatch(p.name)), key=_iteration, reverse=True)
+    found = (path for path in folder.glob("iteration_*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=_iteration, reverse=True)
 
 
 def _iteration(path: Path) -> int:

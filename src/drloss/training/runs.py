@@ -11,7 +11,7 @@ from rich.markup import escape
 
 import drloss
 from drloss.data.annotations import Annotations
-from drloss.data.problems import printable
+from drloss.data.problems import shown
 from drloss.errors import UserError
 from drloss.files import json_of, write_json
 from drloss.ranks import Ranks
@@ -87,7 +87,7 @@ def saved_state(
             f"--resume {out}: {differences[0]}; resume with the data and settings the run began with, or --force it"
         )
     if state["versions"] != versions():
-        written = printable(str(state["versions"]))
+        written = shown(state["versions"])
         differences.append(f"its checkpoint was written by {written} and goes on with {versions()}")
     for difference in differences:
         _warn(console, f"{difference}; the run will not be the one that was begun")
@@ -97,11 +97,11 @@ def saved_state(
     return state
 
 
-_OTHER_BITS = "the run will not have the bits of the one that was begun"
+_OTHER_BITS = "sums are taken in another order, and the run may end with other last bits"
 
 
 def _difference(name: str, was: object, now: object) -> str:
-    return f"{name} was {printable(str(was))} and is now {now}"
+    return f"{name} was {shown(was)} and is now {shown(now)}"
 
 
 def _warn(console: Console, words: str) -> None:
@@ -162,7 +162,8 @@ def write_records(
     write_json(out / CONFIG, to_json(config))
     data = {"name": train.name, "images": len(train), "classes": list(train.class_names)}
     record = environment(ranks.device, ranks.size) | {"data": data | {"fingerprint": fingerprint(train)}}
-    for name in ("threads", "processes") if earlier else ():
+    decisive = ("threads", "processes") if ranks.device.type == "cpu" else ("processes",)
+    for name in decisive if earlier else ():
         was, now = earlier[-1].get(name), record[name]
         if was != now:
             _warn(console, f"{_difference(f'the number of {name}', was, now)}; {_OTHER_BITS}")
