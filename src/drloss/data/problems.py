@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.errors import DataError
-from drloss.files import write_json
+from drloss.errors import DataError, UserError
+from drloss.files import json_of, write_json
 
 BOX_LEFT_OUT = "box left out"
 IMAGE_LEFT_OUT = "image left out"
@@ -198,7 +198,8 @@ class Report:
         return values | sums | {"problems": [p.to_json() for p in self.problems]}
 
     def write(self, path: Path) -> None:
-        """Write :meth:`to_json` to a file, atomically."""
+        """Write :meth:`to_json` to a file, atomically; see :func:`require_place`."""
+        require_place(path)
         write_json(path, self.to_json())
 
     def text(self, report_path: str | Path = "the JSON report of drloss check-data") -> str:
@@ -226,6 +227,16 @@ class Report:
         raise DataError(
             f"{refused[0].message}\n{which} in {printable(self.name)}; run `drloss check-data DATA` for all of "
             "them, or pass --skip-bad to go on without these boxes and images"
+        )
+
+
+def require_place(path: Path) -> None:
+    """Raise UserError if a file stands where a :class:`Report` is to be written, and is none itself."""
+    there = json_of(path)
+    if path.exists() and not (isinstance(there, dict) and {"images_in", "problems"} <= there.keys()):
+        raise UserError(
+            f"{path}: is there and no report of drloss, and would be overwritten with what is left out of the data; "
+            "name another --out"
         )
 
 
