@@ -33,7 +33,7 @@ def make_loss(spec: str) -> ImageLoss:
     """The loss module that ``name`` or ``name:parameter=value,...`` stands for, such as ``"dr:neg_lambda=0.05"``.
 
     Raises:
-        ValueError: if the loss or a parameter is unknown or a value does not fit.
+        ValueError: if the loss or a parameter is unknown, a parameter is given twice or a value does not fit.
     """
     name, _, options = spec.partition(":")
     if name not in LOSSES:
@@ -41,6 +41,8 @@ def make_loss(spec: str) -> ImageLoss:
     parameters: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         key, _, text = option.partition("=")
+        if key in parameters:
+            raise ValueError(f"loss {spec}: {key} is given twice")
         parameters[key] = _number_or_text(text)
     try:
         return LOSSES[name](**parameters)
