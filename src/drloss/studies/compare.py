@@ -135,7 +135,7 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config
         "data": f"{name}: {count(len(train), 'image')} to train on, {len(val)} to evaluate on, "
         f"{count(counted(val), 'object')} in {'it' if len(val) == 1 else 'them'}",
         "detector": f"{config.detector.backbone}, images of {config.detector.short_side} pixels",
-        "device": f"{where['device']}, {torch.get_num_threads()} threads",
+        "device": f"{where['device']}, {count(torch.get_num_threads(), 'thread')}",
         "date": where["started"],
         "drloss": f"{where['drloss']}, commit {where['commit'] or 'unknown'}",
         "versions": f"Python {where['python']}, {versions}",

@@ -227,7 +227,7 @@ def class_precision_recall(runs: Sequence[tuple[str, str, Evaluation]]) -> Figur
     """
     names = classes_in_panels([evaluation for _, _, evaluation in runs])
     rows = -(-len(names) // 2)
-    figure, panels = new_figure(len(names), columns=2, height=1.1 + 1.35 * rows)
+    figure, panels = new_figure(len(names), columns=2, height=1.2 + 1.6 * rows)
     for index, (name, axes) in enumerate(zip(names, panels, strict=True)):
         for (run, _, evaluation), (colour, dashes, _) in zip(runs, _looks([r[1] for r in runs]), strict=True):
             precision = evaluation.precision[list(evaluation.per_class).index(name)]

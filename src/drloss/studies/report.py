@@ -236,7 +236,7 @@ def densities(runs: Sequence[RunSummary]) -> str:
     caption = (
         "Above: the scores of positive candidates (an anchor on an object, at the object's class); the further "
         "right, the better. Below, on a log scale: all other candidates, thousands for each positive; the "
-        "steeper the fall from 0, the better. Dashed lines are means. As Figure 4 of the paper."
+        "steeper the fall from 0, the better. Dashed uprights are means. As Figure 4 of the paper."
     )
     return page.section("densities", "Score densities", page.figure(svg, caption, single=True))
 
