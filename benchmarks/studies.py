@@ -35,6 +35,7 @@ def newest(kind: str) -> dict[str, Path]:
 def write_comparison(to: Path, report: Path) -> None:
     """Write what pages show of a report's JSON, with a checksum; of the data's path only the last part."""
     kept = json.loads(report.read_text(encoding="utf-8"))
+    kept.pop("losses", None)
     path_of_data, about = kept["facts"]["data"].split(": ", 1)
     kept["facts"]["data"] = f"{Path(path_of_data).name}: {about}"
     for run in kept["runs"]:

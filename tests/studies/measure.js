@@ -89,7 +89,12 @@ function measure(frame) {
     blame("headings", body, levels);
   if (!root.documentElement.lang || !root.title.trim()) blame("document", root.documentElement);
 
+  const table = root.querySelector(".scroll table");
+  const shown = table ? [...table.rows[0].cells].filter(
+    cell => across(cell.getBoundingClientRect(), table.parentElement.getBoundingClientRect())) : [];
+
   return {
+    shown: shown.map(cell => cell.textContent),
     faults, texts, width: screen.right, images: root.images.length, drawings: root.querySelectorAll("svg").length,
     ground: style(body).backgroundColor, ink: style(body).color,
   };

@@ -1,12 +1,19 @@
 import json
 import re
+import shutil
+from dataclasses import replace
+from math import isnan, nan, sqrt
 
 import numpy as np
 import pytest
 
 from drloss.cli import main
+from drloss.data.sources import open_data
 from drloss.errors import UserError
-from drloss.evaluation.matching import average_precision
+from drloss.evaluation.coco import METRICS, signed
+from drloss.evaluation.matching import average_precision, calibration
+from drloss.files import write_json
+from drloss.studies import compare_files, compare_page, differences, measure
 from drloss.studies.differences import (
     Contender,
     Difference,
@@ -15,9 +22,11 @@ from drloss.studies.differences import (
     disagreements,
     recommended_threshold,
     slug,
+    students_t,
     title,
     verdict,
 )
+from drloss.studies.gallery import counted, gallery
 
 TINY = ["--max-iters", "3", "--short-side", "64", "--max-side", "64", "--batch-size", "4", "--micro-batch", "4"]
 TINY += ["--workers", "0"]
@@ -67,6 +76,56 @@ def test_the_same_command_again_repeats_nothing(compared):
     assert again["runs"] == json.loads(report)["runs"]
 
 
+def test_what_was_deleted_or_cut_off_is_made_anew_or_left_out_and_nothing_trained(compared, tmp_path):
+    out, arguments = compared
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    runs = copy / "runs"
+    (runs / "dr-seed0" / "measured.json").write_text("[]")
+    (runs / "dr-seed1" / "measured.json").write_text('{"key": "2 ')
+    shutil.rmtree(runs / "focal-seed0" / "checkpoints")
+    for name in ("metrics.csv", "evaluations.csv"):
+        (runs / "focal-seed1" / name).unlink()
+    for log in runs.glob("*.log"):
+        log.unlink()
+    assert main([str(copy) if a == str(out) else a for a in arguments]) == 0
+    assert not list(runs.glob("*.log"))
+    kept, before = (json.loads((folder / "report.json").read_text())["runs"] for folder in (copy, out))
+    assert [run["evaluation"] for run in kept] == [run["evaluation"] for run in before]
+    assert [run["progress"] for run in kept if run["folder"] == "focal-seed1"] == [{}]
+    page = (copy / "report.html").read_text()
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower()
+
+
+def test_a_run_of_other_data_or_settings_is_not_taken_for_finished(compared):
+    out, _ = compared
+    source = open_data("shapes:size=64,train=8,val=6")
+    train, val = (source.read(split)[0] for split in ("train", "val"))
+    given = {"max_iters": 3, "short_side": 64, "max_side": 64, "batch_size": 4, "micro_batch": 4, "workers": 0}
+    config = configurations(["dr"], [0], "cpu", given)["dr", 0]
+    folder = out / "runs" / "dr-seed0"
+    assert measure.is_finished(folder, config, train, val)
+    assert not measure.is_finished(folder, replace(config, lr=1.0), train, val)
+    assert not measure.is_finished(folder, config, val, val)
+    assert not measure.is_finished(folder, config, train, train)
+    assert not measure.is_finished(out / "runs" / "nowhere", config, train, val)
+
+
+def test_a_split_without_objects_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    empty = open_data("shapes:size=64,train=2,val=2")
+    real = type(empty).read
+
+    def read(self, split, *, strict=True):
+        found, report = real(self, split, strict=strict)
+        return replace(found, ignore=np.ones_like(found.ignore)), report
+
+    monkeypatch.setattr(type(empty), "read", read)
+    arguments = ["compare", "--data", "shapes:size=64,train=2,val=2", "--out", str(tmp_path / "out"), *TINY]
+    assert main(arguments) == 2
+    assert "split val has no objects to compare on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_of_one_seed_start_alike(compared):
     out, _ = compared
     told = json.loads((out / "report.json").read_text())
@@ -84,6 +143,10 @@ def test_runs_of_one_seed_start_alike(compared):
         (["dr", "best"], [0], "loss must be one of"),
         (["dr:neg_lambda=-1"], [0], "neg_lambda"),
         ([], [0], "at least one"),
+        (["dr", "dr:"], [0], "--losses: dr and dr: are the same loss"),
+        (["dr:neg_lambda=0.05,margin=0.3", "dr:margin=0.3,neg_lambda=0.05"], [0], "are the same loss"),
+        (["dr:margin=0.3,margin=0.4"], [0], "margin is given twice"),
+        (["dr:inplace=True"], [0], "inplace cannot be set"),
     ],
 )
 def test_bad_options_are_refused(losses, seeds, words):
@@ -142,17 +205,176 @@ def test_one_seed_tells_nothing_for_sure():
     assert "+3.0 to +7.0" in verdict(lost, 10)
 
 
-def test_students_interval_of_a_hand_computed_case():
-    runs = [Run(np.ones(4, dtype=bool))] * 3
-    ahead, behind = Contender("dr", runs), Contender("focal", [Run(np.zeros(4, dtype=bool))] * 3)
-    found = difference(ahead, behind, resamples=5)
-    assert found.mean == 100
-    assert found.margin == 0
-    assert found.per_seed.tolist() == [100, 100, 100]
+def contender(spec, *values):
+    """Runs of these AP on two images that say nothing."""
+    runs = [Run(np.ones(2, dtype=bool)) for _ in values]
+    for run, value in zip(runs, values, strict=True):
+        run.evaluation.metrics["AP"] = value
+    return Contender(spec, runs)
 
 
-def test_the_recommended_threshold_is_the_highest_that_costs_little():
-    assert recommended_threshold(Contender("dr", [Run(np.ones(2, dtype=bool))])) == 0.1
+def test_students_interval_of_hand_computed_cases():
+    found = difference(contender("dr", 31.0, 33.0, 32.0), contender("focal", 30.0, 30.0, 30.0), resamples=2)
+    assert found.per_seed.tolist() == [1, 3, 2]  # mean 2, standard deviation 1
+    assert found.margin == pytest.approx(4.303 / sqrt(3))
+    two = difference(contender("dr", 1.0, 3.0), contender("focal", 0.0, 0.0), resamples=2)
+    assert two.margin == pytest.approx(12.706)  # standard deviation √2, over √2
+    twelve = difference(contender("dr", *[1.0, 3.0] * 6), contender("focal", *[0.0] * 12), resamples=2)
+    assert twelve.margin == pytest.approx(2.201 * sqrt(12 / 11) / sqrt(12))
+
+
+def test_quantiles_of_students_t():
+    for freedom, quantile in ((1, 12.706), (9, 2.262), (10, 2.228), (30, 2.042), (40, 2.021), (120, 1.980)):
+        assert students_t(freedom) == pytest.approx(quantile, abs=0.003)
+
+
+def test_the_interval_over_images_is_that_of_a_known_distribution(monkeypatch):
+    """Where an image adds its own value, a resampled mean is normal: mean ± 1.96 standard deviations / √images."""
+    values = np.random.default_rng(1).normal(5, 10, 400)
+    monkeypatch.setattr(differences, "_mean_ap", lambda runs, weights: float(runs[0].value @ weights) / weights.sum())
+    ahead, behind = contender("dr", 5.0), contender("focal", 0.0)
+    for side, value in ((ahead, values), (behind, np.zeros(400))):
+        side.runs[0].value = value
+        side.runs[0].matches.images = 400
+    found = difference(ahead, behind, resamples=4000)
+    half = 1.96 * values.std() / sqrt(400)
+    assert found.low == pytest.approx(values.mean() - half, abs=0.08 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.08 * half)
+
+
+def made(per_seed, low, high):
+    per_seed = np.array(per_seed, dtype=float)
+    n = len(per_seed)
+    margin = students_t(n - 1) * per_seed.std(ddof=1) / sqrt(n) if n > 1 else nan
+    return Difference("dr", "focal", per_seed, low, high, float(margin))
+
+
+def test_of_many_seeds_one_may_disagree_and_of_few_none():
+    most = made([2.0] * 9 + [-0.1, 2.1], 0.5, 3.0)
+    assert most.told
+    assert most.certain
+    assert verdict(most, 50).endswith("; 10 of 11 seeds agree.")
+    scattered = made([0.1, 9.0, 0.1, 0.1, 0.1], 0.5, 3.0)  # more than four: their agreement is not enough
+    assert scattered.margin > scattered.mean
+    assert not scattered.told
+    assert not scattered.certain
+    assert verdict(scattered, 50).startswith("No difference")
+    assert made([0.1, 9.0, 0.1, 0.1], 0.5, 3.0).told
+    assert not made([2.0, 2.1, 1.9], -0.1, 4.0).told
+    assert not made([2.0, 2.1, 1.9], -4.0, -1.0).told, "the images say the opposite"
+
+
+def test_one_seed_whose_interval_holds_0_tells_nothing():
+    said = verdict(made([0.02], -1.0, 1.1), 10)
+    assert said == (
+        "No difference between DR and Focal can be told at this size: 0.0 AP with one seed "
+        "(95 % interval over the 10 images: −1.0 to +1.1)."
+    )
+    assert "ahead of Focal by less than 0.05 AP" in verdict(made([0.02], 0.01, 0.04), 10)
+
+
+def test_one_image_has_no_interval():
+    found = difference(contender("dr", 3.0, 3.1), contender("focal", 1.0, 1.0))
+    assert not isnan(found.low)
+    for side in (one := [contender("dr", 3.0, 3.1), contender("focal", 1.0, 1.0)]):
+        for run in side.runs:
+            run.matches.images = 1
+    found = difference(*one)
+    assert isnan(found.low)
+    assert not found.told
+    assert "No difference" in verdict(found, 1)
+    assert "one image has no interval" in verdict(found, 1)
+    assert compare_page.interval(found) == "–"
+
+
+def test_a_difference_of_nothing_has_no_sign():
+    assert [signed(v) for v in (-0.04, 0.0, 0.04, -0.06, 0.06, nan)] == ["0.0", "0.0", "0.0", "−0.1", "+0.1", "–"]
+
+
+@pytest.mark.parametrize(
+    ("swept", "threshold"),
+    [
+        ([30.0, 29.9, 29.0], 0.1),
+        ([30.0, 29.81, 29.79], 0.1),
+        ([1.0, 0.985, 0.975], 0.1),
+        ([0.1, 0.1, 0.0], 0.1),
+        ([0.0, 0.0, 0.0], None),
+        ([nan, nan, nan], None),
+    ],
+)
+def test_the_recommended_threshold_is_the_highest_that_costs_little(swept, threshold):
+    run = Run(np.ones(2, dtype=bool))
+    run.sweep = [{"threshold": t, "AP": ap} for t, ap in zip((0.05, 0.1, 0.2), swept, strict=True)]
+    assert recommended_threshold(Contender("dr", [run])) == threshold
+
+
+def test_what_a_loss_is_divided_by_is_said_of_those_that_are_compared():
+    said = compare_page.fairness(["dr", "ap"])
+    assert "Focal" not in said
+    assert "DR ranks the candidates of each image and is divided by nothing." in said
+    assert "AP-loss is itself a mean over the positives of all images that a device takes at a time." in said
+    said = compare_page.fairness(["focal:scope=pooled", "ce:normalizer=none", "qfl"])
+    assert "(scope=pooled) is summed over the candidates of all images that a device takes at a time" in said
+    assert "(normalizer=none) is summed over the candidates of each image and divided by nothing." in said
+    assert "Quality focal is summed over the candidates of each image and divided by their positives." in said
+
+
+def test_markdown_and_json_hold_what_the_page_shows(contenders):
+    found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
+    settings = {c.spec: {"loss": f"Loss({c.spec})", "preset": "cpu"} for c in contenders}
+    told = [verdict(d, 24) for d in found]
+    text = compare_files.markdown(contenders, found, told, name="a on b", facts={"data": "x"}, settings=settings)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    first, dr, _ = contenders
+    assert f"| {dr.mean('AP'):.1f} ± {dr.spread('AP'):.1f} |" in rows["DR"]
+    assert compare_page.interval(found[0]) in rows["DR − Focal"]
+    assert rows["0.2"].count("|") == 2 + 3 * 3
+    assert f"| {dr.sweep()[1]['AP']:.1f} | 200 | 12.3 |" in rows["0.2"]
+    errors = [f"{np.mean([calibration(run.matches).error for run in c.runs]):.3f}" for c in contenders]
+    assert rows["expected calibration error"].endswith(" | ".join(["", *errors]) + " |")
+    assert rows["peak memory of the step"].count("2210 MB") == 3
+    assert rows["of it the classification loss"].count("4.2%") == 3
+    last = [np.mean([run.curves["expected_pos"][1][-1] for run in c.runs]) for c in contenders]
+    assert rows["expected score P̂₊, last logged"].endswith(" | ".join(["", *(f"{v:.3f}" for v in last)]) + " |")
+    name = next(iter(first.runs[0].evaluation.per_class))
+    assert signed(dr.class_mean(name) - first.class_mean(name)) in rows[name]
+    assert "Loss(dr:neg_lambda=0.05)" in text
+    kept = compare_files.to_json(contenders, found, told, {"data": "x"}, settings)
+    for told_of, c in zip(kept["losses"], contenders, strict=True):
+        assert told_of["mean"] == {m: pytest.approx(c.mean(m), nan_ok=True) for m in METRICS}
+        assert sum(told_of["densities"]["positive"]) == sum(run.histogram.positive.sum() for run in c.runs)
+        assert len(told_of["curves"]["expected_neg"]["value"]) == len(c.runs[0].curves["expected_neg"][0])
+        assert told_of["settings"] == settings[c.spec]
+    assert len(kept["runs"][0]["reliability"]["score"]) == 10
+
+
+def test_a_class_may_be_called_as_json_calls_what_is_no_number(contenders, tmp_path):
+    run = contenders[0].runs[0]
+    names = list(run.evaluation.per_class)
+    per_class = {{names[0]: "BaNaNa"}.get(n, n): v for n, v in run.evaluation.per_class.items()}
+    one = Contender("focal", [replace(run, evaluation=replace(run.evaluation, per_class=per_class))])
+    write_json(tmp_path / "r.json", compare_files.to_json([one], [], [], {}, {"focal": {}}))
+    kept = json.loads((tmp_path / "r.json").read_text())
+    assert "BaNaNa" in kept["runs"][0]["evaluation"]["per_class"]
+    assert kept["losses"][0]["spread"]["AP"] is None
+
+
+def test_ignored_boxes_are_no_objects_and_are_drawn_as_such(hard_data, contenders, monkeypatch):
+    ignore = np.zeros(len(hard_data.boxes), dtype=bool)
+    ignore[0] = True
+    data = replace(hard_data, ignore=ignore)
+    assert counted(data) == len(data.boxes) - 1
+    drawn = []
+    real = gallery.__globals__["draw_detections"]
+
+    def note(image, detection, names, **options):
+        drawn.append([names[label - 1] for label in detection["labels"].tolist()])
+        return real(image, detection, names, **options)
+
+    monkeypatch.setitem(gallery.__globals__, "draw_detections", note)
+    gallery(data, [contenders[0].runs[0].detections], [0])
+    assert drawn[0][0] == f"{data.class_names[data.labels[0] - 1]}, ignored"
+    assert not any(name.endswith(", ignored") for name in drawn[0][1:])
 
 
 def test_images_are_ranked_by_how_differently_two_runs_do():

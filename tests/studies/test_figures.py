@@ -7,17 +7,23 @@ import pytest
 from PIL import Image
 
 from drloss.evaluation.densities import ScoreHistogram
+from drloss.losses import LOSSES
 from drloss.studies.figures import (
     FONT,
     MANY,
     NEUTRAL,
+    OTHER,
     PALETTE,
+    PANELS,
     WIDTH,
     Series,
     class_differences,
+    class_precision_recall,
+    classes_in_panels,
     colours,
     expected_scores,
     precision_recall,
+    reliability,
     running_mean,
     save_evaluation_figures,
     score_densities,
@@ -43,6 +49,57 @@ def test_a_loss_has_one_colour_and_its_further_runs_paler_ones():
 def test_the_parameters_of_a_loss_do_not_change_its_colour():
     assert colours(["dr:neg_lambda=0.05", "focal:gamma=1"]) == colours(["dr", "focal"])
     assert colours(["dr", "dr:neg_lambda=0.05"]) == colours(["dr", "dr"])
+
+
+def test_every_loss_has_a_colour_of_its_own_that_is_seen_on_light_and_on_dark():
+    assert set(PALETTE) == set(LOSSES)
+    assert len({*PALETTE.values(), OTHER, NEUTRAL}) == len(LOSSES) + 2
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in (*PALETTE.values(), OTHER, *colours(["dr", "dr", "dr", "ap", "ap"])):
+        for ground in ("#ffffff", "#1b1f23"):
+            low, high = sorted((luminance(colour), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) > 2.7, (colour, ground)
+
+
+def test_variants_of_a_loss_differ_in_more_than_paleness(two_runs):
+    run = two_runs[0][0]
+    losses = ["dr", "focal", "dr:margin=0.3", "dr:margin=0.4"]
+    points = np.array([0.1, 0.9])
+    drawn = [
+        threshold_curves([(loss, loss, run.sweep) for loss in losses]),
+        training_curves([Series(loss, loss, [1, 2], [1.0, 2.0]) for loss in losses], "loss"),
+        reliability([(loss, loss, points, points) for loss in losses]),
+        class_precision_recall([(loss, loss, run.evaluation) for loss in losses]),
+    ]
+    for figure in drawn:
+        look = {name: line.get_linestyle() for name, line in lines(figure).items()}
+        dashes = {name: lines(figure)[name]._unscaled_dash_pattern for name in losses}
+        assert look["dr"] == look["focal"] == "-"
+        assert len({str(dashes[name]) for name in losses if name.startswith("dr")}) == 3
+    expected = lines(
+        expected_scores(*([Series(loss, loss, [1, 2], [0.5, 0.6]) for loss in losses] for _ in range(2)))
+    )
+    markers = [expected[f"{loss} P̂₊"].get_marker() for loss in losses]
+    assert markers[0] == markers[1] != markers[2] != markers[3]
+
+
+def test_each_class_has_a_panel_with_its_name_and_of_many_those_at_either_end(contenders):
+    evaluations = [c.runs[0].evaluation for c in contenders]
+    shown = classes_in_panels(evaluations)
+    mean = {name: np.mean([e.per_class[name]["AP50"] for e in evaluations]) for name in evaluations[0].per_class}
+    ranked = sorted((v for v in mean.values() if not np.isnan(v)), reverse=True)
+    assert [mean[name] for name in shown] == ranked[: PANELS // 2] + ranked[-PANELS // 2 :]
+    figure = class_precision_recall([(c.title, c.spec, e) for c, e in zip(contenders, evaluations, strict=True)])
+    assert len(figure.axes) == PANELS
+    for name, axes in zip(shown, figure.axes, strict=True):
+        assert axes.get_title(loc="left")[:6] == name[:6]
+        for evaluation, line in zip(evaluations, axes.get_lines(), strict=True):
+            assert 100 * line.get_ydata().mean() == pytest.approx(evaluation.per_class[name]["AP50"])
 
 
 def test_few_values_stay_as_they_are_and_many_are_smoothed_without_a_shift():

@@ -88,6 +88,10 @@ def test_the_page_has_no_fault(shown, name, width, scheme):
     assert measured["texts"] > 200
 
 
+def test_the_interval_of_the_difference_is_seen_without_scrolling(shown):
+    assert shown["light"][0]["compare", "phone"]["shown"][:3] == ["AP", "mean", "interval"]
+
+
 def test_dark_and_light_differ(shown):
     (dark_ground, dark_ink), (light_ground, light_ink) = (
         [sum(map(int, re.findall(r"\d+", shown[scheme][0]["compare", "desk"][part]))) for part in ("ground", "ink")]

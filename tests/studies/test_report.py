@@ -76,7 +76,7 @@ def test_every_section_is_there_once_with_its_figures(written):
         **dict.fromkeys(("ap", "predictions", "settings", "environment"), 0),
         **dict.fromkeys(("thresholds", "expected", "densities"), 1),
         "curves": 4,
-        "pr": 2,
+        "pr": 3,
     }
     assert sum(tag == "img" for tag, _ in page.elements) == 1
     assert "It is so." in page.text
@@ -128,7 +128,9 @@ def test_the_headline_states_numbers_data_and_scope(two_runs):
 def test_what_users_wrote_is_escaped(two_runs, tmp_path):
     evil = "<script>alert(1)</script>&'\""
     run = two_runs[0][0]
-    evaluation = replace(run.evaluation, per_class={evil: run.evaluation.metrics})
+    evaluation = replace(
+        run.evaluation, per_class={evil: run.evaluation.metrics}, precision=run.evaluation.precision[:1]
+    )
     run = replace(run, name=evil, evaluation=evaluation, settings={evil: evil})
     facts = {"data": f"{evil}: x", evil: evil}
     path = tmp_path / "report.html"
@@ -136,6 +138,21 @@ def test_what_users_wrote_is_escaped(two_runs, tmp_path):
     text = path.read_text(encoding="utf-8")
     assert "<script" not in text
     assert Page(text).text.count(evil) >= 10
+
+
+def test_where_runs_measure_other_expected_scores_that_is_said(two_runs, tmp_path):
+    dr, focal = two_runs[0]
+    path = tmp_path / "report.html"
+    for runs, said in (([focal, dr], False), ([dr, replace(dr, name="other", loss="dr:neg_lambda=0.05")], True)):
+        write_report(path, runs, title="t", facts={}, mosaic=None)
+        assert ("with the λ, scope and other parameters of its own" in path.read_text(encoding="utf-8")) is said
+
+
+def test_a_time_that_is_not_known_is_a_dash(two_runs, tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, [replace(two_runs[0][0], seconds=nan)], title="t", facts={}, mosaic=None)
+    rows = {row[0]: row[1:] for row in Page(path.read_text(encoding="utf-8")).rows}
+    assert rows["training time"] == rows["per iteration"] == ["–"]
 
 
 def test_what_was_not_measured_is_left_out(two_runs, tmp_path):

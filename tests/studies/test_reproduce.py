@@ -322,18 +322,6 @@ def test_a_run_that_was_asked_to_stop_is_not_taken_for_done(stub):
     assert said[0].endswith("stopped")
 
 
-def test_a_run_that_another_process_trains_is_not_started(stub):
-    job = stub("busy")
-    job.log.parent.mkdir()
-    with job.log.open("w") as log:
-        log.write("what it has printed")
-        log.flush()
-        fcntl.flock(log, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is training this run"):
-            train_jobs([job], torch.device("cpu"), 1, Console(quiet=True))
-    assert job.log.read_text() == "what it has printed"
-
-
 @pytest.mark.slow
 def test_the_driver_killed_in_the_middle_of_a_run_goes_on_from_its_checkpoint(tmp_path):
     command = [sys.executable, "-m", "drloss", "reproduce", "table7", *TINY, "--out", str(tmp_path), "--jobs", "2"]

@@ -63,6 +63,8 @@ def test_configurations_are_frozen():
         ({"seed": 2**63}, "seed must be below"),
         ({"weights": "none", "norm": "frozen"}, "norm frozen needs weights"),
         ({"loss": "dr:reduction=none"}, "reduction cannot be set"),
+        ({"loss": "dr:margin=0.3,inplace=True"}, "inplace cannot be set"),
+        ({"loss": "dr:margin=0.3,margin=0.4"}, "margin is given twice"),
         ({"loss": "hinge"}, "loss must be one of dr, focal, ce"),
         ({"loss": "dr:neg_lambda=-1"}, "neg_lambda must be positive"),
         ({"loss": "dr:lambda=1"}, "has no option 'lambda'"),

@@ -177,6 +177,14 @@ def percent(value: float) -> str:
     return "–" if isnan(value) else f"{value:.1f}"
 
 
+def signed(difference: float) -> str:
+    """A difference of metrics as tables show it: one decimal with its sign, a dash for NaN."""
+    if isnan(difference):
+        return "–"
+    text = f"{difference:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
 def _six(precision: Floats) -> dict[str, float]:
     """The metrics of precision (10, 101, K, 4): means over what is defined."""
     parts = (

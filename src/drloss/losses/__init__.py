@@ -42,7 +42,7 @@ def make_loss(spec: str) -> ImageLoss:
     Each loss starts from its best-known settings: its own defaults, but for :data:`BEST_KNOWN`.
 
     Raises:
-        ValueError: if the loss or a parameter is unknown or a value does not fit.
+        ValueError: if the loss or a parameter is unknown, a parameter is given twice or a value does not fit.
     """
     name, _, options = spec.partition(":")
     if name not in LOSSES:
@@ -50,6 +50,8 @@ def make_loss(spec: str) -> ImageLoss:
     parameters = dict(BEST_KNOWN.get(name, {}))
     for option in filter(None, options.split(",")):
         key, _, text = option.partition("=")
+        if key in parameters:
+            raise ValueError(f"loss {spec}: {key} is given twice")
         parameters[key] = _number_or_text(text)
     try:
         return LOSSES[name](**parameters)

@@ -1,8 +1,6 @@
 """``drloss compare``: should I change my loss? Several losses on the user's own data, one page with the answer."""
 
-import json
 from collections.abc import Sequence
-from math import isnan
 from pathlib import Path
 
 import torch
@@ -14,25 +12,22 @@ from drloss.data.annotations import Annotations
 from drloss.data.images import check_images
 from drloss.data.sources import DataSource
 from drloss.errors import UserError
-from drloss.evaluation.coco import METRICS
-from drloss.evaluation.matching import calibration
 from drloss.files import write_json, write_text
 from drloss.ranks import Ranks
-from drloss.studies.compare_page import plus_minus, write_page
+from drloss.studies.compare_files import markdown, to_json
+from drloss.studies.compare_page import count, write_page
 from drloss.studies.differences import (
     Contender,
-    Difference,
     configurations,
     difference,
     disagreements,
-    recommended_threshold,
     run_folder,
     title,
     verdict,
 )
 from drloss.studies.farm import Job, train_jobs
-from drloss.studies.gallery import fair_threshold, gallery
-from drloss.studies.measure import measure_run
+from drloss.studies.gallery import counted, fair_threshold, gallery
+from drloss.studies.measure import is_finished, measure_run
 from drloss.training.config import Config, make_loss
 from drloss.training.log import environment
 
@@ -78,8 +73,8 @@ def run_compare(
     """
     configs = configurations(losses, seeds, preset, settings)
     train, val = (_read(source, split, skip_bad) for split in splits)
-    if not len(val):
-        raise UserError(f"{source.name}: split {splits[1]} has no images to compare on")
+    if not counted(val):
+        raise UserError(f"{source.name}: split {splits[1]} has no objects to compare on")
     jobs = [
         Job(
             name=f"{title(spec)}, seed {seed}",
@@ -88,8 +83,12 @@ def run_compare(
             options=[*options, "--preset", preset, "--loss", spec, "--seed", str(seed)],
         )
         for (spec, seed), config in configs.items()
+        if not is_finished(run_folder(out, spec, seed), config, train, val)
     ]
-    train_jobs(jobs, ranks.device, at_once, console)
+    if len(jobs) < len(configs):
+        console.print(f"{len(configs) - len(jobs)} of {count(len(configs), 'run')} done already")
+    if jobs:
+        train_jobs(jobs, ranks.device, at_once, console)
     contenders = []
     for spec in losses:
         runs = []
@@ -103,18 +102,21 @@ def run_compare(
     told = [verdict(d, len(val)) for d in differences]
     facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
     settings_of = {spec: _settings(configs[spec, seeds[0]], preset) for spec in losses}
+    name = f"{', '.join(map(title, losses))} on {source.name}"
+    pictures = _gallery(val, contenders)
     write_page(
         out / REPORT,
         contenders,
         differences,
         told,
-        name=f"{', '.join(map(title, losses))} on {source.name}",
+        name=name,
         facts=facts,
         settings=settings_of,
-        gallery=_gallery(val, contenders),
+        gallery=pictures,
     )
-    write_text(out / MARKDOWN, _markdown(contenders, differences, told, source.name, facts))
-    write_json(out / DATA, _to_json(contenders, differences, told, facts))
+    text = markdown(contenders, differences, told, name=name, facts=facts, settings=settings_of)
+    write_text(out / MARKDOWN, text)
+    write_json(out / DATA, to_json(contenders, differences, told, facts, settings_of))
     for line in told:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"report: {out / REPORT}", markup=False)
@@ -130,9 +132,10 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config
     where = environment(ranks.device, ranks.size)
     versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
     return {
-        "data": f"{name}: {len(train)} images to train on, {len(val)} to evaluate on, {len(val.boxes)} boxes in them",
+        "data": f"{name}: {count(len(train), 'image')} to train on, {len(val)} to evaluate on, "
+        f"{count(counted(val), 'object')} in {'it' if len(val) == 1 else 'them'}",
         "detector": f"{config.detector.backbone}, images of {config.detector.short_side} pixels",
-        "device": f"{where['device']}, {torch.get_num_threads()} threads",
+        "device": f"{where['device']}, {count(torch.get_num_threads(), 'thread')}",
         "date": where["started"],
         "drloss": f"{where['drloss']}, commit {where['commit'] or 'unknown'}",
         "versions": f"Python {where['python']}, {versions}",
@@ -149,6 +152,7 @@ def _settings(config: Config, preset: str) -> dict[str, str]:
         "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
         "batch": str(config.batch_size),
         "iterations": str(config.max_iters),
+        "precision": config.precision,
         "score threshold": f"{config.detector.score_threshold:g}",
         "NMS threshold": f"{config.detector.nms_threshold:g}",
     }
@@ -158,70 +162,6 @@ def _gallery(val: Annotations, contenders: Sequence[Contender]) -> Image.Image:
     """The images on which the first two differ most, with their first seeds."""
     shown = [contender.runs[0] for contender in contenders]
     first, second = shown[0], shown[min(1, len(shown) - 1)]
-    thresholds = [fair_threshold(run.detections, len(val.boxes)) for run in (first, second)]
+    thresholds = [fair_threshold(run.detections, counted(val)) for run in (first, second)]
     ranked = disagreements(first.matches, second.matches, *thresholds)
     return gallery(val, [run.detections for run in shown], ranked[:PICTURES])
-
-
-def _markdown(
-    contenders: Sequence[Contender],
-    differences: Sequence[Difference],
-    told: Sequence[str],
-    name: str,
-    facts: dict[str, str],
-) -> str:
-    seeds = [run.seed for run in contenders[0].runs]
-    lines = [f"# {', '.join(c.title for c in contenders)} on {name}", "", *told, ""]
-    lines += [f"| loss | {' | '.join(METRICS)} |", f"|---|{'---:|' * len(METRICS)}"]
-    for contender in contenders:
-        cells = [plus_minus(contender.mean(m), contender.spread(m)) for m in METRICS]
-        lines.append(f"| {contender.title} | {' | '.join(cells)} |")
-    lines += ["", f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}.", ""]
-    lines += ["| loss | recommended threshold | calibration error | loss in a step |", "|---|---:|---:|---:|"]
-    for contender in contenders:
-        run = contender.runs[0]
-        error = calibration(run.matches).error
-        share = f"{run.cost['loss_ms'] / run.cost['step_ms']:.1%}" if run.cost else "–"
-        lines.append(f"| {contender.title} | {recommended_threshold(contender):g} | {error:.3f} | {share} |")
-    lines += ["", *(f"- {key}: {value}" for key, value in facts.items()), ""]
-    return "\n".join(lines)
-
-
-def _to_json(
-    contenders: Sequence[Contender], differences: Sequence[Difference], told: Sequence[str], facts: dict[str, str]
-) -> dict[str, object]:
-    runs = [
-        {
-            "loss": contender.spec,
-            "seed": run.seed,
-            "folder": run.folder.name,
-            "evaluation": run.evaluation.to_json(),
-            "thresholds": run.sweep,
-            "calibration_error": _number(calibration(run.matches).error),
-            "positives": run.curves["positives"][1][-1],
-            "progress": dict(zip(map(int, run.curves["AP50"][0]), run.curves["AP50"][1], strict=True)),
-            "seconds": run.seconds,
-            "cost": run.cost,
-        }
-        for contender in contenders
-        for run in contender.runs
-    ]
-    pairs = [
-        {
-            "ahead": d.ahead,
-            "behind": d.behind,
-            "per_seed": [_number(v) for v in d.per_seed.tolist()],
-            "low": _number(d.low),
-            "high": _number(d.high),
-            "margin": _number(d.margin),
-            "told": d.told,
-            "certain": d.certain,
-        }
-        for d in differences
-    ]
-    plain: dict[str, object] = json.loads(json.dumps({"runs": runs, "differences": pairs}).replace("NaN", "null"))
-    return {"facts": facts, "verdicts": list(told), **plain}
-
-
-def _number(value: float) -> float | None:
-    return None if isnan(value) else float(value)

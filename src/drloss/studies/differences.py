@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from drloss.errors import UserError
-from drloss.evaluation.coco import METRICS, Evaluation
+from drloss.evaluation.coco import METRICS, Evaluation, signed
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.matching import Floats, Matches, average_precision
+from drloss.evaluation.matching import Floats, Matches, average_precision, calibration
 from drloss.studies.measure import RunResult
 from drloss.studies.report import RunSummary
 from drloss.training.config import Config, make_loss, override
@@ -33,8 +33,15 @@ TITLES = {
 }
 RESAMPLES = 1000
 """Of the images, for the interval of a difference."""
-_T_95 = (nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Two-sided 95 % quantile of Student's t by degrees of freedom, 1 to 9."""
+_T_95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""Two-sided 95 % quantile of Student's t by degrees of freedom, 1 to 30."""
+_Z_95 = 1.960
+FEW = 4
+"""Seeds up to which their agreement in sign counts: Student's interval of so few is wide."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,36 @@ class Contender:
         """Standard deviation over the seeds; NaN for one."""
         return float(self.values(metric).std(ddof=1)) if len(self.runs) > 1 else nan
 
+    @property
+    def calibration_error(self) -> float:
+        """Mean over the seeds of the expected calibration error."""
+        return float(np.mean([calibration(run.matches).error for run in self.runs]))
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Mean over the seeds of what a step costs, and ``share`` of the loss in it; empty where it is not known."""
+        costs = [run.cost for run in self.runs]
+        if not all(costs):
+            return {}
+        mean = {key: float(np.mean([cost[key] for cost in costs])) for key in costs[0]}
+        return mean | {"share": mean["loss_ms"] / mean["step_ms"]}
+
+    @property
+    def seconds_per_iteration(self) -> float:
+        """Mean over the seeds, as they were logged; NaN where nothing was."""
+        return float(np.mean([run.seconds / run.iterations for run in self.runs]))
+
+    def sweep(self) -> list[dict[str, float]]:
+        """The runs' sweeps as one, means over the seeds."""
+        return [
+            {key: float(np.mean([run.sweep[i][key] for run in self.runs])) for key in record}
+            for i, record in enumerate(self.runs[0].sweep)
+        ]
+
+    def class_mean(self, name: str) -> float:
+        """AP of a class, mean over the seeds."""
+        return float(np.mean([run.evaluation.per_class[name]["AP"] for run in self.runs]))
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -74,7 +111,7 @@ class Difference:
     Attributes:
         ahead, behind: their specs.
         per_seed: (seeds,) differences.
-        low, high: 95 % interval of the mean difference over resamplings of the images.
+        low, high: 95 % interval of the mean difference over resamplings of the images; NaN for one image.
         margin: half of the 95 % interval of the mean difference over seeds (Student's t); NaN for one seed.
     """
 
@@ -93,13 +130,27 @@ class Difference:
     @property
     def certain(self) -> bool:
         """Whether the interval over seeds lies on one side of 0, too."""
-        return self.told and not self.margin >= abs(self.mean)
+        return self.told and self.margin < abs(self.mean)
 
     @property
     def told(self) -> bool:
-        """Whether the two can be told apart: the images' interval lies on one side of 0, and all seeds do."""
-        one_side = self.low > 0 or self.high < 0
-        return bool(one_side and len(self.per_seed) > 1 and (np.sign(self.per_seed) == np.sign(self.mean)).all())
+        """Whether the two can be told apart.
+
+        The images' interval must lie on one side of 0; and so must the interval over seeds or, up to :data:`FEW`, all
+        of them.
+        """
+        few = 1 < len(self.per_seed) <= FEW
+        return self.one_side and ((few and self.agree == len(self.per_seed)) or self.margin < abs(self.mean))
+
+    @property
+    def one_side(self) -> bool:
+        """Whether the images' interval lies on the mean's side of 0."""
+        return self.low > 0 < self.mean or self.high < 0 > self.mean
+
+    @property
+    def agree(self) -> int:
+        """Seeds whose difference has the mean's sign."""
+        return int((np.sign(self.per_seed) == np.sign(self.mean)).sum())
 
 
 def title(spec: str) -> str:
@@ -119,16 +170,19 @@ def configurations(
     """A configuration for each loss and seed.
 
     Raises:
-        UserError: if a loss or seed is given twice, is unknown, or a setting does not fit.
+        UserError: if a loss, in whatever spelling, or a seed is given twice, is unknown, or a setting does not fit.
     """
     for option, given in (("--losses", list(losses)), ("--seeds", [str(seed) for seed in seeds])):
         if twice := [value for value in given if given.count(value) > 1]:
             raise UserError(f"{option}: {twice[0]} is given twice")
     if not losses or not seeds:
         raise UserError("--losses and --seeds need at least one each")
+    spelled: dict[str, str] = {}
+    for spec in losses:
+        if (same := spelled.setdefault(repr(make_loss(spec)), spec)) != spec:
+            raise UserError(f"--losses: {same} and {spec} are the same loss")
     found = {}
     for spec in losses:
-        make_loss(spec)
         for seed in seeds:
             config = override(PRESETS[preset], {**settings, "loss": spec, "seed": seed})
             found[spec, seed] = replace(config, expects="")
@@ -139,19 +193,25 @@ def difference(ahead: Contender, behind: Contender, resamples: int = RESAMPLES) 
     """Difference in AP, with a paired bootstrap over the images.
 
     The images of the split are drawn with replacement, the same for every run; the AP of each run is computed anew,
-    and the mean over seeds of the differences is kept. The interval is from the 2.5th to the 97.5th percentile.
+    and the mean over seeds of the differences is kept. The interval is from the 2.5th to the 97.5th percentile; one
+    image has none.
     """
     per_seed = ahead.values("AP") - behind.values("AP")
     images = ahead.runs[0].matches.images
     rng = np.random.default_rng(0)
     drawn = []
-    for _ in range(resamples):
+    for _ in range(resamples if images > 1 else 0):
         weights = np.bincount(rng.integers(0, images, images), minlength=images)
         drawn.append(_mean_ap(ahead.runs, weights) - _mean_ap(behind.runs, weights))
     low, high = np.nanpercentile(drawn, [2.5, 97.5]) if drawn else (nan, nan)
     n = len(per_seed)
-    margin = _T_95[n - 1] * float(per_seed.std(ddof=1)) / sqrt(n) if 1 < n <= len(_T_95) else nan
+    margin = students_t(n - 1) * float(per_seed.std(ddof=1)) / sqrt(n) if n > 1 else nan
     return Difference(ahead.spec, behind.spec, per_seed, float(low), float(high), margin)
+
+
+def students_t(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t: from the table or, beyond, the normal one and a first correction."""
+    return _T_95[freedom - 1] if freedom <= len(_T_95) else _Z_95 + (_Z_95**3 + _Z_95) / (4 * freedom)
 
 
 def _mean_ap(runs: Sequence[RunResult], weights: "np.typing.NDArray[np.int64]") -> float:
@@ -161,32 +221,33 @@ def _mean_ap(runs: Sequence[RunResult], weights: "np.typing.NDArray[np.int64]") 
 def verdict(found: Difference, images: int) -> str:
     """What may be concluded, in a sentence or two."""
     ahead, behind, n = title(found.ahead), title(found.behind), len(found.per_seed)
-    low, high = found.low, found.high
-    if found.mean < 0 and (found.told or n == 1):
-        ahead, behind, low, high = behind, ahead, -high, -low
-    size = f"{abs(found.mean):.1f}" + (f" ± {found.margin:.1f}" if np.isfinite(found.margin) else "")
+    margin = f" ± {found.margin:.1f}" if np.isfinite(found.margin) else ""
+    size = f"{abs(found.mean):.1f}{margin}" if abs(found.mean) >= 0.05 else "less than 0.05"
     over = f"over {n} seeds" if n > 1 else "with one seed"
-    interval = f"95 % interval over the {images} images: {_signed(low)} to {_signed(high)}"
+    told = found.told or (n == 1 and found.one_side)
+    low, high = (-found.high, -found.low) if told and found.mean < 0 else (found.low, found.high)
+    interval = f"95 % interval over the {images} images: {signed(low)} to {signed(high)}"
+    if images < 2:
+        interval = "one image has no interval: it says nothing of others"
+    if not told:
+        return (
+            f"No difference between {ahead} and {behind} can be told at this size: "
+            f"{signed(found.mean)}{margin} AP {over} ({interval})."
+        )
+    if found.mean < 0:
+        ahead, behind = behind, ahead
     if n == 1:
         return (
             f"{ahead} is ahead of {behind} by {size} AP with one seed ({interval}). "
             "One seed does not say how much of that is chance: run more."
         )
+    agreed = "every seed agrees" if found.agree == n else f"{found.agree} of {n} seeds agree"
     if found.certain:
-        return f"{ahead} is ahead of {behind} by {size} AP {over} ({interval}); every seed agrees."
-    if found.told:
-        return (
-            f"{ahead} is probably ahead of {behind}, by {size} AP {over} ({interval}): every seed agrees, but they "
-            "differ so much that the ± includes 0. More seeds would tell."
-        )
-    sign = "−" if found.mean < 0 else "+"
+        return f"{ahead} is ahead of {behind} by {size} AP {over} ({interval}); {agreed}."
     return (
-        f"No difference between {ahead} and {behind} can be told at this size: {sign}{size} AP {over} ({interval})."
+        f"{ahead} is probably ahead of {behind}, by {size} AP {over} ({interval}): {agreed}, but they "
+        "differ so much that the ± includes 0. More seeds would tell."
     )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def summary(contender: Contender, settings: dict[str, str]) -> RunSummary:
@@ -204,15 +265,11 @@ def summary(contender: Contender, settings: dict[str, str]) -> RunSummary:
         precision=np.mean([r.evaluation.precision for r in runs], axis=0),
         recall_points=runs[0].evaluation.recall_points,
     )
-    sweep = [
-        {key: float(np.mean([r.sweep[i][key] for r in runs])) for key in record}
-        for i, record in enumerate(runs[0].sweep)
-    ]
     return RunSummary(
         name=contender.title,
         loss=contender.spec,
         evaluation=evaluation,
-        sweep=sweep,
+        sweep=contender.sweep(),
         histogram=histogram,
         curves=_mean_curves(runs),
         settings=settings,
@@ -231,15 +288,16 @@ def _mean_curves(runs: Sequence[RunResult]) -> dict[str, tuple[list[float], list
     return found
 
 
-def recommended_threshold(contender: Contender, loses: float = 0.2) -> float:
-    """The highest of the sweep's thresholds at which the mean AP is at most ``loses`` below that at the lowest."""
-    sweep = [
-        (run.sweep[i]["threshold"], np.mean([r.sweep[i]["AP"] for r in contender.runs]))
-        for run in contender.runs[:1]
-        for i in range(len(run.sweep))
-    ]
-    fit = [threshold for threshold, ap in sweep if not ap < sweep[0][1] - loses]
-    return float(max(fit, default=sweep[0][0]))
+def recommended_threshold(contender: Contender) -> float | None:
+    """The highest of the sweep's thresholds that costs at most 0.2 AP, or 2 % of it where that is less.
+
+    Both are of the mean AP over the seeds, and against the lowest threshold. None where nothing is found there.
+    """
+    sweep = [(record["threshold"], record["AP"]) for record in contender.sweep()]
+    most = sweep[0][1]
+    if not most > 0:
+        return None
+    return max(threshold for threshold, ap in sweep if ap >= most - min(0.2, 0.02 * most))
 
 
 def disagreements(first: Matches, second: Matches, first_threshold: float, second_threshold: float) -> list[int]:

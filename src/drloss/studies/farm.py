@@ -1,5 +1,6 @@
 """Several training runs beside each other: each is a ``drloss train`` of its own, resumed where it was stopped."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -73,6 +74,9 @@ def train_jobs(
 ) -> list[str]:
     """Train runs, ``at_once`` at a time; those that are done already cost a few seconds.
 
+    A run that another process trains, such as one that a killed driver left behind, is waited for while the others go
+    on, and then resumed.
+
     On a CPU the runs share the cores. Small convolutions keep two cores busier than four: side by side two runs take
     two thirds of the time that they take one after the other, and what else the machine does slows both alike.
 
@@ -115,6 +119,8 @@ class _Farm:
     keep_going: bool
     console: Console
     running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    device_of: dict[int, str] = field(default_factory=dict)
+    elsewhere: set[int] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -127,12 +133,16 @@ class _Farm:
         with Progress(*columns, console=self.console) as progress:
             tasks = [progress.add_task(job.name, total=job.iterations, state="") for job in self.jobs]
             while waiting or self.running:
-                while waiting and len(self.running) < self.at_once:
-                    self._start(waiting.pop(0))
+                for index in list(waiting):
+                    if len(self.running) < self.at_once:
+                        self._start(index)
+                        if index in self.running:
+                            waiting.remove(index)
                 time.sleep(0.5)
-                for index, child in list(self.running.items()):
+                for index in (*self.running, *self.elsewhere):
                     done, state = self.jobs[index].progress()
                     progress.update(tasks[index], completed=done, state=state)
+                for index, child in list(self.running.items()):
                     if child.poll() is not None:
                         del self.running[index]
                         if child.returncode or not self.jobs[index].done:
@@ -141,7 +151,7 @@ class _Farm:
                     return
                 if not self.console.is_terminal and time.monotonic() >= printed + PRINT_EVERY:
                     printed = time.monotonic()
-                    for index in self.running:
+                    for index in (*self.running, *self.elsewhere):
                         done, state = self.jobs[index].progress()
                         self.console.print(f"{self.jobs[index].name}: {done}/{self.jobs[index].iterations} {state}")
 
@@ -150,18 +160,26 @@ class _Farm:
         self.failed.append(f"the {job.name} run failed ({job.log}): {''.join(last)}")
 
     def _start(self, index: int) -> None:
+        """Start a run, on the device that has the fewest; nothing happens while another process trains it."""
         job = self.jobs[index]
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        device = self.devices[index % len(self.devices)]
+        used = [self.device_of[i] for i in self.running]
+        device = min(self.devices, key=used.count)
         command = [sys.executable, "-m", "drloss", "train", *job.options, "--out", str(job.out), "--resume"]
         environ = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         with job.log.open("ab") as log:
             # The child inherits the lock: it lasts as long as the run, even where this process is killed before.
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{job.out}: another process is training this run ({job.log} is locked)") from None
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the disk knows no locks
+                    if index not in self.elsewhere:
+                        self.elsewhere.add(index)
+                        self.console.print(f"{job.name}: another process trains it; waiting for it", markup=False)
+                    return
+            self.elsewhere.discard(index)
             log.truncate(0)
+            self.device_of[index] = device
             self.running[index] = subprocess.Popen(
                 [*command, "--device", device], env=environ, stdout=log, stderr=subprocess.STDOUT
             )

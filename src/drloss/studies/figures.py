@@ -1,7 +1,7 @@
 """The figures of a comparison: drawn once, shown on light and on dark pages.
 
 Every function returns a Matplotlib figure without a ground of its own; :func:`to_svg` and :func:`to_png` render it.
-A loss has the same colour in every figure, and a second run of it a paler one.
+A loss has the same colour in every figure, and a second run of it a paler one and other dashes or markers.
 """
 
 import re
@@ -30,17 +30,25 @@ from drloss.evaluation.densities import ScoreHistogram
 from drloss.files import write_atomic, write_json, write_text
 
 # Told apart by the colour-blind, and of about the same contrast on white and on near-black.
-PALETTE = {"dr": "#2B83D6", "focal": "#D96B00", "ce": "#0E9A74"}
-OTHER = "#B25C9E"
+PALETTE = {
+    **{"dr": "#2B83D6", "focal": "#D96B00", "ce": "#0E9A74"},
+    **{"ohem": "#B25C9E", "qfl": "#708C4D", "ap": "#D90034"},
+}
+OTHER = "#8A7F78"
 # Text and axes. In SVG it gives way to the colour of the page's text; in PNG it has to do on any ground.
 NEUTRAL = "#7f8081"
 WIDTH = 5.2
 FONT = 10.5
 DASHED = (0, (3, 2))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
+MARKERS = ("o", "s", "^", "D")
+"""Of the first, second... run of a loss."""
 MANY = 50
 """Values from which on a curve is smoothed."""
 CLASSES = 30
 """Most classes in one figure."""
+PANELS = 8
+"""Most classes with a panel of their own."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,14 +68,25 @@ def colours(losses: Sequence[str]) -> list[str]:
 
     Parameters, as in ``dr:neg_lambda=0.05``, make no other loss.
     """
-    names = [loss.partition(":")[0] for loss in losses]
     chosen = []
-    for index, name in enumerate(names):
-        base = PALETTE.get(name, OTHER)
-        share = 0.45 ** names[:index].count(name)
+    for loss, before in zip(losses, variants(losses), strict=True):
+        base = PALETTE.get(loss.partition(":")[0], OTHER)
+        share = 0.45**before
         ends = zip(_rgb(base), _rgb("#9a9a9a"), strict=True)
         chosen.append("#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in ends))
     return chosen
+
+
+def variants(losses: Sequence[str]) -> list[int]:
+    """How many runs of the same loss stand before each run, given the runs' losses."""
+    names = [loss.partition(":")[0] for loss in losses]
+    return [names[:index].count(name) for index, name in enumerate(names)]
+
+
+def _looks(losses: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Colour, dashes and marker of each run."""
+    for colour, before in zip(colours(losses), variants(losses), strict=True):
+        yield colour, DASHES[before % len(DASHES)], MARKERS[before % len(MARKERS)]
 
 
 def training_curves(series: Sequence[Series], label: str) -> Figure:
@@ -78,12 +97,12 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
         label: what the vertical axis says.
     """
     figure, (axes,) = new_figure(1)
-    for line, colour in zip(series, colours([s.loss for s in series]), strict=True):
+    for line, (colour, dashes, marker) in zip(series, _looks([s.loss for s in series]), strict=True):
         x, y = _finite(line)
         if len(x) >= MANY:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
-        marker = "" if len(x) >= MANY else "o"
-        axes.plot(x, running_mean(y), color=colour, linewidth=2, marker=marker, label=line.name)
+        style = {"linestyle": dashes, "marker": "" if len(x) >= MANY else marker}
+        axes.plot(x, running_mean(y), color=colour, linewidth=2, **style, label=line.name)
     # Losses start with a burst that would press all the rest onto the axis.
     settled = [v for line in series for v in _finite(line)[1][len(line.y) // 20 :]]
     if settled and min(settled) >= 0:
@@ -97,16 +116,19 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
 def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> Figure:
     """P̂₊ (solid) and P̂₋ (dashed) over training, the expected scores of Equations 5 and 6 of the paper.
 
+    A second run of a loss has markers.
+
     Args:
         positive: P̂₊ of each run.
         negative: P̂₋ of each run, in the same order.
     """
     figure, (axes,) = new_figure(1)
     for group, dashes, sign in ((positive, "-", "₊"), (negative, (0, (4, 2)), "₋")):
-        for line, colour in zip(group, colours([s.loss for s in group]), strict=True):
+        losses = [s.loss for s in group]
+        for line, (colour, _, marker), before in zip(group, _looks(losses), variants(losses), strict=True):
             x, y = _finite(line)
-            label = f"{line.name} P̂{sign}"
-            axes.plot(x, running_mean(y), color=colour, linestyle=dashes, linewidth=2, label=label)
+            style: dict[str, Any] = {"linestyle": dashes, "marker": marker if before else "", "markevery": 0.12}
+            axes.plot(x, running_mean(y), color=colour, linewidth=2, **style, label=f"{line.name} P̂{sign}")
     axes.set_ylim(0, 1)
     axes.set_xlabel("iteration")
     axes.set_ylabel("expected score")
@@ -122,9 +144,10 @@ def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, floa
         metric: its name.
     """
     figure, (axes,) = new_figure(1)
-    for (name, _, sweep), colour in zip(sweeps, colours([s[1] for s in sweeps]), strict=True):
+    for (name, _, sweep), (colour, dashes, marker) in zip(sweeps, _looks([s[1] for s in sweeps]), strict=True):
         x = [record["threshold"] for record in sweep]
-        axes.plot(x, [record[metric] for record in sweep], color=colour, linewidth=2, marker="o", label=name)
+        style = {"linestyle": dashes, "marker": marker}
+        axes.plot(x, [record[metric] for record in sweep], color=colour, linewidth=2, **style, label=name)
     values = [float(record[metric]) for _, _, sweep in sweeps for record in sweep if not isnan(record[metric])]
     axes.set_ylim(0, 1.08 * max(values, default=0) or 1)
     axes.set_xlabel("score threshold")
@@ -140,7 +163,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
         histograms: of each run its name, its loss and its scores.
     """
     figure, panels = new_figure(2, height=4.6)
-    for (name, _, histogram), colour in zip(histograms, colours([h[1] for h in histograms]), strict=True):
+    for (name, _, histogram), (colour, dashes, _) in zip(histograms, _looks([h[1] for h in histograms]), strict=True):
         sides = (
             (panels[0], histogram.positive_density(), histogram.positive_mean),
             (panels[1], histogram.negative_density(), histogram.negative_mean),
@@ -150,7 +173,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
             edges = np.linspace(0, 1, 41)
             label = f"{name}, none" if isnan(mean) else f"{name}, mean {mean:.3f}"
             axes.stairs(coarse, edges, color=colour, alpha=0.14, fill=True)
-            axes.stairs(coarse, edges, color=colour, linewidth=1.8, label=label)
+            axes.stairs(coarse, edges, color=colour, linewidth=1.8, linestyle=dashes, label=label)
             axes.axvline(mean, color=colour, linestyle=DASHED, linewidth=1.2)
     panels[0].set_ylabel("positives")
     panels[0].set_ylim(bottom=0)
@@ -182,6 +205,45 @@ def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: st
     return figure
 
 
+def classes_in_panels(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The classes with objects; of more than :data:`PANELS` the best and the worst in mean AP50, the best first."""
+    names = [
+        name
+        for name, precision in zip(evaluations[0].per_class, evaluations[0].precision, strict=True)
+        if (precision > -1).all()
+    ]
+    if len(names) <= PANELS:
+        return names
+    mean = {name: float(np.mean([e.per_class[name]["AP50"] for e in evaluations])) for name in names}
+    names.sort(key=lambda name: -mean[name])
+    return names[: PANELS // 2] + names[-PANELS // 2 :]
+
+
+def class_precision_recall(runs: Sequence[tuple[str, str, Evaluation]]) -> Figure:
+    """Precision against recall at IoU .50, a panel for each class of :func:`classes_in_panels`.
+
+    Args:
+        runs: of each run its name, its loss and its evaluation.
+    """
+    names = classes_in_panels([evaluation for _, _, evaluation in runs])
+    rows = -(-len(names) // 2)
+    figure, panels = new_figure(len(names), columns=2, height=1.2 + 1.6 * rows)
+    for index, (name, axes) in enumerate(zip(names, panels, strict=True)):
+        for (run, _, evaluation), (colour, dashes, _) in zip(runs, _looks([r[1] for r in runs]), strict=True):
+            precision = evaluation.precision[list(evaluation.per_class).index(name)]
+            axes.plot(evaluation.recall_points, precision, color=colour, linestyle=dashes, linewidth=1.8, label=run)
+        # The user names the classes: a dollar sign in a name starts no formula.
+        axes.set_title(_shortened(name, 20), fontsize=FONT, color=NEUTRAL, loc="left", pad=3, parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([0, 0.5, 1], ["0", "0.5", "1"])
+        below, left = index + 2 >= len(names), index % 2 == 0
+        axes.tick_params(labelbottom=below, labelleft=left)
+        axes.set(xlabel="recall" if below else "", ylabel="precision" if left else "")
+    legend(panels[0], whole=True)
+    return figure
+
+
 def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
     """Share of right detections against their score; the dotted line is where a score is a probability.
 
@@ -190,9 +252,10 @@ def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
     """
     figure, (axes,) = new_figure(1)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1.2)
-    for (name, _, score, precision), colour in zip(curves, colours([c[1] for c in curves]), strict=True):
+    for (name, _, score, precision), look in zip(curves, _looks([c[1] for c in curves]), strict=True):
         there = np.isfinite(score)
-        axes.plot(score[there], precision[there], color=colour, linewidth=2, marker="o", label=name)
+        style = dict(zip(("color", "linestyle", "marker"), look, strict=True))
+        axes.plot(score[there], precision[there], linewidth=2, **style, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score", ylabel="right at IoU .50")
     legend(axes)
     return figure
@@ -350,11 +413,11 @@ def _save_png(figure: Figure, path: Path) -> None:
     path.write_bytes(to_png(figure))
 
 
-def new_figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    """Panels one below the other, with what all figures share."""
+def new_figure(panels: int, *, columns: int = 1, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+    """Panels one below the other, or in rows of so many columns, with what all figures share."""
     figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    rows = [figure.add_subplot(panels, 1, row + 1) for row in range(panels)]
-    for axes in rows:
+    shown = [figure.add_subplot(-(-panels // columns), columns, index + 1) for index in range(panels)]
+    for axes in shown:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(NEUTRAL)
         axes.tick_params(which="both", colors=NEUTRAL, labelsize=FONT)
@@ -362,11 +425,14 @@ def new_figure(panels: int, *, height: float = 3.3) -> tuple[Figure, list[Axes]]
             label.set(color=NEUTRAL, fontsize=FONT)
         axes.grid(color=NEUTRAL, alpha=0.18, linewidth=0.8)
         axes.set_axisbelow(True)
-    return figure, rows
+    return figure, shown
 
 
-def legend(axes: Axes, *, columns: int = 2) -> None:
-    """Above the panel, where it hides nothing; in fewer columns than asked for where its words need the room."""
+def legend(axes: Axes, *, columns: int = 2, whole: bool = False) -> None:
+    """Above the panel, where it hides nothing; in fewer columns than asked for where its words need the room.
+
+    ``whole`` where it is that of all panels, and stands above the first row.
+    """
     handles, names = axes.get_legend_handles_labels()
     if not names:
         return
@@ -380,16 +446,15 @@ def legend(axes: Axes, *, columns: int = 2) -> None:
     figure.set_figheight(figure.get_figheight() + max(0, rows - 2) * 1.6 * FONT / 72)
     # The user names the runs: a dollar sign in a name starts no formula.
     with mpl.rc_context({"text.parse_math": False}):
-        axes.legend(
+        (figure if whole else axes).legend(
             handles,
             names,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
+            **({"loc": "outside upper left"} if whole else {"loc": "lower left", "bbox_to_anchor": (0, 1)}),
             ncols=columns,
             frameon=False,
             fontsize=FONT,
             labelcolor=NEUTRAL,
-            handlelength=1.6,
+            handlelength=2,
             columnspacing=1.2,
             borderaxespad=0.2,
         )
@@ -400,7 +465,7 @@ def _legend_width(names: Sequence[str], columns: int) -> float:
     widest = [
         max(_width(line) for name in column for line in name.split("\n")) for column in np.array_split(names, columns)
     ]
-    return sum(0.58 * letters + 3.4 for letters in widest) * FONT / 72
+    return sum(0.58 * letters + 3.8 for letters in widest) * FONT / 72
 
 
 def _finite(series: Series) -> tuple[Floats, Floats]:

@@ -21,20 +21,27 @@ def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Seque
         runs: of each run the detections of every image.
         images: indices of those to show.
     """
-    thresholds = [fair_threshold(detections, len(val.boxes)) for detections in runs]
+    thresholds = [fair_threshold(detections, counted(val)) for detections in runs]
+    # Boxes that do not count have names of their own.
+    names = [*val.class_names, *(f"{name}, ignored" for name in val.class_names)]
     tiles = []
     for i in images:
         own = val.boxes_of(i)
         truth: Detection = {
             "boxes": torch.from_numpy(val.boxes[own]).float(),
             "scores": torch.ones(own.stop - own.start),
-            "labels": torch.from_numpy(val.labels[own]),
+            "labels": torch.from_numpy(val.labels[own] + len(val.class_names) * val.ignore[own]),
         }
         image = val.load_image(i)
-        tiles.append(draw_detections(image, truth, val.class_names, threshold=0.0, show_scores=False))
+        tiles.append(draw_detections(image, truth, names, threshold=0.0, show_scores=False))
         for detections, threshold in zip(runs, thresholds, strict=True):
             tiles.append(draw_detections(image, detections[i], val.class_names, threshold=threshold))
     return mosaic(tiles, columns=1 + len(runs))
+
+
+def counted(val: Annotations) -> int:
+    """Objects that are to be found: boxes that are not ignored."""
+    return int((~val.ignore).sum())
 
 
 def fair_threshold(detections: Sequence[Detection], objects: int) -> float:

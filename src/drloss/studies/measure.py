@@ -19,21 +19,23 @@ from drloss.data.loading import Batch
 from drloss.detector.detections import Detection, detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
+from drloss.detector.weights import resolve_norm
 from drloss.evaluation.coco import Evaluation, evaluate
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.inference import run_detector
 from drloss.evaluation.matching import Matches, match_detections
-from drloss.evaluation.thresholds import threshold_sweep
+from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 from drloss.files import write_json
 from drloss.ranks import Ranks
 from drloss.studies.evaluate import observe_scores
 from drloss.training.checkpoints import MODEL, fingerprint, load_run
-from drloss.training.config import Config, make_loss
+from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
 KEPT = "measured.json"
-_VERSION = 1
+_VERSION = 2
 TIMED_BATCHES = 4
 """Batches whose post-processing is timed at each threshold."""
 
@@ -45,16 +47,17 @@ class RunResult:
     Attributes:
         folder: run folder.
         seed: of the run.
-        evaluation: metrics.
+        evaluation: metrics, at the run's own score threshold.
         sweep: of :func:`drloss.evaluation.thresholds.threshold_sweep`, with ``candidates`` that reach NMS for each
             image, and ``postprocess_ms`` for each image, at each threshold.
         histogram: scores of the candidates.
-        detections: of every image.
+        detections: of every image, above the run's own score threshold.
         matches: of those detections.
-        curves: what the run logged.
-        seconds: of training, evaluation left out.
+        curves: what the run logged, as far as it is still there.
+        seconds: of training, evaluation left out; NaN where they were not logged.
         iterations: of training.
-        cost: ``step_ms`` of one training step, ``loss_ms`` of the classification loss in it, ``peak_mb`` of it.
+        cost: ``step_ms`` of one training step, ``loss_ms`` of the classification loss in it, ``peak_mb`` of it, for
+            ``images``; empty where there is no image.
     """
 
     folder: Path
@@ -80,11 +83,9 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
         ranks: for the device.
     """
     key = f"{_VERSION} {hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()} {fingerprint(val)}"
-    path = folder / KEPT
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    if kept.get("key") != key:
-        write_json(path, _measure(folder, config, val, ranks) | {"key": key})
-        kept = json.loads(path.read_text())
+    if _kept(folder).get("key") != key:
+        write_json(folder / KEPT, _measure(folder, config, val, ranks) | {"key": key})
+    kept = _kept(folder)
     detections = [
         {
             "boxes": torch.tensor(d["boxes"], dtype=torch.float32).reshape(-1, 4),
@@ -103,10 +104,35 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
         detections=detections,
         matches=match_detections(val, detections),
         curves=curves,
-        seconds=sum(curves["seconds"][1]),
+        seconds=sum(curves["seconds"][1]) if "seconds" in curves else nan,
         iterations=config.max_iters,
         cost=kept["cost"],
     )
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What was measured before; empty where that cannot be read."""
+    try:
+        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def is_finished(folder: Path, config: Config, train: Annotations, val: Annotations) -> bool:
+    """Whether a folder holds the run of a configuration on some data, trained to its end.
+
+    Checkpoints need not be there any more. Where something else is there, ``drloss train --resume`` says what.
+    """
+    try:
+        was = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))[-1]["data"]["fingerprint"]
+        now = to_json(replace(config, detector=resolve_norm(config.detector, config.weights)))
+        same = data == fingerprint(train) and not changed_settings(was, now, HOW_IT_RUNS)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    measured = str(_kept(folder).get("key", ""))
+    return same and (folder / MODEL).is_file() and (not measured or measured.endswith(fingerprint(val)))
 
 
 def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> dict[str, Any]:
@@ -120,11 +146,16 @@ def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> di
         if len(timed) < TIMED_BATCHES:
             timed.append((outputs, batch))
 
-    detections = run_detector(
+    # What scores above a higher threshold is found the same with a lower one: see threshold_sweep.
+    own = model.config
+    model.config = replace(own, score_threshold=min(own.score_threshold, *THRESHOLDS))
+    everything = run_detector(
         model, val, ranks, batch_size=config.eval_batch_size, workers=config.workers, observe=observe
     )
+    model.config = own
+    detections = above(everything, own.score_threshold)
     sweep = [
-        record | _post_processing(model, timed, record["threshold"]) for record in threshold_sweep(val, detections)
+        record | _post_processing(model, timed, record["threshold"]) for record in threshold_sweep(val, everything)
     ]
     return {
         "evaluation": evaluate(val, detections).to_json(),
@@ -161,19 +192,31 @@ def _post_processing(model: RetinaNet, timed: list[tuple[HeadOutputs, Batch]], t
 def _cost(
     model: RetinaNet, config: Config, timed: list[tuple[HeadOutputs, Batch]], device: torch.device
 ) -> dict[str, float]:
-    """Milliseconds and peak memory of a training step on a micro-batch of validation images, and the loss's part."""
+    """Milliseconds and peak memory of a training step on a micro-batch of validation images, and the loss's part.
+
+    In the precision and memory format of the run, but not compiled.
+    """
     batch = timed[0][1]
     n = min(config.micro_batch, len(batch.indices))
     images, objects = batch.images[:n].to(device), [o.to(device) for o in batch.objects[:n]]
     loss = make_loss(config.loss).to(device)
     objective = Objective(loss, model.config)
+    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    model.train()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+    def forward() -> HeadOutputs:
+        with torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32"):
+            outputs: HeadOutputs = model(images)
+        return outputs
 
     def step() -> None:
-        model.zero_grad()
-        objective(model(images), objects).total.backward()
+        model.zero_grad(set_to_none=True)
+        objective(forward(), objects).total.backward()
 
     with torch.no_grad():
-        outputs = model(images)
+        outputs = forward()
     labels, _ = assign_batch(outputs.anchors, objects, model.config)
     maps = [m.detach().requires_grad_() for m in outputs.maps]
     quality = {"quality": (labels > 0).float()} if getattr(loss, "uses_quality", False) else {}
@@ -182,6 +225,7 @@ def _cost(
         _forward_backward(loss, maps, labels, quality)
 
     found = {"step_ms": _milliseconds(step, device), "loss_ms": _milliseconds(loss_alone, device)}
+    model.zero_grad(set_to_none=True)  # or the step begins by freeing what is not its own
     return found | {"peak_mb": _peak_mb(step, device), "images": float(n)}
 
 

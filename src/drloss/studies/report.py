@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from drloss.evaluation.coco import METRICS, Evaluation, percent
+from drloss.evaluation.coco import METRICS, Evaluation, percent, signed
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.files import write_text
 from drloss.studies import figures, page
@@ -28,7 +28,7 @@ class RunSummary:
         curves: iterations and values of ``loss``, ``loss_cls``, ``loss_box``, ``expected_pos``, ``expected_neg`` and
             ``AP50``; those that are missing are not shown, others are not looked at.
         settings: setting to value.
-        seconds: that training took.
+        seconds: that training took; NaN where that is not known.
         iterations: that training took.
     """
 
@@ -132,7 +132,7 @@ def average_precision(runs: Sequence[RunSummary]) -> str:
         rows.append(f"<tr>{page.row_name(run.name, colour)}{cells}</tr>")
     if len(runs) == 2:
         # The first run is the one to beat.
-        cells = "".join(f"<td>{_signed(b - a)}</td>" for a, b in zip(*table, strict=True))
+        cells = "".join(f"<td>{signed(b - a)}</td>" for a, b in zip(*table, strict=True))
         rows.append(f'<tr class="difference">{page.row_name(f"{runs[1].name} − {runs[0].name}")}{cells}</tr>')
     names = list(runs[0].evaluation.per_class)
     per_class = []
@@ -217,6 +217,12 @@ def training(runs: Sequence[RunSummary]) -> str:
             "towards the hardest as in DR's equations. DR trains on the distance between the two lines of a "
             "colour: the further apart they are, the better positives rank above negatives."
         )
+        if any(run.loss.startswith("dr:") for run in runs) and len(runs) > 1:
+            caption += (
+                " They are as each run logged them: with the λ, scope and other parameters of its own DR loss, DR's "
+                "defaults for another loss. Where those differ, so do the quantities: look at how each pair of lines "
+                "parts, not at which run's is higher."
+            )
         parts.append(page.section("expected", "Expected scores P̂₊ and P̂₋", page.figure(svg, caption, single=True)))
     return "\n".join(parts)
 
@@ -230,7 +236,7 @@ def densities(runs: Sequence[RunSummary]) -> str:
     caption = (
         "Above: the scores of positive candidates (an anchor on an object, at the object's class); the further "
         "right, the better. Below, on a log scale: all other candidates, thousands for each positive; the "
-        "steeper the fall from 0, the better. Dashed lines are means. As Figure 4 of the paper."
+        "steeper the fall from 0, the better. Dashed uprights are means. As Figure 4 of the paper."
     )
     return page.section("densities", "Score densities", page.figure(svg, caption, single=True))
 
@@ -249,7 +255,18 @@ def precision_recall(runs: Sequence[RunSummary]) -> str:
         "At an overlap of IoU .50. Going right, the score threshold falls: more objects are found (recall) and "
         "fewer of the detections are right (precision). Where a line drops to zero, the rest is never found."
     )
-    return page.section("pr", "Precision and recall", page.paragraph(note, "quiet"), page.grid(drawn))
+    parts = [page.paragraph(note, "quiet"), page.grid(drawn)]
+    shown = figures.classes_in_panels([run.evaluation for run in runs])
+    if len(shown) > 1:
+        each = figures.class_precision_recall([(run.name, run.loss, run.evaluation) for run in runs])
+        svg = figures.to_svg(each, "pr-classes", "precision against recall of each class, one line per run")
+        caption = "The classes, a panel each: the area below a line is the AP50 of the class."
+        objects = sum((precision > -1).all() for precision in runs[0].evaluation.precision)
+        if objects > len(shown):
+            half = len(shown) // 2
+            caption += f" Of {objects} classes with objects the {half} of highest and the {half} of lowest AP50."
+        parts.append(page.figure(svg, caption, single=True))
+    return page.section("pr", "Precision and recall", *parts)
 
 
 def predictions(runs: Sequence[RunSummary], mosaic: Image.Image | None, note: str = "") -> str:
@@ -276,7 +293,7 @@ def settings(runs: Sequence[RunSummary]) -> str:
     values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
     measured = [
         ["training time", *(_duration(run.seconds) for run in runs)],
-        ["per iteration", *(f"{run.seconds / max(1, run.iterations):.3g} s" for run in runs)],
+        ["per iteration", *(per_iteration(run.seconds / max(1, run.iterations)) for run in runs)],
     ]
     differing = [[key, *row] for key, row in values.items() if len(set(row)) > 1]
     equal = [[key, row[0]] for key, row in values.items() if len(set(row)) == 1]
@@ -288,6 +305,11 @@ def settings(runs: Sequence[RunSummary]) -> str:
     if equal:
         parts += ["<h3>What is equal</h3>" if len(runs) > 1 else "", page.text_table(equal)]
     return page.section("settings", "Settings", *filter(None, parts))
+
+
+def per_iteration(seconds: float) -> str:
+    """Seconds an iteration, a dash for NaN."""
+    return "–" if isnan(seconds) else f"{seconds:.3g} s"
 
 
 def _series(runs: Sequence[RunSummary], name: str) -> list[figures.Series]:
@@ -320,15 +342,13 @@ def _cell(value: float, best: str | None, *, start: bool = False) -> str:
     return f'<td class="{kinds}">{percent(value)}</td>' if kinds else f"<td>{percent(value)}</td>"
 
 
-def _signed(difference: float) -> str:
-    return "–" if isnan(difference) else f"{difference:+.1f}".replace("-", "−")
-
-
 def _or(value: float, other: float) -> float:
     return other if isnan(value) else value
 
 
 def _duration(seconds: float) -> str:
+    if isnan(seconds):
+        return "–"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

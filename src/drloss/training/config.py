@@ -193,8 +193,11 @@ def make_loss(spec: str) -> nn.Module:
     Raises:
         UserError: if the loss or a parameter is unknown or a value does not fit.
     """
-    if "reduction=" in spec:
+    given = {option.partition("=")[0] for option in spec.partition(":")[2].split(",")}
+    if "reduction" in given:
         raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
+    if "inplace" in given:
+        raise UserError(f"loss {spec}: training looks at the logits after the loss, inplace cannot be set")
     try:
         return losses.make_loss(spec)
     except ValueError as error:

@@ -1,0 +1,90 @@
+"""Runs beside each other, with a script in place of ``python -m drloss train``."""
+
+import fcntl
+import io
+import threading
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from drloss.studies import farm
+from drloss.studies.farm import Job, train_jobs
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Makes a job; each begun says its name and device in ``begun``, and ends when the file NAME-may-end is there."""
+    script = tmp_path / "stub"
+    script.write_text(
+        f'#!/bin/sh\necho "$4 $9" >>{tmp_path}/begun\n'
+        f"until [ -e {tmp_path}/$4-may-end ]; do sleep 0.05; done\n"
+        f'mkdir -p "$6"; touch "$6/model.safetensors"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(farm.sys, "executable", str(script))
+    return lambda name: Job(name, tmp_path / "runs" / name, 1, [name])
+
+
+def begun(tmp_path):
+    path = tmp_path / "begun"
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def wait_until(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def in_background(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def test_a_run_that_another_process_trains_is_waited_for_while_the_others_go_on(job, tmp_path):
+    jobs = [job("busy"), job("free")]
+    for name in ("busy", "free"):
+        (tmp_path / f"{name}-may-end").touch()
+    jobs[0].log.parent.mkdir()
+    with jobs[0].log.open("w") as log:
+        log.write("what it has printed")
+        log.flush()
+        fcntl.flock(log, fcntl.LOCK_EX)
+        seen = []
+
+        def release():
+            try:
+                wait_until(lambda: jobs[1].done)
+                seen.append((begun(tmp_path), jobs[0].log.read_text()))
+            finally:
+                fcntl.flock(log, fcntl.LOCK_UN)
+
+        thread = in_background(release)
+        said = io.StringIO()
+        assert train_jobs(jobs, torch.device("cpu"), 1, Console(file=said, width=200)) == []
+        thread.join()
+    assert seen == [(["free cpu"], "what it has printed")]
+    assert begun(tmp_path) == ["free cpu", "busy cpu"]
+    assert said.getvalue().count("busy: another process trains it; waiting for it") == 1
+
+
+def test_a_run_goes_to_the_device_that_has_the_fewest(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(farm, "devices_for", lambda device: ["cuda:0", "cuda:1"])
+    jobs = [job(name) for name in "abc"]
+
+    def end_the_second_first():
+        wait_until(lambda: len(begun(tmp_path)) == 2)
+        (tmp_path / "b-may-end").touch()
+        wait_until(lambda: len(begun(tmp_path)) == 3)
+        for name in "ac":
+            (tmp_path / f"{name}-may-end").touch()
+
+    thread = in_background(end_the_second_first)
+    assert train_jobs(jobs, torch.device("cpu"), 2, Console(quiet=True)) == []
+    thread.join()
+    assert sorted(begun(tmp_path)[:2]) == ["a cuda:0", "b cuda:1"]
+    assert begun(tmp_path)[2] == "c cuda:1"
