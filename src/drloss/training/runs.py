@@ -15,7 +15,7 @@ from drloss.errors import UserError, first_line
 from drloss.files import write_json
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_checkpoint
-from drloss.training.config import Config, to_json
+from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, environment
 from drloss.training.schedule import scaled_lr
 
@@ -26,7 +26,7 @@ HOW_IT_RUNS = (
     *("expects", "workers", "micro_batch", "compile", "channels_last"),
     *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
 )
-"""Settings that change neither what a run learns nor what its detector finds."""
+"""Settings that change neither what a run learns nor what its detector finds; see :func:`is_pooled`."""
 FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candidates", "max_detections")
 """Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
 
@@ -87,9 +87,18 @@ def saved_state(
 
 
 def changed_settings(was: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configurations in JSON types, but for some settings: by name the two values."""
+    """What differs between two configurations in JSON types, but for some settings: by name the two values.
+
+    With a pooled loss ``micro_batch`` is never free.
+    """
     before, after = _flat(was), _flat(now)
+    free = set(free) - ({"micro_batch"} if is_pooled(now["loss"]) else set())
     return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
+
+
+def is_pooled(loss: str) -> bool:
+    """Whether a loss takes the images of a micro-batch together, so that their number changes what is learnt."""
+    return getattr(make_loss(loss), "scope", None) == "pooled"
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:
