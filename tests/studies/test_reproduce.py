@@ -273,6 +273,20 @@ def test_the_multi_scale_test_is_another_evaluation_of_the_same_run():
     assert len({s.key for s in chosen}) == len(chosen)
 
 
+def test_a_run_is_tested_at_one_scale_and_at_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(farm, "subprocess", Subprocess)
+    at = TINY.index("--short-side")
+    command = ["reproduce", "table7", "controls", *TINY[:at], *TINY[at + 2 :], "--out", str(tmp_path)]
+    assert main([*command, "--shard", "2/7"]) == 0
+    assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == ["cpu-dr-seed0"]
+    found = json.loads((tmp_path / "runs" / "cpu-dr-seed0" / "eval_val_multi-scale" / "metrics.json").read_text())
+    assert found["test_scales"] == [64, 80, 96, 112, 128, 144, 160, 176, 192]
+    text = (tmp_path / PAGE).read_text()
+    ap = found["metrics"]["AP"]
+    assert line_of(text, "Controls", "cpu-dr")[3] == f"{ap:.1f}"
+    assert "the multi-scale test improves DR further (§4.4): not run" not in text
+
+
 def test_shards_share_out_all_runs():
     runs = runs_of(chosen_settings(["table2", "table3"], [], "laptop"), [0, 1, 2], {})
     parts = [choose_shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
