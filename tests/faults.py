@@ -154,6 +154,7 @@ def _start(log, environ, function, *arguments):
 def _child(log, environ, function, *arguments):
     os.setpgid(0, 0)  # a group of its own, whose number is the process's
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
     multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a process that was not forked
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -295,6 +296,19 @@ def constant(module, name, value):
     loaded = importlib.import_module(module)
     assert hasattr(loaded, name), f"{module} has no {name}"
     setattr(loaded, name, value)
+
+
+def ignored(name):
+    """A signal is ignored from the start, as nohup has SIGHUP."""
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def on_terminal(device):
+    """What is printed goes to a terminal that is there already."""
+    terminal = os.open(device, os.O_RDWR | os.O_NOCTTY)
+    for number in (1, 2):
+        os.dup2(terminal, number)
+    os.close(terminal)
 
 
 def _at_save(save, begin, end=lambda: None):

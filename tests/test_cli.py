@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from drloss.cli import main
@@ -215,6 +216,57 @@ sys.exit(main(["predict", "run", "images", "--out", "x"]))
     assert "torchvision is missing: pip install 'drloss[detector]'" in done.stderr
 
 
+def test_a_run_goes_on_without_an_image_that_turns_out_to_be_damaged(tmp_path, capsys):
+    data, out = tmp_path / "data", str(tmp_path / "run")
+    assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=2,test=1,size=64"]) == 0
+    image = sorted((data / "train").iterdir())[5]
+    image.write_bytes(image.read_bytes()[:-100])
+    train = ["train", "--data", str(data), "--preset", "cpu", "--out", out, "--short-side", "64", *SMALL]
+    assert main(train) == 2
+    said = capsys.readouterr().err
+    assert image.name in said
+    assert "--resume --force --skip-bad leaves it out" in said
+    assert main([*train, "--resume", "--force", "--skip-bad"]) == 0
+    assert json.loads((tmp_path / "run" / "data_train.json").read_text())["images_left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+    ],
+)
+def test_a_want_of_memory_says_what_to_lower(error, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("drloss.training.fit._Trainer._step", full)
+    train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *SMALL]
+    assert main(train) == 2
+    assert "more memory than there is: lower --micro-batch" in capsys.readouterr().err
+
+
+def test_other_errors_of_torch_are_faults_of_ours(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("drloss.training.fit._Trainer._step", broken)
+    train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *SMALL]
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(train)
+
+
+def test_predict_reads_every_kind_of_image_that_training_does(workshop, tmp_path, capsys):
+    for name in ("a.pgm", "b.PPM"):
+        Image.new("L" if name == "a.pgm" else "RGB", (60, 90)).save(tmp_path / name, format="PPM")
+    assert (
+        main(["predict", str(workshop / "run"), str(tmp_path), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 0
+    )
+    assert {p.name for p in (tmp_path / "o").glob("*.png")} == {"a.pgm.png", "b.PPM.png"}
+
+
 def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
     from drloss.cli import options
     from drloss.data import images
@@ -228,5 +280,5 @@ def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
     heard = []
     ranks = SimpleNamespace(at=lambda doing, *, slow: heard.append((doing, slow)))
     source = SimpleNamespace(read=lambda split, strict: ("annotations", SimpleNamespace(problems=[])))
-    assert options.read(source, "train", True, None, None, ranks) == "annotations"
+    assert options.read(source, "train", True, ranks)[0] == "annotations"
     assert heard == [("checking images", True)] * 2

@@ -1,6 +1,7 @@
 """Files of weights and checkpoints that were made to do harm: nothing in them runs, and each is refused by name."""
 
 import collections
+import functools
 import hashlib
 import io
 import json
@@ -301,7 +302,63 @@ def descriptions(good):
         "an unknown backbone": described(backbone="os.system"),
         "100,000 classes": described(class_names=[f"c{i}" for i in range(100_000)]),
         "classes that are a number": described(class_names=3),
+        "classes that are lists": described(class_names=[["a"]] * 4),
+        "an id that is infinite": described(category_ids=[1, 2, 3, float("inf")]),
+        "an id of 400 digits": described(category_ids=[1, 2, 3, 10**400]),
+        "ids fewer than classes": described(category_ids=[1, 2]),
+        "a loss that is a list": described(loss=["dr"]),
+        "a loss that commands the terminal": described(loss="dr\x1b]0;title\x07"),
+        "a loss of a megabyte": described(loss="dr" * 500_000),
     }  # fmt: skip
+
+
+def states(good):
+    """Checkpoints by name: that of a run with one thing changed, with the word that is to name it."""
+
+    def nested(levels):
+        value = ["a"]
+        for _ in range(levels):
+            value = [value] * 10
+        return value
+
+    numpy = good["random"]["numpy"]
+    key = {**numpy["state"], "key": torch.zeros(1, dtype=torch.int64).expand(2**28)}
+    return {
+        "shared lists for classes": ("written out", {"class_names": nested(9)}),
+        "shared lists for versions": ("written out", {"versions": {"torch": nested(9)}}),
+        "a long text for every class": ("written out", {"class_names": ["x" * 100_000] * 1000}),
+        "lists a hundred deep": ("deep", {"data": functools.reduce(lambda value, _: [value], range(100), 1)}),
+        "nested lists for classes": ("class_names", {"class_names": nested(2)}),
+        "classes that are numbers": ("class_names", {"class_names": [1, 2, 3, 4]}),
+        "an id that is infinite": ("category_ids", {"category_ids": [1, 2, 3, float("inf")]}),
+        "ids fewer than classes": ("category_ids", {"category_ids": [1, 2]}),
+        "a deep configuration": ("config", {"config": "[" * 200_000}),
+        "a configuration that is a list": ("config", {"config": "[]"}),
+        "a configuration without a detector": ("config", {"config": json.dumps({"max_iters": 1})}),
+        "a million for max_iters": ("max_iters", {"config": json.dumps({"max_iters": "9" * 7, "detector": {}})}),
+        "an iteration that is infinite": ("iteration", {"iteration": float("inf")}),
+        "a negative iteration": ("iteration", {"iteration": -5}),
+        "an iteration that is text": ("iteration", {"iteration": "9999999999"}),
+        "an iteration that is true": ("iteration", {"iteration": True}),
+        "an iteration after the last": ("iteration", {"iteration": 2}),
+        "weights that are numbers": ("model", {"model": {"a": 1}}),
+        "weights without names": ("model", {"model": {**good["model"], 1: torch.ones(1)}}),
+        "a missing field": ("last_ap", {"last_ap": None}),
+    }, {
+        "a random state of 2^28 numbers": (
+            "random.numpy.state.key",
+            {"random": {**good["random"], "numpy": {**numpy, "state": key}}},
+        ),
+        "a random state of one number": ("random.torch", {"random": {**good["random"], "torch": torch.ones(1)}}),
+        "a random position without end": (
+            "its checkpoint does not fit",
+            {"random": {**good["random"], "numpy": {**numpy, "state": {**numpy["state"], "pos": 2**80}}}},
+        ),
+        "moments that are numbers": (
+            "the optimiser's exp_avg",
+            {"optimizer": {**good["optimizer"], "state": {0: {"exp_avg": 1.0}}}},
+        ),
+    }
 
 
 # ------------------------------------------------------------------------ the tests
@@ -397,6 +454,29 @@ def test_nothing_in_a_hostile_file_runs_and_it_is_refused_in_2_seconds_and_500_m
         f"{len(files)} hostile files, {len(pickles)} of them pickles, in {len(commands)} commands: all refused, "
         f"nothing run, at most {slowest:.1f} s and {largest:.0f} MB more each",
     )
+
+
+@pytest.mark.soak
+def test_a_hostile_state_of_a_run_is_refused_by_field(tmp_path, try_all, figure):
+    assert [code for _, code, *_ in try_all([train(tmp_path / "run")])] == [0]
+    file = tmp_path / "run" / "checkpoints" / "iteration_00000001.pt"
+    good = torch.load(file, weights_only=True)
+    (tmp_path / "run" / "model.safetensors").unlink()  # so that export takes the checkpoint
+    commands = [["export", str(tmp_path / "run"), "--out", str(tmp_path / "out.safetensors")]]
+    commands.append(train(tmp_path / "run", "--resume", "--force"))
+    everyones, trainings = states(good)
+    for name, (word, changed) in {**everyones, **trainings}.items():
+        file.write_bytes(sealed(saved({**good, **changed})))
+        for command, code, said, seconds, megabytes in try_all(commands[name in trainings :]):
+            assert code == 2, (name, command, said)
+            assert word in said, name
+            assert str(file.name if name in everyones else tmp_path) in said
+            assert "Traceback" not in said
+            assert seconds < 2, (name, command, seconds)
+            assert megabytes < 500, (name, command, megabytes)
+    figure("T29", f"{len(everyones | trainings)} hostile states of a run refused by field")
+    file.write_bytes(sealed(saved(good)))
+    assert [code for _, code, *_ in try_all(commands)] == [0, 0]
 
 
 def test_an_unsealed_checkpoint_is_not_even_looked_at(tmp_path, good, try_all):

@@ -60,6 +60,14 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def json_of(path: Path) -> Any:
+    """The content of a JSON file; None where there is no such file, or it is anything else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomic(path, lambda beside: beside.write_text(text, encoding="utf-8"))

@@ -38,6 +38,8 @@ _GLOBALS = re.compile(
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
 _MOST_BUILDS = 16
+_DEEPEST = 32
+"""Lists, tuples and dicts inside each other in a ``.pt`` file; a checkpoint of ours has 5."""
 _MOST_END = 1 << 17
 """Bytes in which the end record of an archive is looked for; its comment has at most 65,535."""
 
@@ -112,7 +114,9 @@ def read_pt(path: Path, *, mmap: bool = False) -> Any:
             _check_place(path, archive)
             pickled = _check_directory(archive, path.stat().st_size)
         _check_pickle(pickled)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        _measure(content, 0, {})
+        return content
     except zipfile.BadZipFile:
         raise UserError(f"{path}: neither written by torch.save (since torch 1.6) nor whole") from None
     except Exception as error:  # of torch, of its unpickler, of zipfile: whatever it is, the file is at fault
@@ -181,6 +185,28 @@ def _check_pickle(pickled: bytes) -> None:
             raise ValueError(f"its pickle has more than {_MOST_BUILDS} objects with state and is refused")
         fetched = opcode.name in ("BINGET", "LONG_BINGET") and argument in memo
         named = fetched or (opcode.name == "GLOBAL" and argument == _ORDERED_DICT)
+
+
+def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Size and height of plain values written out, each as often as it stands there; refuses what is too large.
+
+    A list that holds another ten times, and so on, is a small file and a small object, until somebody prints it.
+    """
+    if not isinstance(value, (list, tuple, dict)):
+        return (1 + len(value) if isinstance(value, str) else 1), 0
+    if id(value) not in known:
+        if depth == _DEEPEST:
+            raise ValueError(f"its values stand more than {_DEEPEST} deep in each other")
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        measured = [_measure(part, depth + 1, known) for part in parts]
+        size, height = 1 + sum(s for s, _ in measured), 1 + max((h for _, h in measured), default=0)
+        if size > MOST_PICKLE:
+            raise ValueError(f"its values, written out, are more than {MOST_PICKLE:,} long")
+        known[id(value)] = size, height
+    size, height = known[id(value)]
+    if depth + height > _DEEPEST:
+        raise ValueError(f"its values stand more than {_DEEPEST} deep in each other")
+    return size, height
 
 
 def require_new_torch(path: Path) -> None:

@@ -84,10 +84,11 @@ def verdicts(report):
 
 
 def test_a_right_plug_is_green_in_every_point():
-    report = check(Head(), images_and_targets())
-    assert report.ok
+    report = check(Head(), images_and_targets(), num_classes=3)
     assert all(ok is True for ok in verdicts(report).values()), str(report)
-    assert check(Head(), images_and_targets(), num_classes=3).ok
+    assert {k: v for k, v in verdicts(check(Head(), images_and_targets())).items() if not v} == {
+        "background channel": None  # which the number of classes alone can tell
+    }
 
 
 def test_an_adapted_model_is_believed_to_have_no_background_channel():
@@ -109,11 +110,11 @@ def test_adapted_detectors_are_green(name):
     [
         ("divided", "normaliser", "it was divided by the number of positives, 7; divide it by nothing"),
         ("divided by an image's", "normaliser", "divided by the number of positives of an image, 2.33"),
-        ("running mean", "normaliser", "37 times too small: something divides it"),
+        ("running mean", "normaliser", "counts 37 times too little: something divides it"),
         ("pooled", "per image", 'scope="pooled" ranks all images in one distribution'),
         ("flattened", "per image", "the loss saw 1 image(s) where the batch has 3"),
         ("levels", "called once", "called 2 times in one step, with 64, 16 anchors"),
-        ("background", "background channel", "channel 0 holds no class"),
+        ("background", "background channel", "the logits have 4 channels for 3 classes"),
         ("detached", "gradient", "none arrives at the classifier"),
         ("not called", "called", "never called drloss.dr_loss or DRLoss"),
         ("sigmoid", "logits", "they come out of a sigmoid: give the loss what goes into it"),
@@ -122,7 +123,7 @@ def test_adapted_detectors_are_green(name):
     ],
 )
 def test_each_wrong_way_is_told_in_words(wrong, name, words):
-    report = check(Head(wrong, classes=4 if wrong == "background" else 3), images_and_targets())
+    report = check(Head(wrong, classes=4 if wrong == "background" else 3), images_and_targets(), num_classes=3)
     assert not report.ok
     assert [finding.name for finding in report.findings if finding.ok is False] == [name], str(report)
     assert words in str(report)
@@ -206,7 +207,10 @@ def test_the_images_of_a_batch_are_counted_wherever_they_are():
         (torch.zeros(5, 2), images),
     ):
         assert verdicts(check(Head(), given, step=step))["per image"] is True, given
-    assert verdicts(check(Head(), (torch.zeros(5, 2), torch.zeros(2)), step=step))["per image"] is False
+    assert verdicts(check(Head(), list(zip(images, targets, strict=True)), step=step))["per image"] is True
+    assert verdicts(check(Head(), (torch.zeros(5, 3, 8, 8), torch.zeros(2)), step=step))["per image"] is False
+    for untold in ((torch.zeros(5, 2), torch.zeros(2)), {"x": [np.zeros(3)]}, object()):
+        assert verdicts(check(Head(), untold, step=step))["per image"] is None
     assert verdicts(check(Head(), {"ids": None}, step=step))["per image"] is None
 
 
@@ -236,7 +240,7 @@ def test_undecided_anchors_taken_as_background_are_told():
     head.BETWEEN_THRESHOLDS = -99  # no anchor has it, so that those between the thresholds count as background
     report = check(model, batch(), num_classes=CLASSES - 1)
     assert verdicts(report)["ignored anchors"] is False
-    assert "leaves those between IoU 0.4 and 0.5 undecided" in str(report)
+    assert "the model's matcher leaves some undecided, between its two thresholds" in str(report)
 
 
 def test_a_sum_over_images_is_a_question_and_no_fault():
@@ -367,3 +371,217 @@ def test_a_loss_may_be_made_in_the_step():
             return DRLoss()(logits, labels)
 
     assert check(Made(), images_and_targets(), num_classes=3).ok
+
+
+class Loop(nn.Module):
+    """A training loop of one's own: logits and labels of two levels go to a function that makes the loss of them."""
+
+    def __init__(self, put, classes=3, **losses):
+        super().__init__()
+        torch.manual_seed(0)
+        self.put = put
+        self.layer = nn.Conv2d(3, classes, 8, stride=8)
+        nn.init.normal_(self.layer.weight, std=0.01)
+        nn.init.zeros_(self.layer.bias)
+        for name, loss in losses.items():
+            self.add_module(name, loss)
+
+    def forward(self, images, targets):
+        levels = [images, nn.functional.avg_pool2d(images, 2)]
+        logits = [self.layer(x).flatten(2).transpose(1, 2) for x in levels]
+        labels = [torch.zeros(x.shape[:2], dtype=torch.int64) for x in logits]
+        for row, target in zip(labels[0], targets, strict=True):
+            count = len(target["labels"])
+            row[5 : 5 + count], row[20 : 20 + count] = target["labels"], -1
+        return self.put(self, logits, labels)
+
+
+def joined(levels):
+    return torch.cat(levels, dim=1)
+
+
+def loop(put, **kwargs):
+    return Loop(put, loss=DRLoss(), **kwargs)
+
+
+def divided_beside_a_box_loss(self, logits, labels):
+    marks = joined(labels)
+    return self.loss(joined(logits), marks) / (marks > 0).sum() + 2.0
+
+
+def function_divided_beside_a_box_loss(self, logits, labels):
+    marks = joined(labels)
+    return 4 * dr_loss(joined(logits), marks) / (marks > 0).sum() + 1.0
+
+
+def weighed_by_positives(self, logits, labels):
+    marks = joined(labels)
+    counts = (marks > 0).sum(dim=1)
+    return 4 * (dr_loss(joined(logits), marks, reduction="none") * counts).sum() / counts.sum()
+
+
+def rows_mixed(self, logits, labels):
+    rows = torch.cat([x.reshape(-1, 3) for x in logits]).reshape(3, -1, 3)
+    return self.loss(rows, torch.cat([x.reshape(-1) for x in labels]).reshape(3, -1))
+
+
+def without_positives(self, logits, labels):
+    return self.loss(joined(logits), torch.zeros_like(joined(labels)))
+
+
+def background_last(self, logits, labels):
+    marks = joined(labels)
+    return self.loss(joined(logits), torch.where(marks > 0, marks - 1, torch.where(marks == 0, 3, -1)))
+
+
+def clamped_scores(self, logits, labels):
+    return self.loss(joined(logits).sigmoid().clamp(1e-4, 1 - 1e-4), joined(labels))
+
+
+def scores_times_objectness(self, logits, labels):
+    rows = joined(logits)
+    return self.loss((rows.sigmoid() * rows[..., :1].sigmoid()).sqrt(), joined(labels))
+
+
+class HalfOfTheGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2
+
+
+def halved_on_the_way_back(self, logits, labels):
+    return HalfOfTheGradient.apply(self.loss(joined(logits), joined(labels)))
+
+
+@pytest.mark.parametrize(
+    ("put", "name", "words"),
+    [
+        (divided_beside_a_box_loss, "normaliser", "divided by the number of positives, 7"),
+        (function_divided_beside_a_box_loss, "normaliser", "divided by the number of positives, 7"),
+        (weighed_by_positives, "normaliser", "images count between 3.43 and 5.14 times"),
+        (rows_mixed, "per image", "the logits of image 0 depend on other images"),
+        (without_positives, "positives", "the targets have objects, but no candidate is a positive"),
+        (background_last, "positives", "not 0..K-1 with K for background"),
+        (clamped_scores, "logits", "they come out of a sigmoid"),
+        (scores_times_objectness, "logits", "they come out of a sigmoid"),
+        (halved_on_the_way_back, "normaliser", "counts 2 times too little"),
+    ],
+)
+def test_what_the_value_alone_does_not_show_is_told(put, name, words):
+    report = check(loop(put), images_and_targets(), num_classes=3)
+    assert [finding.name for finding in report.findings if finding.ok is False] == [name], str(report)
+    assert words in str(report)
+
+
+def test_a_sum_that_divides_or_forgets_the_loss_is_told():
+    model = adapt(make("retinanet"))
+    images, targets = batch()
+    boxes = sum(len(t["labels"]) for t in targets)
+    for factor, name in ((1 / boxes, "normaliser"), (0, "gradient")):
+
+        def step(model, batch, factor=factor):
+            losses = model(*batch)
+            return {"loss": factor * losses["classification"] + losses["bbox_regression"], **losses}
+
+        report = check(model, (images, targets), step=step, num_classes=CLASSES - 1)
+        assert [finding.name for finding in report.findings if finding.ok is False] == [name], str(report)
+
+
+def image_by_image(self, logits, labels):
+    rows, marks = joined(logits), joined(labels)
+    return sum(self.loss(rows[i : i + 1], marks[i : i + 1]) for i in range(len(rows))) / len(rows)
+
+
+def with_another_look(self, logits, labels):
+    with torch.no_grad():
+        self.last = dr_loss(joined(logits), joined(labels), reduction="none")
+    return self.loss(joined(logits), joined(labels))
+
+
+@pytest.mark.parametrize("put", [image_by_image, with_another_look])
+def test_what_is_right_in_another_way_is_not_blamed(put):
+    report = check(loop(put), images_and_targets(), num_classes=3)
+    assert all(ok is True for ok in verdicts(report).values()), str(report)
+    assert verdicts(check(loop(put), images_and_targets()[0:2], num_classes=3))["called once"] is True
+
+
+def test_a_weight_of_the_module_is_known_wherever_the_module_is():
+    criterion = DRLoss(cls_weight=0.5)
+    report = check(Loop(lambda self, x, y: criterion(joined(x), joined(y))), images_and_targets(), num_classes=3)
+    assert verdicts(report)["normaliser"] is True, str(report)
+    quarter = Loop(lambda self, x, y: DRLoss()(joined(x), joined(y)) / 4)
+    assert "counts 4 times too little" in str(check(quarter, images_and_targets()))
+
+
+def test_an_adapted_model_whose_batch_leaves_no_anchor_undecided_is_not_blamed():
+    images = [torch.rand(3, 64, 64) for _ in range(2)]
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    report = check(adapt(make("retinanet")), (images, [empty, empty]))
+    assert report.ok, str(report)
+    assert verdicts(report)["ignored anchors"] is None
+
+
+def test_classes_that_the_batch_lacks_make_a_question_and_no_fault():
+    def step(model, batch):
+        return model(batch[0], [{"labels": t["labels"] + 1} for t in batch[1]])
+
+    images, _ = images_and_targets()
+    batch_without_class_0 = images, [{"labels": torch.tensor([1])}] * 3
+    model = loop(lambda self, x, y: self.loss(joined(x), joined(y)))
+    report = check(model, batch_without_class_0, step=step)
+    assert verdicts(report)["background channel"] is None
+    assert "is the background's if your labels begin at 1; num_classes would tell" in str(report)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_a_compiled_step_is_seen_as_it_is():
+    model = loop(lambda self, x, y: self.loss(joined(x), joined(y)))
+    report = check(torch.compile(model, backend="aot_eager"), images_and_targets(), num_classes=3)
+    assert all(ok is True for ok in verdicts(report).values()), str(report)
+
+
+def test_batch_norm_does_not_mix_the_images():
+    model = nn.Sequential(nn.BatchNorm2d(3), loop(lambda self, x, y: self.loss(joined(x), joined(y))))
+    model[0].eval()  # frozen, and so it is to stay
+    modes = []
+
+    def step(model, batch):
+        modes.append(model[0].training)
+        return model[1](model[0](batch[0]), batch[1])
+
+    report = check(model, images_and_targets(), step=step, num_classes=3)
+    assert "each with logits of its own" in str(report)
+    assert not any(modes)
+    assert not images_and_targets()[0].requires_grad
+
+
+@pytest.mark.parametrize("trains", ["backward", "steps"])
+def test_a_step_that_trains_is_refused_and_undone(trains):
+    model = loop(lambda self, x, y: self.loss(joined(x), joined(y)))
+    model.register_buffer("mean", torch.zeros(1).expand(3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    kept = model.layer.weight.grad = torch.ones_like(model.layer.weight)
+    before = model.layer.weight.detach().clone()
+
+    def step(model, batch):
+        loss = model(*batch)
+        loss.backward()
+        if trains == "steps":
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    with pytest.raises(ValueError, match="step must return the losses, and leave"):
+        check(model, images_and_targets(), step=step)
+    assert torch.equal(model.layer.weight, before)
+    assert model.layer.weight.grad is kept
+    assert (kept == 1).all()
+
+
+def test_another_loss_of_this_package_is_named():
+    report = check(adapt(make("retinanet"), "focal"), batch())
+    assert "the model has FocalLoss, and check looks at the DR loss alone" in str(report)

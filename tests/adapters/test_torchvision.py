@@ -209,12 +209,18 @@ def test_training_lowers_the_loss_and_adapting_twice_changes_the_loss_alone(name
     assert losses["classification"].item() < 0.8 * first
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos"])
-def test_labels_from_zero_are_refused_or_taken_as_classes(name):
+@pytest.mark.parametrize("name", MODELS)
+def test_labels_from_zero_are_refused(name):
     images, targets = batch()
     targets[0]["labels"] = torch.tensor([0, 2])
     with pytest.raises(ValueError, match="targets have label 0, which is the background in torchvision"):
         adapt(make(name))(images, targets)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_labels_from_zero_are_classes_where_that_is_said(name):
+    images, targets = batch()
+    targets[0]["labels"] = torch.tensor([0, 2])
     model = adapt(make(name), background=False)
     with watch() as calls:
         model(images, targets)
@@ -227,6 +233,9 @@ def test_a_model_that_is_wrapped_for_several_processes_is_adapted_inside():
     wrapped = nn.DataParallel(model)
     assert adapt(wrapped, DRLoss(neg_lambda=0.1)) is wrapped
     assert model.head.drloss.neg_lambda == 0.1
+    compiled = torch.compile(make("ssd"), backend="eager")
+    assert adapt(compiled) is compiled
+    assert isinstance(compiled._orig_mod.drloss, DRLoss)
 
 
 def test_what_cannot_be_adapted_is_refused():

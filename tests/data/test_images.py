@@ -99,7 +99,59 @@ def grey16(path):
     return save(path, Image.frombytes("I;16", (7, 5), WIDE.astype("<u2").tobytes()))
 
 
+def tiff(path, data, *, bits, photometric=1, sample_format=1, samples=1):
+    """An uncompressed TIFF file of 7 x 5 pixels with these tags."""
+    tags = {256: 7, 257: 5, 258: bits, 259: 1, 262: photometric, 273: 0, 277: samples, 278: 5, 279: len(data)}
+    tags[339] = sample_format
+    counts = {258: samples, 339: samples}
+    start = 8 + 2 + 12 * len(tags) + 4
+    more = b""
+    entries = b""
+    tags[273] = start + 4 * samples  # the pixels, after both lists
+    for tag, value in sorted(tags.items()):
+        count = counts.get(tag, 1)
+        if count > 2:
+            entries += struct.pack("<HHII", tag, 3, count, start + len(more))
+            more += struct.pack("<H", value) * count
+        else:
+            entries += struct.pack("<HHII" if count == 1 else "<HHIHH", tag, 3, count, *[value] * count)
+    data = more.ljust(4 * samples, b"\0") + data
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + b"\0" * 4 + data)
+    return path
+
+
+def packed(rows, bits):
+    """Rows of values of so many bits as TIFF files have them: without gaps, each row padded to whole bytes."""
+    return b"".join(
+        np.packbits(np.unpackbits(row.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 16 - bits :]).tobytes()
+        for row in rows
+    )
+
+
+TWELVE = (GREY.astype(np.uint16) << 4) + 5
+
 ZOO = {
+    "grey12.tiff": (lambda p: tiff(p, packed(TWELVE, 12), bits=12), grey_rgb(GREY)),
+    "grey16 that counts from white.tiff": (
+        lambda p: tiff(p, (65535 - WIDE).astype("<u2").tobytes(), bits=16, photometric=0),
+        grey_rgb(GREY),
+    ),
+    "grey8 that counts from white.tiff": (
+        lambda p: tiff(p, (255 - GREY).tobytes(), bits=8, photometric=0),
+        grey_rgb(GREY),
+    ),
+    "grey4.tiff": (
+        lambda p: tiff(p, packed(GREY // 16, 4), bits=4),
+        grey_rgb(GREY // 16 * 17),
+    ),
+    "one bit that counts from white.tiff": (
+        lambda p: tiff(p, packed(GREY < 128, 1), bits=1, photometric=0),
+        grey_rgb(np.where(GREY > 127, 255, 0).astype(np.uint8)),
+    ),
+    "rgb16.tiff": (
+        lambda p: tiff(p, ((PIXELS.astype("<u2") << 8) + 9).tobytes(), bits=16, photometric=2, samples=3),
+        PIXELS,
+    ),
     "rgb.png": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
     "rgb.bmp": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
     "rgb.ppm": (lambda p: save(p, Image.fromarray(PIXELS)), PIXELS),
@@ -359,6 +411,20 @@ def test_exif_after_the_pixels_of_a_png_is_applied_without_decoding_them(tmp_pat
     assert image_size(path) == PIXELS.shape[1::-1]
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_signed_pixels_are_refused(bits, tmp_path):
+    path = tiff(tmp_path / "x.tiff", bytes(35 * bits // 8), bits=bits, sample_format=2)
+    with pytest.raises(DataError, match="no range"):
+        read_image(path)
+
+
+def test_bits_scale_to_the_whole_range(tmp_path):
+    values = np.zeros((5, 7), dtype=np.uint16)
+    values[0, :4] = 0, 1024, 2048, 4095
+    path = tiff(tmp_path / "x.tiff", packed(values, 12), bits=12)
+    assert read_image(path)[0, 0, :4].tolist() == [0, 64, 128, 255]
+
+
 def test_floating_point_pixels_are_refused(tmp_path):
     path = save(tmp_path / "x.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
     with pytest.raises(DataError, match="no range"):
@@ -383,6 +449,13 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setenv("DRLOSS_MAX_PIXELS", "many")
     with pytest.raises(UserError, match="'many'"):
         image_size(path)
+
+
+def test_the_limit_of_the_environment_goes_beyond_pillows(tmp_path, monkeypatch):
+    path = save(tmp_path / "x.png", Image.new("L", (300, 200)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    monkeypatch.setenv("DRLOSS_MAX_PIXELS", "60000")
+    assert read_image(path).shape == (3, 200, 300)
 
 
 @pytest.mark.parametrize("sides", [(30_000, 30_000), (60_000, 60_000), (10_000, 5_001)])

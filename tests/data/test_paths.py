@@ -242,6 +242,86 @@ def test_the_root_itself_may_be_a_link(tmp_path, made):
     assert annotations.load_image(0).shape == (3, 20, 30)
 
 
+PARTS = {
+    "coco": ("train", "annotations/instances_train.json"),
+    "voc": ("JPEGImages", "Annotations"),
+    "yolo": ("images/train",),
+}
+TOML = {
+    "coco": 'images = "set/train"\nannotations = "set/annotations/instances_train.json"',
+    "voc": 'trees = "set"\nimages = "set/JPEGImages"\nimage_set = "train"',
+    "yolo": 'images = "set/images/train"',
+}
+
+
+@pytest.mark.parametrize(("kind", "part"), [(k, p) for k, parts in PARTS.items() for p in parts])
+def test_a_part_of_a_data_set_that_links_out_is_refused_and_one_within_is_not(kind, part, tmp_path, made):
+    getattr(made, kind)(tmp_path / "set")
+    place = tmp_path / "set" / part
+    place.rename(tmp_path / "set" / f"moved{place.suffix}")
+    place.symlink_to(tmp_path / "set" / f"moved{place.suffix}")
+    annotations, _ = require_images(*open_data(tmp_path / "set").read("train"))
+    assert annotations.load_image(0).shape == (3, 20, 30)
+    (tmp_path / "set" / f"moved{place.suffix}").rename(tmp_path / "elsewhere")
+    place.unlink()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError) as caught:
+        open_data(tmp_path / "set").read("train", strict=False)
+    assert str(caught.value).startswith(f"{place}: a link out of the data set, to {tmp_path}/elsewhere; allowed: ")
+    assert ".toml data file" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", TOML)
+@pytest.mark.parametrize("named", ["the link", "the folder"])
+def test_a_data_file_may_name_images_elsewhere(kind, named, tmp_path, made):
+    getattr(made, kind)(tmp_path / "set")
+    expected = open_data(tmp_path / "set").read("train")[0]
+    place = tmp_path / "set" / PARTS[kind][0]
+    (tmp_path / "other").mkdir()
+    real = tmp_path / "other" / place.relative_to(tmp_path / "set")
+    real.parent.mkdir(parents=True, exist_ok=True)
+    place.rename(real)
+    place.symlink_to(real)
+    text = TOML[kind]
+    if named == "the folder":
+        text = text.replace(f"set/{PARTS[kind][0]}", str(real))
+    if named == "the folder" and kind == "yolo":  # whose labels are found by the name of the images
+        (tmp_path / "set/labels").rename(tmp_path / "other/labels")
+    classes = "" if kind == "coco" else 'classes = ["cat", "dog"]\n'
+    (tmp_path / "d.toml").write_text(f'format = "{kind}"\n{classes}[splits.train]\n{text}\n')
+    annotations, report = require_images(*open_data(tmp_path / "d.toml").read("train"))
+    assert report.problems == ()
+    assert annotations.boxes.tolist() == expected.boxes.tolist()
+    assert annotations.load_image(0).shape == (3, 20, 30)
+
+
+def test_parts_of_one_split_may_be_links_in_a_data_file(tmp_path, made):
+    for split in ("one", "two"):
+        made.coco(tmp_path / "set", split=split)
+        made.voc(tmp_path / "trees" / split)
+    (tmp_path / "set/one").rename(tmp_path / "elsewhere")
+    (tmp_path / "set/one").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "trees/one").rename(tmp_path / "tree")
+    (tmp_path / "trees/one").symlink_to(tmp_path / "tree")
+    (tmp_path / "coco.toml").write_text(
+        'format = "coco"\n[splits.train]\nimages = ["set/one", "set/two"]\n'
+        'annotations = ["set/annotations/instances_one.json", "set/annotations/instances_two.json"]\n'
+    )
+    (tmp_path / "voc.toml").write_text('format = "voc"\n[splits.train]\ntrees = ["trees/one", "trees/two"]\n')
+    for file in ("coco.toml", "voc.toml"):
+        annotations, _ = require_images(*open_data(tmp_path / file).read("train"))
+        assert len(annotations) == 6
+        assert annotations.load_image(0).shape == annotations.load_image(5).shape == (3, 20, 30)
+
+
+def test_a_tree_of_a_year_that_links_out_is_refused(tmp_path, made):
+    made.voc(tmp_path / "elsewhere")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/VOC2007").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="a link out of the data set"):
+        open_data(tmp_path / "set")
+
+
 def test_no_class_comes_from_an_annotation_outside_the_tree(tmp_path, made):
     tree = made.voc(tmp_path / "tree")
     (tmp_path / "outside.xml").write_text(made.voc_xml("x", [("secret", 1, 2, 9, 12)]))

@@ -196,6 +196,21 @@ def test_yolo_names_as_a_dict_and_paths_as_exports_write_them(tmp_path, made):
     assert source.read("train")[0].class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lists_are_split_at_line_ends_only(end, tmp_path, made):
+    names = [f"a{c}b.png" for c in "\u2028\u2029\x85"]
+    for name in names:
+        made.image(tmp_path / "images" / name)
+        (tmp_path / "images" / name).with_suffix(".txt").write_text(made.yolo_line("cat", 1, 2, 9, 12))
+    (tmp_path / "list.txt").write_bytes("".join(f"images/{name}{end}" for name in names).encode())
+    (tmp_path / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
+    annotations, _ = open_data(tmp_path).read("train")
+    assert [annotations.image_name(i) for i in range(3)] == [f"images/{name}" for name in names]
+    tree = made.voc(tmp_path / "tree", {name[:-4]: made.boxes["b"] for name in names})
+    (tree / "ImageSets/Main/train.txt").write_bytes("".join(f"{n[:-4]}{end}" for n in names).encode())
+    assert len(open_data(tree).read("train")[0]) == 3
+
+
 def test_yolo_labels_beside_the_images(tmp_path, made):
     path = made.yolo(tmp_path)
     (tmp_path / "images").rename(tmp_path / "pictures")
@@ -262,6 +277,10 @@ BAD_FILES = {
     "a file for the folder of the images": (
         "format = 'coco'\n[splits.train]\nannotations = 'd.toml'\nimages = 'd.toml'",
         "splits.train.images, got",
+    ),
+    "images for one tree of two": (
+        "format = 'voc'\n[splits.train]\ntrees = ['tree', 'tree']\nimages = 'tree'",
+        "splits.train.images, got 1 for 2 trees; allowed: one for each",
     ),
     "no VOC tree": ("format = 'voc'\n[splits.train]\ntrees = '.'", "a folder with Annotations"),
     "image set out of the tree": (

@@ -427,6 +427,8 @@ YAML = {
     "no names": "train: images/train",
     "names a number": "train: images/train\nnames: 5",
     "keypoints of no shape": "train: images/train\nnames: [cat, dog]\nkpt_shape: [4]",
+    "keypoints of one number": "train: images/train\nnames: [cat, dog]\nkpt_shape: [4, 1]",
+    "no keypoints of two numbers": "train: images/train\nnames: [cat, dog]\nkpt_shape: [0, 2]",
     "keypoints without end": f"train: images/train\nnames: [cat, dog]\nkpt_shape: [{'9' * 5000}, 3]",
     "names with a gap": "train: images/train\nnames: {0: cat, 2: dog}",
     "names twice": "train: images/train\nnames: [cat]\nnames: [dog]",
@@ -464,6 +466,82 @@ def test_keypoints_are_passed_over(tmp_path, made):
     annotations, report = open_data(path).read("train")
     assert (annotations.boxes == plain.boxes).all()
     assert [p.kind for p in report.problems] == ["keypoints, which are not read"]
+
+
+def poses(folder, lines):
+    (folder / "labels/train/a.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder / "labels/train/a.txt"
+
+
+POSE = "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55"
+POLYGON = "0 0.9 0.9 0.5 0.7 0.6 0.95 0.8 0.92"
+POSES = {
+    "two numbers": [POSE],
+    "one keypoint": ["0 0.5 0.5 0.2 0.2 0.45 0.45"],
+    "a missing keypoint": ["0 0.5 0.5 0.2 0.2 0 0 0.55 0.55"],
+    "three numbers": ["0 0.5 0.5 0.2 0.2 0.45 0.45 1 0.55 0.55 0"],
+    "three numbers, visible": ["0 0.5 0.5 0.2 0.2 0.45 0.45 2 0.55 0.55 2"],
+    "a keypoint just outside": ["0 0.5 0.5 0.2 0.2 0.395 0.45 0.55 0.55"],
+    "a box at the border": ["0 0.9 0.5 0.2000004 0.2 0.95 0.45 0.99 0.55"],
+    "boxes among them": [POSE, "0 0.5 0.5 0.2 0.2"],
+    "one in four with a keypoint far outside": [POSE, POSE, POSE, "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.85"],
+}
+POLYGONS = {
+    "a polygon": [POLYGON],
+    "one in three may be a pose": [POLYGON, POSE, POLYGON],
+    "other numbers of columns": [POSE, "0 0.3 0.3 0.3 0.35 0.35 0.35", "0 0.3 0.3 0.3 0.3 0.3 0.4 0.4 0.4 0.4 0.3"],
+    "first point no box": ["0 0.5 0.5 0 0.2 0.45 0.45 0.55 0.55"],
+}
+
+
+@pytest.mark.parametrize("row", POSES)
+def test_lines_that_may_be_poses_are_not_guessed(row, tmp_path, made):
+    data = made.yolo(tmp_path)
+    label = poses(tmp_path, POSES[row])
+    for strict in (True, False):
+        with pytest.raises(DataError) as caught:
+            open_data(tmp_path).read("train", strict=strict)
+        assert str(caught.value).startswith(f"{label}: line 1: a pose or a polygon, got ")
+        assert f"kpt_shape in {data}: " in str(caught.value)
+    size = 3 if "three" in row else 2
+    data.write_text(data.read_text() + f"kpt_shape: [{(len(POSES[row][0].split()) - 5) // size}, {size}]\n")
+    boxes = open_data(tmp_path).read("train")[0].boxes_of(0)
+    box = open_data(tmp_path).read("train")[0].boxes[boxes][0]
+    if not row.startswith("a box"):
+        assert box.round(6).tolist() == [12, 8, 18, 12]
+
+
+@pytest.mark.parametrize("row", POLYGONS)
+def test_polygons_are_not_taken_for_poses(row, tmp_path, made):
+    made.yolo(tmp_path)
+    poses(tmp_path, POLYGONS[row])
+    assert {p.kind for p in open_data(tmp_path).read("train")[1].problems} == {
+        "polygon, of which the bounding box is taken"
+    }
+
+
+def test_a_data_file_says_whether_lines_are_poses(tmp_path, made):
+    made.yolo(tmp_path)
+    poses(tmp_path, [POSE])
+    path = tmp_path / "set.toml"
+    text = 'format = "yolo"\nclasses = ["cat", "dog"]\n{}\n[splits.train]\nimages = "images/train"\n'
+    for words, box in (("kpt_shape = [2, 2]", [12, 8, 18, 12]), ("kpt_shape = [0, 0]", [6, 4, 16.5, 11])):
+        path.write_text(text.format(words))
+        assert open_data(path).read("train")[0].boxes[0].round(6).tolist() == box
+    path.write_text(text.format(""))
+    with pytest.raises(DataError, match="a pose or a polygon"):
+        open_data(path).read("train")
+    path.write_text(text.format("kpt_shape = [2, true]"))
+    with pytest.raises(DataError, match="kpt_shape, got"):
+        open_data(path)
+
+
+def test_a_pose_of_other_keypoints_than_stated_is_no_polygon(tmp_path, made):
+    data = made.yolo(tmp_path)
+    poses(tmp_path, [POSE])
+    data.write_text(data.read_text() + "kpt_shape: [3, 2]\n")
+    with pytest.raises(DataError, match=r"number of columns, got '9 columns'; allowed: .* 6 numbers of keypoints"):
+        open_data(tmp_path).read("train")
 
 
 def test_a_refused_name_is_not_also_said_to_have_no_labels(tmp_path, made):
@@ -522,6 +600,17 @@ def test_a_file_of_nothing_but_problems_is_given_up(tmp_path, monkeypatch):
     image = {"id": 1, "file_name": "a.png", "width": 4, "height": 4}
     with pytest.raises(DataError, match="more than 10 problems: is it a file of another kind"):
         read_coco("many", coco_of(tmp_path, [image], [{}] * 100), strict=False)
+
+
+def test_boxes_that_are_clipped_are_no_reason_to_give_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(problems, "MAX_PROBLEMS", 10)
+    image = {"id": 1, "file_name": "a.png", "width": 4, "height": 4}
+    boxes = [{"id": i, "image_id": 1, "category_id": 1, "bbox": [2, 2, 5, 5 + i]} for i in range(100)]
+    annotations, report = read_coco("many", coco_of(tmp_path, [image], [*boxes, {}]), strict=False)
+    assert len(annotations.boxes) == 100
+    assert [p.count for p in report.problems] == [1] * 9 + [91, 1]
+    with pytest.raises(DataError, match="the first of 101 problems"):
+        read_coco("many", coco_of(tmp_path, [image], [*boxes, {}]))
 
 
 def test_one_long_name_among_many_is_refused(tmp_path, monkeypatch):

@@ -148,10 +148,11 @@ def test_each_control_of_dr_has_one_of_focal_with_the_same_settings(scale):
         s = settings(row, scale)
         if isinstance(s, str) or s.test_scales or row.label.startswith("authors' code as a whole"):
             continue
-        loss, _, options = s.values["loss"].partition(":")
-        found[loss].add((s.preset, options, s.values.get("negative_iou")))
+        found[s.values["loss"].partition(":")[0]].add((s.preset, s.values.get("negative_iou")))
     assert found["dr"] == found["focal"]
     assert len(found["dr"]) == (3 if scale == "paper" else 2)
+    assert settings(find_row("table2", "Focal"), scale).values["loss"] == "focal:scope=pooled"
+    assert settings(find_row(CONTROLS, "focal:scope=per_image, Focal"), scale).values["loss"].endswith("per_image")
 
 
 def test_rows_and_presets_agree_both_ways():

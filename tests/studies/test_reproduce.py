@@ -40,7 +40,7 @@ TINY = [
     *("--no-scale-lr", "--workers", "0", "--short-side", "64", "--device", "cpu"),
 ]
 PAPER = ["--scale", "paper", "--data", DATA]
-NAMES = ["cpu-focal-seed0", "cpu-dr-seed0"]
+NAMES = ["cpu-focal_scope=pooled-seed0", "cpu-dr-seed0"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_page_has_the_runs_numbers_below_the_papers(finished):
     out, _ = finished
     text = (out / PAGE).read_text()
     assert "| – | Focal | paper, VOC2007 test | 39.5 | 67.2 | 40.8 | |" in text
-    for run in ("cpu-focal", "cpu-dr"):
+    for run in ("cpu-focal_scope=pooled", "cpu-dr"):
         found = json.loads((out / "runs" / f"{run}-seed0" / "eval_val" / "metrics.json").read_text())
         numbers = [f"{found['metrics'][m]:.1f}" for m in ("AP", "AP50", "AP75")]
         assert line_of(text, "Table 7", run)[2:] == ["ours", *numbers, "0"]
@@ -174,7 +174,7 @@ def test_an_evaluation_that_was_cut_off_is_made_anew(copied, capsys):
     whole = json.loads(path.read_text())
     path.write_text(path.read_text()[:100])
     assert "| 0 |" not in line_of(
-        write_reproduction(folders[0].parents[1], "laptop").read_text(), "Table 7", "cpu-focal"
+        write_reproduction(folders[0].parents[1], "laptop").read_text(), "Table 7", "cpu-focal_scope=pooled"
     )
     assert call() == 0
     assert f"evaluating {NAMES[0]}" in capsys.readouterr().out

@@ -40,6 +40,17 @@ def test_a_flipped_bit_is_found(tmp_path):
     assert "checksum" in damaged[0]
 
 
+def test_two_are_kept_that_can_be_read(tmp_path):
+    for iteration in (900, 1000):
+        newest = save_checkpoint(tmp_path, iteration, {"iteration": iteration})
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert load_checkpoint(tmp_path)[0] == {"iteration": 900}
+    save_checkpoint(tmp_path, 950, {"iteration": 950})
+    assert sorted(p.name[-7:-3] for p in tmp_path.iterdir()) == ["0900", "0950", "1000"]
+    save_checkpoint(tmp_path, 1050, {"iteration": 1050})  # and one that is damaged does not count later on
+    assert sorted(p.name[-7:-3] for p in tmp_path.iterdir()) == ["0950", "1050"]
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path):
     (tmp_path / ".iteration_00000001.pt.123.part").write_bytes(b"half")
     save_checkpoint(tmp_path, 1, {"iteration": 1})
@@ -69,7 +80,7 @@ def test_the_fingerprint_sees_every_array():
     data, _ = open_shapes("shapes:train=4").read("train")
     first = fingerprint(data)
     assert first == fingerprint(open_shapes("shapes:train=4").read("train")[0])
-    for name in ("boxes", "labels", "sizes", "image_ids"):
+    for name in ("boxes", "labels", "sizes", "image_ids", "areas"):
         changed = np.array(getattr(data, name))
         changed.flat[0] += 1
         copy = type(data)(**{**vars(data), name: changed})

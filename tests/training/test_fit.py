@@ -1,7 +1,9 @@
 import io
+import itertools
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from drloss.data.loading import TrainingOrder
 from drloss.data.shapes import open_shapes
+from drloss.data.transforms import Augmentation
 from drloss.errors import DataError, UserError
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run, save_checkpoint
 from drloss.training.config import from_json, override, to_json
 from drloss.training.fit import NonFiniteLoss, Stopped, _Trainer, fit
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
@@ -52,10 +56,11 @@ def data():
 def run(tmp_path, data):
     """Train in a folder of the test's own and say what it printed."""
 
-    def train(name="run", resume=False, val=False, **settings):
+    def train(name="run", resume=False, force=False, val=False, **settings):
         console = Console(width=200, file=io.StringIO())
         config = override(TINY, settings)
-        fit(config, data[0], data[1] if val else None, tmp_path / name, ALONE, resume=resume, console=console)
+        how = {"resume": resume, "force": force}
+        fit(config, data[0], data[1] if val else None, tmp_path / name, ALONE, **how, console=console)
         return tmp_path / name, console.file.getvalue()
 
     return train
@@ -144,8 +149,6 @@ def test_resume_refuses_other_settings_and_other_data(run, data, tmp_path):
 @pytest.mark.parametrize("name", [MODEL, METRICS, EVALUATIONS, CHECKPOINTS])
 @pytest.mark.parametrize("resume", [False, True])
 def test_files_that_are_no_runs_are_not_overwritten(run, tmp_path, name, resume):
-    if resume and name != MODEL:
-        pytest.skip("a run that was killed before its first checkpoint leaves them, and begins anew")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
     (tmp_path / "run" / ".mine.part").write_text("mine, too")
@@ -170,8 +173,107 @@ def test_ranks_that_see_other_data_or_another_checkpoint_stop():
 
 
 def test_resume_without_a_checkpoint_starts(run):
-    _, said = run(resume=True)
+    folder, said = run(resume=True)
     assert "no checkpoint" in said
+    # A run that was killed before its first checkpoint leaves this, and begins anew.
+    shutil.rmtree(folder / CHECKPOINTS)
+    (folder / MODEL).unlink()
+    assert "no checkpoint" in run(resume=True)[1]
+    assert read_scalars(folder / METRICS)["loss"][0] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_neither_used_nor_removed(run):
+    folder, _ = run(max_iters=4)
+    copies = [folder / CHECKPOINTS / f"iteration_{name}.pt" for name in ("00000004_backup", "best", "2", "000000009")]
+    for copy in copies:
+        copy.write_bytes(b"mine")
+    _, said = run(resume=True, max_iters=4)
+    assert "resuming after iteration 4" in said
+    assert "damaged" not in said
+    save_checkpoint(folder / CHECKPOINTS, 5, {})
+    save_checkpoint(folder / CHECKPOINTS, 100_000_000, {})
+    assert load_checkpoint(folder / CHECKPOINTS) == ({}, [])
+    kept = {f"iteration_{name}.pt" for name in ("00000005", "100000000")}
+    assert {p.name for p in (folder / CHECKPOINTS).iterdir()} == kept | {copy.name for copy in copies}
+
+
+def test_the_weights_a_run_began_with_need_not_be_there_any_more(run, tmp_path):
+    first, _ = run("first", max_iters=1)
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(first / MODEL, weights)
+    run(max_iters=2, weights=str(weights))
+    weights.unlink()
+    _, said = run(resume=True, force=True, max_iters=3, weights=str(weights))
+    assert "resuming after iteration 2" in said
+
+
+def test_what_changes_the_last_bits_is_said_on_resume(run, monkeypatch):
+    run(max_iters=2, micro_batch=4)
+    _, said = run(resume=True, max_iters=2, micro_batch=4)
+    assert "warning" not in said
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    _, said = run(resume=True, max_iters=2, micro_batch=2)
+    assert "warning: micro_batch was 4 and is now 2; sums are taken in another order" in said
+    assert "warning: the number of threads was 1 and is now 3; sums are taken in another order" in said
+
+
+def test_an_image_that_cannot_be_read_costs_no_step(run, data, tmp_path):
+    bad = next(itertools.islice(_order(data[0]).batches(), 2, None))[1].index  # of the third step
+
+    def draw(index):
+        if index == bad:
+            raise DataError(f"image {index}.png: cannot be decoded")
+        return data[0].load_image(index)
+
+    settings = {"checkpoint_every": 100, "flip": 0.0}
+    config, damaged = override(TINY, settings), replace(data[0], draw=draw)
+    with pytest.raises(DataError) as raised:
+        fit(config, damaged, None, tmp_path / "run", ALONE, console=Console(quiet=True))
+    assert any("the run is saved after iteration 2" in note for note in raised.value.__notes__)
+    assert any("--resume --force --skip-bad leaves it out" in note for note in raised.value.__notes__)
+    folder, said = run(resume=True, **settings)
+    assert "resuming after iteration 2" in said
+    assert losses(folder) == losses(run("whole", **settings)[0])
+
+
+def _order(annotations):
+    augmentation = Augmentation(short_sides=(64, 64), max_side=TINY.detector.max_side, flip=0.0)
+    return TrainingOrder(annotations, augmentation, TINY.batch_size, TINY.seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("environment.json", r"environment\.json: cut off or altered: .*; remove it to go on without it"),
+        (METRICS, r"metrics\.csv: cannot be read as UTF-8 text: .*; remove it to go on without it"),
+    ],
+)
+def test_a_damaged_record_of_a_resumed_run_is_named(run, name, words):
+    folder, _ = run(max_iters=2)
+    (folder / name).write_bytes(b'[{"\xff')
+    with pytest.raises(UserError, match=words):
+        run(resume=True, max_iters=2)
+    (folder / name).unlink()
+    run(resume=True, max_iters=2)
+
+
+def test_a_folder_that_cannot_be_made_or_written_to_is_named(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    for name, words in (
+        ("file/sub", "cannot be made a folder: Not a directory"),
+        ("dangling", "cannot be made a folder: File exists"),
+        ("/proc/nowhere", "cannot be made a folder"),
+        ("locked", r"locked/\.lock: cannot be written: Is a directory"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(name)
+    folder, _ = run(max_iters=2)
+    shutil.rmtree(folder / "tensorboard")
+    (folder / "tensorboard").write_text("mine")
+    with pytest.raises(UserError, match="tensorboard: cannot be written: File exists"):
+        run(resume=True, max_iters=2)
 
 
 def test_accumulation_and_batch_give_the_same_losses(run):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import pty
 import re
 import signal
 import time
@@ -9,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint
+from drloss.cli import main
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, newest_first
 from drloss.training.log import EVALUATIONS, METRICS
-from faults import at_step, before, fault, in_save, slow_disk, start, tiny_run, wait_until
+from faults import at_step, before, fault, ignored, in_save, on_terminal, slow_disk, start, tiny_run, wait_until
 
 RUN = {"eval_every": 3, "max_iters": 6}
 SAVES = ["write", "fsync", "replace", "unlink"]
@@ -126,6 +129,24 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_exit_code_0(whole, tmp_path, 
     )
 
 
+def test_a_closed_terminal_ends_a_run_with_a_checkpoint_unless_it_is_to_go_on(whole, tmp_path):
+    terminal, ours = pty.openpty()
+    child = start(
+        tiny_run(tmp_path / "run", workers=2, **RUN), tmp_path / "log", fault(on_terminal, device=os.ttyname(ours))
+    )
+    os.close(ours)
+    wait_until((tmp_path / "run" / METRICS).exists, child=child)
+    os.close(terminal)  # what is printed from now on is an error
+    child.send(signal.SIGHUP, group=True)
+    assert child.wait() == 0, child.said
+    assert newest_first(tmp_path / "run" / CHECKPOINTS)
+    assert finish(tmp_path / "run", tmp_path / "log") == whole[0]
+    arguments = tiny_run(tmp_path / "other", **RUN)
+    child = start(arguments, tmp_path / "log", fault(ignored, name="SIGHUP"), fault(at_step, step=3, do="SIGHUP"))
+    assert child.wait() == 0, child.said
+    assert what_is_left(tmp_path / "other") == whole[0]
+
+
 def test_ctrl_c_before_the_first_step_leaves_nothing_to_resume_and_exits_with_130(tmp_path):
     early = fault(before, module="drloss.data.shapes", name="open_shapes", do="SIGINT")
     child = start(tiny_run(tmp_path / "run"), tmp_path / "log", early)
@@ -188,6 +209,21 @@ def test_a_finished_run_can_be_forced_to_go_on(begun):
     assert code == 0, said
     assert (begun / MODEL).read_bytes() != short
     assert len(rows(begun / METRICS)) == 6
+
+
+def test_a_validation_split_that_is_gone_may_be_done_without(begun, tmp_path):
+    died = fault(before, module="drloss.training.fit", name="run_detector", do="SIGKILL")
+    child = start(tiny_run(begun, "--resume", **RUN), tmp_path / "log", died)
+    assert child.wait() == -signal.SIGKILL
+    toml = tmp_path / "data.toml"
+    toml.write_text(
+        f'format = "coco"\nroot = "{tmp_path}"\n[splits.train]\nimages = "d/train"\nannotations = "t.json"\n'
+    )
+    assert main(["make-shapes", str(tmp_path / "d"), "--data", "shapes:train=24,val=6,size=32"]) == 0
+    (tmp_path / "d" / "annotations" / "instances_train.json").rename(tmp_path / "t.json")
+    code, said = resumed(begun, "--force", data=toml)
+    assert code == 0, said
+    assert "the data have changed" in said
 
 
 @pytest.mark.parametrize("do", ["SIGKILL", "raise"])

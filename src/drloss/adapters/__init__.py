@@ -24,7 +24,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", **options: Any) -> nn.
     classifier has never been trained or a reset is asked for: then the classifier starts from the loss's own prior.
 
     Args:
-        model: of one of :data:`HOSTS`; it may be wrapped for several processes.
+        model: of one of :data:`HOSTS`; it may be wrapped for several processes, or compiled.
         loss: a loss module, or its name with parameters if wanted: ``"dr"``, ``"dr:neg_lambda=0.05"``, ``"focal"``.
         options: of the host's ``adapt``; see its module.
     Returns:
@@ -49,6 +49,7 @@ def host_of(model: nn.Module) -> str | None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of a ``DataParallel`` or ``DistributedDataParallel``, or itself."""
+    """The model inside of a ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``, or itself."""
     inner: nn.Module = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
-    return inner
+    compiled: nn.Module | None = getattr(inner, "_orig_mod", None)
+    return inner if compiled is None else unwrapped(compiled)

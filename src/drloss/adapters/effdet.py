@@ -1,6 +1,6 @@
 """EfficientDet of ``effdet`` with a loss of drloss, in its training bench.
 
-    bench = adapt(effdet.create_model("tf_efficientdet_d0", bench_task="train", num_classes=20))
+    bench = adapt(effdet.create_model("tf_efficientdet_d0", bench_task="train", num_classes=20, bench_labeler=True))
 
 effdet's own class loss is a focal loss with label smoothing, summed over the batch and divided by its number of
 positives. It labels anchors -1 for background, -2 for neither and 0..K-1.

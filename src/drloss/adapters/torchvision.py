@@ -83,12 +83,15 @@ def _object_classes(logits: Tensor, targets: Targets, background: bool) -> tuple
     classes = [target["labels"] for target in targets]
     if not background:
         return logits, [c + 1 for c in classes]
-    if any(bool((c == 0).any()) for c in classes):
-        raise ValueError(
-            "targets have label 0, which is the background in torchvision: count the classes from 1, or say "
-            "adapt(model, background=False)"
-        )
+    _require_classes_from_one(targets, ", or say adapt(model, background=False)")
     return logits[..., 1:], classes
+
+
+def _require_classes_from_one(targets: Targets, or_else: str = "") -> None:
+    if any(bool((target["labels"] == 0).any()) for target in targets):
+        raise ValueError(
+            f"targets have label 0, which is the background in torchvision: count the classes from 1{or_else}"
+        )
 
 
 class DRRetinaNetHead(RetinaNetClassificationHead):  # type: ignore[misc]
@@ -161,6 +164,7 @@ class DRSSD(SSD):  # type: ignore[misc]
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         """Losses of a batch."""
+        _require_classes_from_one(targets)
         logits = log_odds(head_outputs["cls_logits"])[..., 1:]
         labels = [labels_of(m, t["labels"]) for m, t in zip(matched_idxs, targets, strict=True)]
         outputs = {**head_outputs, "cls_logits": logits.new_zeros(*logits.shape[:2], 2)}

@@ -33,8 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"drloss: error: {error}{where}", file=sys.stderr)
         return USER_ERROR
-    except MemoryError:
-        print("drloss: error: this needs more memory than there is", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        # Also torch's, of a GPU and of the CPU's allocator, which cannot be named without importing it.
+        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and _FULL not in str(error):
+            raise
+        print(f"drloss: error: {_NO_MEMORY}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +75,11 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+_FULL = "DefaultCPUAllocator: can't allocate memory"
+_NO_MEMORY = (
+    "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side of a training, "
+    "--batch-size of eval"
+)
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Command]]] = {
     "train": ("Train a detector on images with boxes.", add_train),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),

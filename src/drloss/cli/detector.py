@@ -1,6 +1,7 @@
 """``drloss train``, ``eval``, ``predict`` and ``export``."""
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from drloss.cli.options import (
     data_option,
     device_option,
     read,
+    report_name,
     settings_options,
     share,
+    tell,
 )
 from drloss.errors import UserError
 
@@ -46,14 +49,15 @@ def _train(options: argparse.Namespace) -> int:
         config = replace(config, expects=options.expects)
     if options.force and not options.resume:
         raise UserError("--force goes with --resume: it resumes although the data or the settings have changed")
-    if options.out.exists() and not options.out.is_dir():
+    if os.path.isfile(options.out):
         raise UserError(f"--out {options.out}: is a file; name a folder")
     source = open_data(options.data)
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
-        train, val = read_splits(source, options, console, ranks)
+        train, val, reports = read_splits(source, options, console, ranks)
+        how = {"resume": options.resume, "force": options.force}
         try:
-            fit(config, train, val, options.out, ranks, resume=options.resume, force=options.force, console=console)
+            fit(config, train, val, options.out, ranks, **how, reports=reports, console=console)
         except Stopped as stopped:
             console.print(str(stopped), markup=False)
             return 0
@@ -65,14 +69,21 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_splits(source: Any, options: argparse.Namespace, console: Any, ranks: Any) -> tuple[Any, Any]:
-    """Training split and, where there is one, validation split."""
-    reports = options.out if ranks.first else None
-    train = read(source, options.train_split, options.skip_bad, console, reports, ranks)
+def read_splits(
+    source: Any, options: argparse.Namespace, console: Any, ranks: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Training split and, where there is one, validation split; and reports of what is left out of them, by file."""
+    splits, reports = {"train": options.train_split, "val": options.val_split or "val"}, {}
     if options.val_split is None and "val" not in source.splits:
         console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
-        return train, None
-    return train, read(source, options.val_split or "val", options.skip_bad, console, reports, ranks)
+        del splits["val"]
+    found = {}
+    for use, split in splits.items():
+        found[use], report = read(source, split, options.skip_bad, ranks)
+        tell(report, options.out / report_name(split), console)
+        if report.problems:
+            reports[report_name(split)] = report
+    return found["train"], found.get("val"), reports
 
 
 # ---------------------------------------------------------------------- eval, predict, export
@@ -98,13 +109,17 @@ def _eval(options: argparse.Namespace) -> int:
 
     from drloss.data.sources import open_data
     from drloss.ranks import join_ranks
-    from drloss.studies.evaluate import evaluate_run
+    from drloss.studies.evaluate import evaluate_run, require_own_results
 
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
         out = options.out or default_out(options.run_or_file, f"eval_{options.split}")
-        reports = out if ranks.first else None
-        annotations = read(open_data(options.data), options.split, options.skip_bad, console, reports)
+        require_own_results(out)
+        annotations, report = read(open_data(options.data), options.split, options.skip_bad)
+        left_out = out / report_name(options.split)
+        if report.problems and ranks.first:
+            report.write(left_out)
+        tell(report, left_out, console)
         evaluate_run(
             options.run_or_file,
             annotations,

@@ -65,8 +65,8 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
     return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
 
 
-def read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | None, ranks: Any = None) -> Any:
-    """A split; what is left out of it is printed, and written to ``reports`` where that is a folder.
+def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[Any, Any]:
+    """A split, and the report of what is left out of it.
 
     Other processes of ``ranks`` are told now and then that this one is still reading images.
     """
@@ -78,14 +78,18 @@ def read(source: Any, split: str, skip_bad: bool, console: Any, reports: Path | 
 
     annotations, report = source.read(split, strict=not skip_bad)
     if skip_bad:
-        annotations, report = check_images(annotations, report, strict=False, progress=going_on)
-    else:
-        annotations, report = require_images(annotations, report)
-    if report.problems and reports is not None:
-        path = reports / f"data_{split}.json"
-        report.write(path)
+        return check_images(annotations, report, strict=False, progress=going_on)
+    return require_images(annotations, report)
+
+
+def tell(report: Any, path: Path, console: Any) -> None:
+    """Print what a split was read without, if anything; ``path`` is where all of it will stand."""
+    if report.problems:
         console.print(report.text(path), markup=False, soft_wrap=True)
-    return annotations
+
+
+def report_name(split: str) -> str:
+    return f"data_{split}.json"
 
 
 def at_least(option: str, value: int, least: int) -> int:

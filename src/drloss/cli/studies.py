@@ -158,8 +158,6 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _draw_ranking(options: argparse.Namespace) -> None:
     """Figure 1: of the run named, else of the DR runs in the folder, else of synthetic scores."""
-    from rich.console import Console
-
     from drloss.data.sources import open_data
     from drloss.ranks import join_ranks
     from drloss.studies.reproduce import ranking_of_runs, scores_of
@@ -169,7 +167,7 @@ def _draw_ranking(options: argparse.Namespace) -> None:
         ranking = ranking_of_runs(options.out, options.scale) or rank_scores()
     else:
         with join_ranks(options.device) as ranks:
-            annotations = read(open_data(options.data), "val", options.skip_bad, Console(highlight=False), None)
+            annotations, _ = read(open_data(options.data), "val", options.skip_bad)
             ranking = scores_of(options.scores_of, annotations, ranks)
     for path in save_ranking(options.out, ranking):
         print(path)
@@ -192,7 +190,7 @@ def _reproduce_runs(
             tables,
             losses,
             source.name,
-            lambda split: read(source, split, options.skip_bad, console, None),
+            lambda split: read(source, split, options.skip_bad)[0],
             options.out,
             ranks,
             scale=options.scale,

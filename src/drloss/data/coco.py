@@ -9,7 +9,11 @@ Rules:
 - Ids of annotations are not used: the evaluator numbers boxes anew. Missing, repeated or odd ids are noted, id 0
   is fine. The same annotation twice (same id, image, class and box) is a problem, and the second is left out.
 - ``width``, ``height``, ``id`` and ``file_name`` of images are required. Segmentations and captions are not read.
-- The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects.
+- The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects and 20 million
+  lists. What is no data set is refused before it is parsed: an image has a ``"file_name"`` and an annotation a
+  ``"bbox"``, and beyond 32 MB, half a million objects and a million lists there may be 1 MB, 4 and 20 more for each
+  of these keys; likewise with commas and colons. COCO's own files have 450 bytes, 1 object and 3 lists for each. A
+  file that has these keys is taken for data, and needs two and a half times its size in memory.
 """
 
 import codecs
@@ -26,12 +30,19 @@ from drloss.data.boxes import flag, number, whole
 from drloss.data.building import AnnotationsBuilder
 from drloss.data.paths import clean_name, common_folder
 from drloss.data.problems import Report, printable, shown
-from drloss.data.reading import read_bytes
+from drloss.data.reading import Most, read_bytes
 from drloss.errors import DataError
 
 MAX_BYTES = 2 * 1024**3
-MAX_BRACKETS = {b"{": 5_000_000, b"[": 20_000_000}
-"""Objects and lists in a file: five times what COCO's largest has, and a bound of the memory they take."""
+MAX_MARKS = {
+    b"": Most(32 * 1024**2, each=1024**2),
+    b"{": Most(500_000, each=4, in_all=5_000_000),
+    b"[": Most(1_000_000, each=20, in_all=20_000_000),
+    b",": Most(3_000_000, each=10_000),
+    b":": Most(1_000_000, each=200),
+}
+"""Bytes, objects, lists, values and keys in a file: in all five times what COCO's largest has."""
+RECORDS = (b'"bbox"', b'"file_name"')
 _TWICE = "\0key given twice"
 _UNUSED = ("segmentation", "keypoints", "caption")
 _PROBED = 20
@@ -64,6 +75,8 @@ def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> t
             first, own = (printable(str(p.annotations)) for p in (parts[0], part))
             raise DataError(f"{own}: categories differ from those of {first}")
     folders = [_image_folder(part, content) for part, content in zip(parts, files, strict=True)]
+    if len(parts) > 1:  # below a common root, of which none may be a link out
+        folders = [Path(os.path.realpath(folder)) for folder in folders]
     root = folders[0] if len(parts) == 1 else common_folder(folders)
     ids, names = [c for c, _ in classes[0]], [n for _, n in classes[0]]
     builder = AnnotationsBuilder(name, names, ids, root, str(parts[0].annotations))
@@ -83,7 +96,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: with line and column where there is one.
     """
-    data = read_bytes(path, MAX_BYTES, MAX_BRACKETS)
+    data = read_bytes(path, MAX_BYTES, MAX_MARKS, RECORDS)
     name = printable(str(path))
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise DataError(f"{name}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")

@@ -6,13 +6,14 @@
   TIFF's orientation is always applied. Damaged EXIF counts as none.
 - Alpha is dropped: the colours below it are used as they are stored. Palettes become RGB, 1-bit and 8-bit grey
   become grey RGB, CMYK becomes RGB by Pillow's formula. Colour profiles are not applied.
-- 16-bit grey keeps its high byte, so that 65535 becomes 255. Floating-point and 32-bit pixels are refused.
+- 16-bit grey keeps its high byte, so that 65535 becomes 255, and a TIFF's 12-bit grey its high eight bits. Where a
+  TIFF counts from white, it is inverted. Signed, floating-point and 32-bit pixels are refused.
 - Of an animation or a multi-page file the first frame is read.
 - A truncated file is an error, never a half-grey image, and so is a JPEG whose data end before its pixels do (but for
   one within a TIFF) and a PNG whose pixel data do not fit their checksums. Other formats have none: a damaged byte
   there may go unseen.
 - More than 50 megapixels are an error, told from the header before anything is decoded; the environment variable
-  ``DRLOSS_MAX_PIXELS`` sets another limit.
+  ``DRLOSS_MAX_PIXELS`` sets another limit. So is a JPEG of more than 100 scans.
 """
 
 import os
@@ -24,9 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from drloss.data.jpeg import check_scans
+from drloss.data.jpeg import check_number_of_scans, check_scans
 from drloss.data.png import check_sums, late_exif
 from drloss.data.problems import printable
 from drloss.errors import DataError, UserError
@@ -35,6 +37,8 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _T = Image.Transpose
 _TURNS = {
     2: _T.FLIP_LEFT_RIGHT,
@@ -110,6 +114,8 @@ def decode(path: Path, height: int | None, width: int | None, max_pixels: int | 
     with _opened(path, max_pixels) as image:
         turn = _turn(path, image, height, width)
         pixels = _pixels(path, image)
+        if pixels is not image:
+            image.close()  # which gives back its memory
         if turn in _TURNS:
             pixels = pixels.transpose(_TURNS[turn])
         return torch.from_numpy(np.asarray(pixels).transpose(2, 0, 1).copy())
@@ -140,6 +146,8 @@ def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
     try:
         if not path.is_file():
             raise DataError(f"{name}: {'not a plain file' if path.exists() else 'no such image file'}")
+        if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = limit  # Pillow refuses twice that many; for good, as other threads may read too
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > limit:
                 raise DataError(
@@ -199,6 +207,8 @@ def _pixels(path: Path, image: Image.Image) -> Image.Image:
     """Decode the image, in mode RGB and not turned."""
     if image.format == "PNG":
         check_sums(path)
+    if image.format in ("JPEG", "MPO"):
+        check_number_of_scans(path)
     image.load()
     if image.format in ("JPEG", "MPO"):
         check_scans(path, image)
@@ -207,14 +217,23 @@ def _pixels(path: Path, image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """The loaded image in mode RGB."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ValueError("signed pixels have no range that maps to 0..255")
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+        wide = np.asarray(image) >> bits - 8
+        grey = wide.clip(0, 255, out=wide).astype(np.uint8)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds below 16 bits only
+            grey = 255 - grey
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no range that maps to 0..255")
-    if image.mode in ("P", "PA", "RGBA", "LA", "La", "RGBa"):
+    if image.mode == "RGBA":
+        return image.convert("RGB")
+    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
         if image.mode == "P" and "transparency" not in image.info:
             return image.convert("RGB")
         rgba = np.asarray(image.convert("RGBA"))

@@ -1,4 +1,4 @@
-"""Whether a JPEG file has data for all of its pixels.
+"""Whether a JPEG file has data for all of its pixels, and not so many scans that decoding them takes minutes.
 
 Where the data of a scan end too early, because a damaged byte looks like a marker or shifts what follows, libjpeg
 leaves the rest of the scan grey and only warns, which Pillow does not pass on. A file that has all its data decodes
@@ -7,6 +7,7 @@ these bytes for pixels.
 """
 
 import io
+import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,39 @@ _LARGEST, _METADATA = 4, 1 << 26
 """Bytes a value and bytes beside that no good JPEG file exceeds."""
 _GREYS = (127, 128)
 """Of a block without data; 127 where the file's colours are inverted."""
+MAX_SCANS = 100
+"""Parts of a file that each go over the whole image; progressive files have about ten."""
+_SCAN = b"\xff\xda"
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+"""A marker that a length follows, or the end of the image."""
+_BLOCK = 1 << 24
 _MARKER = re.compile(rb"\xff+[\x01-\xfe]")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _RESTARTS = range(0xD0, 0xD8)
+
+
+def check_number_of_scans(path: Path) -> None:
+    """Count the scans, before they are decoded.
+
+    Raises:
+        ValueError: if there are more than :data:`MAX_SCANS`.
+    """
+    found = 0
+    with path.open("rb") as file:
+        while found <= MAX_SCANS and (block := file.read(_BLOCK)):
+            found += block.count(_SCAN)
+        if found <= MAX_SCANS:  # nearly always; the others may stand in metadata, or after the image
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found, position = 0, 2
+            while match := _SEGMENT.search(data, position):
+                kind = data[match.end() - 1]
+                position = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+                found += kind == _START_OF_SCAN
+                if found > MAX_SCANS:
+                    raise ValueError(f"it has more than {MAX_SCANS} scans; ordinary files have about ten")
+                if kind == _END_OF_IMAGE:
+                    return
 
 
 def check_scans(path: Path, image: Image.Image) -> None:

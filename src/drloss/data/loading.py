@@ -273,12 +273,12 @@ def _good(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
         yield batch
 
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait meanwhile, also in the processes that are started, until those ignore them."""
+    """Ctrl-C, SIGTERM and SIGHUP wait meanwhile, also in the processes that are started, until those ignore them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
@@ -287,7 +287,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _ignore_signals(worker: int) -> None:
-    """A worker leaves it to the trainer to act on Ctrl-C and SIGTERM, which a terminal sends to all processes."""
+    """A worker leaves it to the trainer to act on these signals, which a terminal sends to all processes."""
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)

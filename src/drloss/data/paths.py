@@ -3,12 +3,18 @@
 A name is a relative path with ``/`` between folders. Refused before anything is touched on disk: absolute paths,
 ``..``, drives (``C:``), UNC and other backslash forms, URLs, control characters, names that no file system takes, and
 Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself may be one.
+
+The same holds for the folders of a layout (``train2017``, ``JPEGImages``, ``images/train``): they may be links within
+the data set only. Whoever keeps images elsewhere says so in a ``.toml`` data file: what it names may be anywhere.
 """
 
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from drloss.data.problems import printable
+from drloss.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -83,6 +89,19 @@ class Inside:
 
     def _below(self, resolved: str) -> bool:
         return resolved == self._resolved or resolved.startswith(self._resolved.rstrip(os.sep) + os.sep)
+
+
+def require_inside(path: Path, root: Path) -> None:
+    """Raise :class:`DataError` if a part of the data set in ``root`` is a link that leads out of it.
+
+    A ``path`` that is not below ``root`` by its name is none of its parts, and passed over.
+    """
+    name = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
+    if name != "." and name.split("/")[0] != ".." and not Inside(root)(name):
+        raise DataError(
+            f"{printable(str(path))}: a link out of the data set, to {printable(os.path.realpath(path))}; "
+            "allowed: a folder or file in it, or a .toml data file that names where it is"
+        )
 
 
 def common_folder(folders: Iterable[Path]) -> Path:

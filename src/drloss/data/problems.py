@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.errors import DataError
-from drloss.files import write_json
+from drloss.errors import DataError, UserError
+from drloss.files import json_of, write_json
 
 BOX_LEFT_OUT = "box left out"
 IMAGE_LEFT_OUT = "image left out"
@@ -93,7 +93,7 @@ def shown(value: object) -> str:
 
 
 MAX_PROBLEMS = 200_000
-"""Problems of one split after which reading is given up."""
+"""Problems of one split, boxes that are clipped aside, after which reading is given up."""
 
 
 class ProblemLog:
@@ -102,6 +102,8 @@ class ProblemLog:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self._notes: dict[str, int] = {}
+        self._clipped = 0
+        self._last_clipped = 0
 
     def add(
         self, file: str, record: str, kind: str, *, value: object, allowed: str, consequence: str, **more: Any
@@ -109,8 +111,15 @@ class ProblemLog:
         """Add a problem and return its position.
 
         ``value`` is shortened for the message; None is left away, and an error says in full why a file is no good.
+        Boxes that are clipped are no reason to give up: beyond :data:`MAX_PROBLEMS`, the last of them counts them.
         """
-        if len(self.problems) >= MAX_PROBLEMS:
+        if consequence == BOX_CLIPPED:
+            if self._clipped >= MAX_PROBLEMS:
+                self._count(self._last_clipped)
+                return self._last_clipped
+            self._clipped += 1
+            self._last_clipped = len(self.problems)
+        elif len(self.problems) - self._clipped >= MAX_PROBLEMS:
             raise DataError(
                 f"{printable(file)}: more than {MAX_PROBLEMS:,} problems: is it a file of another kind? The first: "
                 f"{self.problems[0].message}"
@@ -129,8 +138,10 @@ class ProblemLog:
                 file, record, kind, value=value, allowed="", consequence=consequence, refused=False
             )
         else:
-            first = self.problems[position]
-            self.problems[position] = replace(first, count=first.count + 1)
+            self._count(position)
+
+    def _count(self, position: int) -> None:
+        self.problems[position] = replace(self.problems[position], count=self.problems[position].count + 1)
 
     def went_with(self, position: int, boxes: int) -> None:
         """Say how many boxes went with the image of a problem."""
@@ -187,7 +198,8 @@ class Report:
         return values | sums | {"problems": [p.to_json() for p in self.problems]}
 
     def write(self, path: Path) -> None:
-        """Write :meth:`to_json` to a file, atomically."""
+        """Write :meth:`to_json` to a file, atomically; see :func:`require_place`."""
+        require_place(path)
         write_json(path, self.to_json())
 
     def text(self, report_path: str | Path = "the JSON report of drloss check-data") -> str:
@@ -215,6 +227,16 @@ class Report:
         raise DataError(
             f"{refused[0].message}\n{which} in {printable(self.name)}; run `drloss check-data DATA` for all of "
             "them, or pass --skip-bad to go on without these boxes and images"
+        )
+
+
+def require_place(path: Path) -> None:
+    """Raise UserError if a file stands where a :class:`Report` is to be written, and is none itself."""
+    there = json_of(path)
+    if path.exists() and not (isinstance(there, dict) and {"images_in", "problems"} <= there.keys()):
+        raise UserError(
+            f"{path}: is there and no report of drloss, and would be overwritten with what is left out of the data; "
+            "name another --out"
         )
 
 

@@ -12,7 +12,8 @@
   YOLO    one ``.yaml`` file with ``names`` and ``train``
   ======  =============================================================================================
 
-  A folder with a ``data.toml`` is what that file says. A folder that looks like two formats is refused.
+  A folder with a ``data.toml`` is what that file says. A folder that looks like two formats is refused, and so are
+  parts of it that are links out of it: a data file may name where they are.
 - A ``.toml`` data file (:mod:`drloss.data.datafile`), or YOLO's ``.yaml`` file.
 
 Splits called ``valid`` or ``validation`` are shown as ``val``; any of the three names opens it.
@@ -28,6 +29,7 @@ from typing import Protocol
 
 from drloss.data.annotations import Annotations
 from drloss.data.coco import CocoPart, read_coco
+from drloss.data.paths import require_inside
 from drloss.data.problems import Report, printable, shown
 from drloss.data.voc import PASCAL_TREE, VocTree, read_voc
 from drloss.data.yolo import VAL_NAMES, YoloData, open_yolo, read_yolo
@@ -143,7 +145,7 @@ def _open_folder(folder: Path, name: str) -> FileSource:
     found: dict[str, Callable[[], FileSource]] = {}
     coco, trees, yamls = _coco_files(folder), _voc_trees(folder), _yolo_files(folder)
     if coco:
-        found["COCO"] = lambda: FileSource(name, "coco", _splits(coco))
+        found["COCO"] = lambda: FileSource(name, "coco", _splits(coco, folder))
     if trees:
         found["VOC"] = lambda: FileSource(name, "voc", voc_splits(trees))
     if yamls:
@@ -196,14 +198,22 @@ def _coco_files(folder: Path) -> dict[str, CocoPart]:
     return found
 
 
-def _splits(parts: dict[str, CocoPart]) -> dict[str, Read]:
+def _splits(parts: dict[str, CocoPart], folder: Path) -> dict[str, Read]:
     """Readers by split: without the year where that is clear, ``val`` for its other names, train first."""
     bare = [_canonical(_YEAR.sub("", split)) for split in parts]
     names = {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
     order = {"train": 0, "val": 1}
     return {
-        names[split]: coco_reader([parts[split]]) for split in sorted(parts, key=lambda s: order.get(names[s], 2))
+        names[split]: partial(_read_coco, parts[split], folder)
+        for split in sorted(parts, key=lambda s: order.get(names[s], 2))
     }
+
+
+def _read_coco(part: CocoPart, folder: Path, name: str, strict: bool) -> tuple[Annotations, Report]:
+    """A split of the data set in ``folder``, all of which has to be there."""
+    for path in (part.annotations, *part.images):
+        require_inside(path, folder)
+    return read_coco(name, [part], strict=strict)
 
 
 def _canonical(split: str) -> str:
@@ -230,6 +240,8 @@ def _voc_trees(folder: Path) -> list[VocTree]:
     for base in (folder, folder / "VOCdevkit"):
         if base.is_dir():
             trees = [p for p in sorted(base.iterdir()) if PASCAL_TREE.fullmatch(p.name) and is_tree(p)]
+            for tree in trees:
+                require_inside(tree, folder)
             if trees:
                 return [VocTree(tree) for tree in trees]
     return []

@@ -12,7 +12,7 @@ Rules:
   the tree's ``Annotations`` folder in alphabetical order, so that every split has the same.
 - ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's;
   where it is missing or 0, the header of the image file tells.
-- XML is UTF-8 or what its declaration says, at most 10 MB and a million tags, nested at most 32 deep, without a
+- XML is UTF-8 or what its declaration says, at most 10 MB and half a million tags, nested at most 32 deep, without a
   DOCTYPE: no entity is ever expanded and nothing outside the file is read.
 """
 
@@ -28,9 +28,9 @@ from drloss.data.annotations import Annotations
 from drloss.data.boxes import Box, flag
 from drloss.data.building import AnnotationsBuilder, known_classes
 from drloss.data.decoding import image_size
-from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder
+from drloss.data.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder, require_inside
 from drloss.data.problems import Report, printable, shown
-from drloss.data.reading import read_bytes, read_text
+from drloss.data.reading import Most, read_bytes, read_lines
 from drloss.errors import DataError
 
 PASCAL_CLASSES = (
@@ -40,9 +40,11 @@ PASCAL_CLASSES = (
 PASCAL_TREE = re.compile(r"VOC20\d\d")
 MAX_XML_BYTES = 10 * 1024**2
 MAX_DEPTH = 32
-MAX_MARKS = {b"<": 1_000_000, b"=": 100_000}
+MAX_MARKS = {b"<": Most(500_000), b"=": Most(100_000)}
 """Tags and attributes in a file."""
 _MAX_LIST_BYTES = 64 * 1024**2
+_MAX_LINES = {b"\n": Most(1_000_000), b"\r": Most(1_000_000)}
+"""Of the list of a split."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -52,11 +54,13 @@ class VocTree:
 
     Attributes:
         folder: the folder that holds ``Annotations``.
+        image_folder: the folder of the images where it is not ``JPEGImages``.
         one_based: whether coordinates count from 1 and include both ends; None to tell by the folder's name.
     """
 
     folder: Path
     one_based: bool | None = None
+    image_folder: Path | None = None
     _files: dict[Path, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -72,7 +76,7 @@ class VocTree:
     @property
     def images(self) -> Path:
         """The folder of the images."""
-        return self.folder / "JPEGImages"
+        return self.folder / "JPEGImages" if self.image_folder is None else self.image_folder
 
     def image_names(self, stem: str) -> list[str]:
         """The image files of a stem, relative to :attr:`images`: none, one, or several."""
@@ -96,7 +100,7 @@ class VocTree:
             folder = self.folder / "Annotations"
             return folder, [("", path.stem) for path in sorted(folder.glob("*.xml"))]
         path = self.folder / "ImageSets" / "Main" / f"{image_set}.txt"
-        lines = read_text(path, _MAX_LIST_BYTES).splitlines()
+        lines = read_lines(path, _MAX_LIST_BYTES, _MAX_LINES)
         found = []
         for k, line in enumerate(lines, start=1):
             if line.strip():
@@ -133,12 +137,20 @@ def read_voc(
         DataError: if a list cannot be read, or as ``strict`` says.
     """
     trees = [tree for tree, _ in sets]
+    for tree in trees:
+        require_inside(tree.folder / "Annotations", tree.folder)
+        if tree.image_folder is None:
+            require_inside(tree.images, tree.folder)
     if classes is None:
         classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes([t.folder for t in trees])
-    root = trees[0].folder if len(trees) == 1 else common_folder(t.folder for t in trees)
+    images = [tree.images for tree in trees]
+    root = trees[0].folder
+    if len(trees) > 1 or trees[0].image_folder is not None:  # what they are: none below the root may be a link out
+        images = [Path(os.path.realpath(folder)) for folder in images]
+        root = common_folder(images)
     builder = AnnotationsBuilder(name, classes, range(1, len(classes) + 1), root, str(trees[0].folder))
-    for tree, image_set in sets:
-        reader = _Reader(builder, tree, {c: k for k, c in enumerate(classes, start=1)})
+    for (tree, image_set), folder in zip(sets, images, strict=True):
+        reader = _Reader(builder, tree, folder, {c: k for k, c in enumerate(classes, start=1)})
         path, entries = tree.stems(image_set)
         for record, stem in entries:
             reader.image(path, record, stem)
@@ -172,9 +184,10 @@ def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
 class _Reader:
     """Hands the images of one tree to the builder."""
 
-    def __init__(self, builder: AnnotationsBuilder, tree: VocTree, labels: dict[str, int]) -> None:
+    def __init__(self, builder: AnnotationsBuilder, tree: VocTree, images: Path, labels: dict[str, int]) -> None:
         self.builder = builder
         self.tree = tree
+        self.images = images
         self.labels = labels
         self.known = known_classes(labels)
         self.inside = Inside(tree.folder)
@@ -213,7 +226,7 @@ class _Reader:
             name=names[0] if names else None,
             height=height,
             width=width,
-            folder=self.tree.images,
+            folder=self.images,
             bad=bad_image,
         )
         for k, item in enumerate(root.findall("object"), start=1):

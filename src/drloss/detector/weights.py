@@ -6,6 +6,7 @@ built only where the file has its weights, so that a description cannot ask for 
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from drloss.tensorfiles import read_metadata, read_pt, read_safetensors, require
 
 FORMAT = "drloss.detector/1"
 _BODY = "backbone.body."
+_LONGEST_LOSS = 1000
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
 """How torchvision is to fetch ImageNet weights, the one thing that drloss ever takes from the network."""
@@ -202,6 +204,22 @@ def _load_backbone(model: RetinaNet, found: dict[str, Tensor], source: str) -> N
     body.load_state_dict(found)
 
 
+def check_classes(plain: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """``class_names`` and ``category_ids`` of a description.
+
+    Raises:
+        ValueError: unless they are texts and as many integers.
+    """
+    names, ids = plain["class_names"], plain["category_ids"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of texts, got {names!r:.80}")
+    if not isinstance(ids, list) or not all(type(i) is int and -(2**63) <= i < 2**63 for i in ids):
+        raise ValueError(f"category_ids must be a list of integers of 64 bits, got {ids!r:.80}")
+    if len(ids) != len(names):
+        raise ValueError(f"category_ids must be as many as the {len(names)} class_names, got {len(ids)}")
+    return tuple(names), tuple(ids)
+
+
 def _about(path: Path) -> DetectorFile | None:
     metadata = read_metadata(path)
     try:
@@ -211,11 +229,9 @@ def _about(path: Path) -> DetectorFile | None:
         known = {f.name for f in fields(DetectorConfig)}
         settings: dict[str, Any] = {k: v for k, v in plain["detector"].items() if k in known}
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return DetectorFile(
-            detector=DetectorConfig(**settings),
-            class_names=tuple(map(str, plain["class_names"])),
-            category_ids=tuple(map(int, plain["category_ids"])),
-            loss=str(plain["loss"]),
-        )
+        loss = plain["loss"]
+        if not isinstance(loss, str) or not loss.isprintable() or len(loss) > _LONGEST_LOSS:
+            raise ValueError(f"loss must be a printable text of at most {_LONGEST_LOSS} characters, got {loss!r:.80}")
+        return DetectorFile(DetectorConfig(**settings), *check_classes(plain), loss)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its description cannot be read: {first_line(error)}") from None

@@ -27,10 +27,19 @@ LOSSES: dict[str, type[ImageLoss]] = {
     "ap": APLoss,
 }
 """Loss modules by the name that the command line knows them by."""
+BEST_KNOWN: dict[str, dict[str, Any]] = {name: {"scope": "pooled"} for name in ("focal", "ce", "qfl")}
+"""What a loss by name starts from in the place of its function's own default.
+
+Detectron, and the codebases after it, divide the focal loss of all images of a step by the number of all their
+positives. Divided image by image, one without objects counts as much as one with many; that learns far more slowly
+where images have few (docs/comparisons.md). ``"focal:scope=per_image"`` is torchvision's way.
+"""
 
 
 def make_loss(spec: str) -> ImageLoss:
     """The loss module that ``name`` or ``name:parameter=value,...`` stands for, such as ``"dr:neg_lambda=0.05"``.
+
+    Each loss starts from its best-known settings: its own defaults, but for :data:`BEST_KNOWN`.
 
     Raises:
         ValueError: if the loss or a parameter is unknown or a value does not fit.
@@ -38,7 +47,7 @@ def make_loss(spec: str) -> ImageLoss:
     name, _, options = spec.partition(":")
     if name not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
-    parameters: dict[str, Any] = {}
+    parameters = dict(BEST_KNOWN.get(name, {}))
     for option in filter(None, options.split(",")):
         key, _, text = option.partition("=")
         parameters[key] = _number_or_text(text)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from drloss.losses.checking import require_positive
 from drloss.losses.inputs import Levels
-from drloss.losses.watch import unwatched
+from drloss.losses.watch import unwatched, weighed
 
 _PER_BATCH = ("ignore", "quality")  # what belongs to the images and is given with them
 
@@ -71,7 +71,7 @@ class ImageLoss(nn.Module):
 
     def forward(self, logits: Levels, labels: Levels, **per_batch: Any) -> Tensor:
         """Weighted loss; ``logits``, ``labels``, what may be given per batch and the result as in ``function``."""
-        return self.cls_weight * type(self).function(logits, labels, **(self.options | per_batch))
+        return weighed(type(self).function(logits, labels, **(self.options | per_batch)), self.cls_weight)
 
     def extra_repr(self) -> str:
         """Parameters as they are shown by ``print(module)``."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """One call of a loss function.
 
@@ -16,12 +16,14 @@ class Call:
         logits, labels: as they were given.
         options: keyword options.
         value: what it returned, without a module's weight.
+        weight: the module's, None where no module made the call.
     """
 
     logits: Any
     labels: Any
     options: dict[str, Any]
     value: Tensor
+    weight: float | None = None
 
 
 _watchers: list[list[Call]] = []
@@ -54,3 +56,12 @@ def told(logits: Any, labels: Any, options: dict[str, Any], value: Tensor) -> Te
     for calls in _watchers:
         calls.append(Call(logits, labels, options, value))
     return value
+
+
+def weighed(value: Tensor, weight: float) -> Tensor:
+    """Hand the weight of a module to whoever watches, and return the value times the weight."""
+    for calls in _watchers:
+        for call in calls:
+            if call.value is value:
+                call.weight = weight
+    return weight * value

@@ -2,7 +2,8 @@
 
 What is matched between the losses: for each seed the initial weights (but for the classifier's bias), the order of
 the images, their augmentation, the schedule, the learning rate and the budget. What is not: the starting probability
-and the weight of a loss, which are its own best-known ones (:data:`drloss.losses.LOSSES`).
+and the weight of a loss, and what focal loss is divided by, which are its own best-known ones
+(:data:`drloss.losses.LOSSES`, :data:`drloss.losses.BEST_KNOWN`).
 """
 
 import re

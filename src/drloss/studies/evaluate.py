@@ -19,13 +19,14 @@ from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, write_re
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.inference import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
-from drloss.files import write_json
+from drloss.files import json_of, write_json
 from drloss.ranks import Ranks
 from drloss.studies.figures import save_evaluation_figures
 from drloss.training.checkpoints import fingerprint, load_run
 
 RESULTS = "results.json"
 METRICS = "metrics.json"
+PLOTS = ("precision_recall.png", "thresholds.png", "densities.png")
 
 
 def evaluate_run(
@@ -96,6 +97,19 @@ def evaluate_run(
     console.print(metrics_table(evaluation))
     console.print(f"results, metrics and plots are in {out}")
     return evaluation
+
+
+def require_own_results(out: Path) -> None:
+    """Raise UserError if ``out`` holds a file of the name of one that an evaluation writes, and no evaluation."""
+    there = json_of(out / METRICS)
+    if isinstance(there, dict) and {"metrics", "data", "run", "thresholds"} <= there.keys():
+        return
+    for name in (RESULTS, METRICS, *PLOTS):
+        if (out / name).exists():
+            raise UserError(
+                f"--out {out}: {name} is there, of no evaluation by drloss, and would be overwritten; "
+                "name another folder"
+            )
 
 
 def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:

@@ -93,12 +93,14 @@ def train_jobs(
     console.print(f"training {len(jobs)} run(s), {min(at_once, len(jobs))} at a time, on {device.type} ({where})")
     farm = _Farm(jobs, devices, at_once, threads, keep_going, console)
     # Whoever stops this process stops its runs, each with a checkpoint.
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stops = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]  # as nohup has it
+    handlers = {s: signal.signal(s, signal.default_int_handler) for s in stops}
     try:
         farm.run()
     finally:
         farm.stop()
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if farm.failed and not keep_going:
         raise UserError(farm.failed[0])
     return farm.failed

@@ -1,5 +1,6 @@
 """``drloss predict``: pictures with boxes, and the same as JSON."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,16 @@ from rich.console import Console
 from rich.progress import track
 
 from drloss.data.images import read_image
+from drloss.data.paths import IMAGE_SUFFIXES
 from drloss.data.transforms import pad, padded_size, resize, resized_size
 from drloss.detector.detections import Detection, Frame, detect
 from drloss.detector.model import RetinaNet
 from drloss.errors import DataError, UserError
 from drloss.evaluation.drawing import draw_detections
-from drloss.files import write_atomic, write_json
+from drloss.files import json_of, write_atomic, write_json
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import load_run
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 PREDICTIONS = "predictions.json"
 
 
@@ -27,22 +28,24 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
 
     Args:
         run: run folder or exported ``.safetensors`` file.
-        images: an image file or a folder, searched with its subfolders.
-        out: folder for the pictures, named as the images are.
+        images: an image file or a folder, searched with its subfolders but ``out``.
+        out: folder for the pictures, named as the images are; not that of the images.
         ranks: for the device.
         threshold: least score of what is drawn; the JSON holds everything above the detector's own threshold.
         console: where to print.
     Raises:
-        UserError: if there is no image, the run cannot be loaded, or images could not be read (the rest is written).
+        UserError: if there is no image, ``out`` holds other files of these names, the run cannot be loaded, or images
+            could not be read (the rest is written).
     """
-    paths = _find(images)
+    paths = _find(images, out)
+    root = images if images.is_dir() else images.parent
+    pictures = {path: out / f"{path.relative_to(root)}.png" for path in paths}
+    _require_place(out, root, pictures.values())
     model, about = load_run(run)
     model.to(ranks.device)
     records: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    root = images if images.is_dir() else images.parent
     for path in track(paths, "predicting", console=console, disable=len(paths) == 1):
-        name = path.relative_to(root)
         try:
             image = read_image(path)
         except DataError as error:
@@ -50,9 +53,9 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
             continue
         detection = detect_image(model, image, ranks.device)
         picture = draw_detections(image, detection, about.class_names, threshold=threshold)
-        # The name keeps its own suffix inside: a.jpg and a.png must not become one picture.
-        write_atomic(out / name.parent / f"{name.name}.png", partial(picture.save, format="PNG"))
-        records.append(_record(str(name), image, detection, about.class_names))
+        # Its name keeps its own suffix inside: a.jpg and a.png must not become one picture.
+        write_atomic(pictures[path], partial(picture.save, format="PNG"))
+        records.append(_record(str(path.relative_to(root)), image, detection, about.class_names))
     write_json(out / PREDICTIONS, records)
     shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)
     console.print(f"{len(records)} image(s), {shown} detection(s) of score {threshold:g} or more: {out}")
@@ -70,14 +73,31 @@ def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) ->
     return {key: value.cpu() for key, value in detection.items()}
 
 
-def _find(images: Path) -> list[Path]:
+def _find(images: Path, out: Path) -> list[Path]:
     if images.is_file():
         return [images]
-    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if out.resolve() != images.resolve():
+        found = [p for p in found if out.resolve() not in p.resolve().parents]  # what was drawn before
     if not found:
-        what = f"no image in it ({', '.join(SUFFIXES)})" if images.is_dir() else "no such file or folder"
+        what = (
+            f"no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})" if images.is_dir() else "no such file or folder"
+        )
         raise UserError(f"{images}: {what}")
     return found
+
+
+def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
+    """Raise UserError if ``out`` is the folder of the images, or holds what was not written by an earlier call."""
+    if out.resolve() == root.resolve():
+        raise UserError(f"--out {out}: is the folder of the images; name another")
+    there = json_of(out / PREDICTIONS)
+    keys = {"image", "height", "width", "detections"}
+    if isinstance(there, list) and all(isinstance(record, dict) and record.keys() == keys for record in there):
+        return
+    for path in (out / PREDICTIONS, *pictures):
+        if path.exists():
+            raise UserError(f"--out {out}: {path} is there, not drawn by drloss, and would be overwritten")
 
 
 def _record(name: str, image: torch.Tensor, detection: Detection, class_names: tuple[str, ...]) -> dict[str, Any]:

@@ -11,21 +11,23 @@ import fcntl
 import hashlib
 import json
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drloss.data.annotations import Annotations
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, build_detector, load_detector
+from drloss.detector.weights import DetectorFile, build_detector, check_classes, load_detector
 from drloss.errors import UserError, first_line
-from drloss.files import remove_unfinished, write_atomic
+from drloss.files import remove_unfinished, unwritable, write_atomic
 from drloss.tensorfiles import read_pt, require_new_torch
 from drloss.training.config import from_json
 
@@ -36,12 +38,21 @@ LOCK = ".lock"
 KEPT = 2
 _SEAL = 72
 """Bytes of ``sha256 <64 hexadecimal digits>`` and a new line."""
+_NAME = re.compile(r"iteration_([0-9]{8}|[1-9][0-9]{8,})\.pt")
+_FIELDS = {
+    **dict.fromkeys(("model", "optimizer", "scaler", "random", "versions"), dict),
+    **dict.fromkeys(("class_names", "category_ids"), list),
+    **dict.fromkeys(("config", "data"), str),
+    **{"iteration": int, "last_ap": float, "evaluated": bool},
+}
+"""What a run's state holds, and of which types."""
 
 
 def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> Path:
-    """Write ``state`` as the checkpoint of ``iteration`` and remove all but the newest two.
+    """Write ``state`` as the checkpoint of ``iteration`` and remove those before it but for the newest one.
 
-    What was written is read back from the disk before it takes its name, and only then the oldest one goes.
+    What was written is read back from the disk before it takes its name, and only then the older ones go. One that is
+    damaged does not count, nor does one of a later iteration, which could not be read when the run went on before it.
 
     Args:
         folder: where checkpoints live.
@@ -63,8 +74,11 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> P
             file.write(sealed.seal())
 
     write_atomic(path, write, check=lambda beside: _read(beside, mmap=True))
-    for old in _newest_first(folder)[KEPT:]:
-        old.unlink()
+    before = [old for old in newest_first(folder) if _iteration(old) < iteration]
+    kept = next((old for old in before if _counts(old)), None)
+    for old in before if kept else ():
+        if old != kept:
+            old.unlink()
     return path
 
 
@@ -92,6 +106,18 @@ class _Hashed:
 
 
 def _read(path: Path, *, mmap: bool = False) -> Any:
+    if not _whole(path):
+        raise UserError(f"{path}: cut off or altered: its checksum is not that of its content")
+    return read_pt(path, mmap=mmap)
+
+
+def _counts(path: Path) -> bool:
+    with suppress(OSError):  # a bad sector
+        return _whole(path)
+    return False
+
+
+def _whole(path: Path) -> bool:
     digest = hashlib.sha256()
     left = path.stat().st_size - _SEAL
     with path.open("rb") as file:
@@ -99,9 +125,7 @@ def _read(path: Path, *, mmap: bool = False) -> Any:
             digest.update(part)
             left -= len(part)
         seal = file.read()
-    if seal != f"sha256 {digest.hexdigest()}\n".encode():
-        raise UserError(f"{path}: cut off or altered: its checksum is not that of its content")
-    return read_pt(path, mmap=mmap)
+    return seal == f"sha256 {digest.hexdigest()}\n".encode()
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
@@ -110,13 +134,18 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
     Raises:
         UserError: if there are checkpoints and none can be read.
     """
+    found = _load_newest(folder)
+    return None if found is None else found[1:]
+
+
+def _load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     damaged: list[str] = []
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         try:
             state = _read(path)
             if not isinstance(state, dict):
                 raise UserError(f"{path}: holds no state of a run")
-            return state, damaged
+            return path, state, damaged
         except (UserError, OSError) as error:
             damaged.append(f"damaged checkpoint {first_line(error)}")
     if damaged:
@@ -124,8 +153,46 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
     return None
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("iteration_*.pt"), reverse=True)
+def load_state(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """As :func:`load_checkpoint`, the state being one that a run has written, with its ``config`` parsed.
+
+    Raises:
+        UserError: also if a field of it is missing or of another type.
+    """
+    found = _load_newest(folder)
+    if found is None:
+        return None
+    path, state, damaged = found
+    try:
+        for name, kind in _FIELDS.items():
+            if not isinstance(state[name], kind) or (kind is int and isinstance(state[name], bool)):
+                raise TypeError(f"{name} must be of type {kind.__name__}, got {state[name]!r:.80}")
+        for name, kind in (("model", Tensor), ("versions", str)):
+            if not all(isinstance(k, str) and isinstance(v, kind) for k, v in state[name].items()):
+                raise TypeError(f"{name} must hold {kind.__name__}s by name")
+        check_classes(state)
+        config = json.loads(state["config"])
+        if not isinstance(config, dict) or not isinstance(config.get("detector"), dict):
+            raise TypeError("config must be a run's settings as JSON")
+        if not isinstance(config["max_iters"], int) or not 0 <= state["iteration"] <= config["max_iters"]:
+            raise ValueError(f"iteration must lie in 0..max_iters, got {state['iteration']} of {config['max_iters']}")
+    except KeyError as error:
+        raise UserError(f"{path}: holds no state of a run: {first_line(error)} is missing") from None
+    except RecursionError:
+        raise UserError(f"{path}: holds no state of a run: config is too deep") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: holds no state of a run: {first_line(error)}") from None
+    return {**state, "config": config}, damaged
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by their iteration; copies under other names are none."""
+    found = (path for path in folder.glob("iteration_*.pt") if _NAME.fullmatch(path.name) and path.is_file())
+    return sorted(found, key=_iteration, reverse=True)
+
+
+def _iteration(path: Path) -> int:
+    return int(path.stem.removeprefix("iteration_"))
 
 
 def require_space(folder: Path, size: int) -> None:
@@ -134,7 +201,7 @@ def require_space(folder: Path, size: int) -> None:
     Two are kept, and the next is written before the oldest goes. Those that are there already count as room.
     """
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    own = sum(path.stat().st_size for path in _newest_first(folder / CHECKPOINTS))
+    own = sum(path.stat().st_size for path in newest_first(folder / CHECKPOINTS))
     free = shutil.disk_usage(there).free
     if free + own < (KEPT + 1) * size:
         raise UserError(
@@ -148,10 +215,17 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from training into the same run folder; where the disk knows no locks, nothing is kept.
 
     Raises:
-        UserError: if another process does.
+        UserError: if another process does, or the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made a folder: {error.strerror}") from None
+    try:
+        lock = (folder / LOCK).open("a")  # which leaves a file of that name as it is
+    except OSError as error:
+        raise unwritable(folder / LOCK, error) from None
+    with lock as file:
         try:
             # A record lock: it ends with this process, and none that is forked from it holds it on.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +244,18 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on with the random numbers where :func:`random_state` was called."""
+    """Go on with the random numbers where :func:`random_state` was called.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError: if ``state`` is nothing that it returned.
+    """
+    own = random_state()
+    for name, tensor, like in (
+        ("torch", state["torch"], own["torch"]),
+        ("numpy.state.key", state["numpy"]["state"]["key"], own["numpy"]["state"]["key"]),
+    ):
+        if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+            raise ValueError(f"random.{name} is no {like.dtype} tensor of {like.numel()} values")
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     numpy = state["numpy"]
@@ -179,7 +264,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def fingerprint(annotations: Annotations) -> str:
-    """Hash of everything that training takes from a split's annotations, and of the sizes of its image files.
+    """Hash of all that training and evaluation take from a split's annotations, and of the sizes of its image files.
 
     The pixels are not read: that would take longer than many a run. An image that was replaced by another of the same
     name, width, height and number of bytes goes unnoticed.
@@ -194,6 +279,7 @@ def fingerprint(annotations: Annotations) -> str:
         annotations.boxes,
         annotations.labels,
         annotations.ignore,
+        annotations.areas,
     ):
         digest.update(array.tobytes())
     if annotations.draw is None and annotations.image_root is not None:
@@ -216,18 +302,13 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         return load_detector(path / MODEL)
     if (path / CHECKPOINTS).is_dir():
         require_new_torch(path / CHECKPOINTS)
-    found = load_checkpoint(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
+    found = load_state(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
     if found is None:
         raise UserError(f"{path}: neither an exported .safetensors file nor a run folder with a checkpoint")
     state, damaged = found
     for message in damaged:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
     source = str(path / CHECKPOINTS)
-    try:
-        config = from_json(json.loads(state["config"]), source)
-        names, ids = tuple(map(str, state["class_names"])), tuple(map(int, state["category_ids"]))
-        weights = dict(state["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: the newest checkpoint holds no state of a run: {first_line(error)}") from None
-    about = DetectorFile(config.detector, names, ids, config.loss)
-    return build_detector(about, weights, source), about
+    config = from_json(state["config"], source)
+    about = DetectorFile(config.detector, *check_classes(state), config.loss)
+    return build_detector(about, dict(state["model"]), source), about

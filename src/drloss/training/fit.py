@@ -10,8 +10,8 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,11 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drloss.data.annotations import Annotations
 from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_batches
+from drloss.data.problems import Report, require_place
 from drloss.data.transforms import Augmentation
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
 from drloss.detector.weights import DetectorFile, initialise, load_weights, resolve_norm, save_detector
-from drloss.errors import UserError, first_line
+from drloss.errors import DataError, UserError, first_line
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.inference import run_detector
 from drloss.files import remove_unfinished
@@ -39,6 +40,7 @@ from drloss.training.checkpoints import (
     CHECKPOINTS,
     MODEL,
     fingerprint,
+    newest_first,
     only_writer,
     random_state,
     require_space,
@@ -47,7 +49,7 @@ from drloss.training.checkpoints import (
 )
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, ScalarLog
-from drloss.training.runs import announce, require_new_run, saved_state, versions, write_records
+from drloss.training.runs import announce, require_new_run, saved_state, settings_of, versions, write_records
 from drloss.training.schedule import (
     build_optimizer,
     learning_rate,
@@ -62,7 +64,7 @@ class NonFiniteLoss(UserError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM or Ctrl-C) and has written a checkpoint: its work is not done, nor lost."""
+    """The run was asked to stop by a signal and has written a checkpoint: its work is not done, nor lost."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def fit(
     *,
     resume: bool = False,
     force: bool = False,
+    reports: Mapping[str, Report] | None = None,
     console: Console | None = None,
 ) -> None:
     """Train a detector and leave it in ``out``.
@@ -96,6 +99,7 @@ def fit(
         ranks: this process among its peers.
         resume: go on from the newest checkpoint in ``out``.
         force: resume although the data or the settings are others than those the run began with.
+        reports: what was left out of the splits, to be written to ``out`` under these names.
         console: where rank 0 prints.
     Raises:
         UserError: if the configuration, the data or the run folder do not fit.
@@ -103,10 +107,25 @@ def fit(
         Stopped: after a stop signal, with a checkpoint written.
     """
     console = console or Console(quiet=not ranks.first)
+    reports = reports or {}
+    # Before the lock, which would leave its file in a folder that is not ours.
+    if not (resume and (newest_first(out / CHECKPOINTS) or settings_of(out))):
+        require_new_run(out)
+    for name in reports:
+        require_place(out / name)
+    if resume and config.detector.norm == "auto":
+        config = replace(config, detector=replace(config.detector, norm=_norm_so_far(out)))
     trainer = _Trainer(config, train, val, out, ranks=ranks, console=console)
     with trainer.stop_signals(), only_writer(out) if ranks.first else nullcontext():
-        trainer.prepare(resume, force)
+        trainer.prepare(resume, force, reports)
         trainer.run()
+
+
+def _norm_so_far(out: Path) -> str:
+    """The norm of a run that is resumed, for which the file of its first weights need not be there any more."""
+    settings = settings_of(out) if newest_first(out / CHECKPOINTS) else None
+    norm = settings["detector"].get("norm") if settings else None
+    return norm if norm in ("frozen", "group") else "auto"
 
 
 class _Trainer:
@@ -152,7 +171,7 @@ class _Trainer:
 
     # ------------------------------------------------------------------ before the first step
 
-    def prepare(self, resume: bool, force: bool) -> None:
+    def prepare(self, resume: bool, force: bool, reports: Mapping[str, Report]) -> None:
         """Initialise or resume, move to the device, and write down what is about to happen."""
         require_space(self.out, state_size(self.model, self.config))
         self.fingerprint = " ".join(fingerprint(split) for split in (self.train, self.val) if split is not None)
@@ -161,8 +180,6 @@ class _Trainer:
             state = saved_state(self.out, self.config, self.fingerprint, self.console, force=force)
             if state is None and (self.out / MODEL).exists():
                 raise UserError(f"--resume {self.out}: holds {MODEL} and no checkpoint; name another folder")
-        else:
-            require_new_run(self.out)
         start_from = "a checkpoint" if state else initialise(self.model, self.config.weights, self.train.class_names)
         self.model.to(self.ranks.device)
         if self.config.channels_last:
@@ -181,7 +198,9 @@ class _Trainer:
             remove_unfinished(self.out)
             if self.iteration < self.config.max_iters:
                 (self.out / MODEL).unlink(missing_ok=True)  # of a shorter run that is now forced to go on
-            write_records(self.out, self.config, self.train, self.ranks, self.iteration)
+            write_records(self.out, self.config, self.train, self.ranks, self.iteration, self.console)
+            for name, report in reports.items():
+                report.write(self.out / name)
             self.log = ScalarLog(self.out, self.iteration, evaluated=self.evaluated)
         self.ranks.wait()
 
@@ -206,11 +225,10 @@ class _Trainer:
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             set_random_state(state["random"])
-            self.iteration = int(state["iteration"])
-            self.last_ap = float(state["last_ap"])
-            self.evaluated = bool(state["evaluated"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
             raise UserError(f"{source} does not fit this run: {first_line(error)}") from None
+        self.iteration, self.last_ap = state["iteration"], state["last_ap"]
+        self.evaluated = state["evaluated"] or self.val is None
 
     def _parallel(self) -> torch.nn.Module:
         if self.config.compile:
@@ -258,7 +276,7 @@ class _Trainer:
         while self.iteration < config.max_iters:
             self.ranks.at("loading", self.iteration + 1)
             logged = (self.iteration + 1) % config.log_every == 0 or self.iteration + 1 == config.max_iters
-            report, statistics = self._step([next(batches) for _ in range(self.share // self.micro)], logged)
+            report, statistics = self._step(self._load(batches), logged)
             self.iteration += 1
             progress.update(bar, completed=self.iteration, loss=f"{report.loss:.3f}", ap=f"{self.last_ap:.1f}")
             if logged:
@@ -274,6 +292,19 @@ class _Trainer:
                 self._save()
             if self.stop_wanted and not done:
                 raise Stopped(f"stopped after iteration {self.iteration}; go on with --resume")
+
+    def _load(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The micro-batches of the next step; if an image cannot be read, what was trained so far is saved."""
+        try:
+            return [next(batches) for _ in range(self.share // self.micro)]
+        except DataError as error:
+            # Of several processes the others are in the step already, and none can wait for all.
+            if self.ranks.size == 1 and self.iteration:
+                with suppress(UserError):  # such as a full disk: the image is what is to be told
+                    self._save()
+                    error.add_note(f"the run is saved after iteration {self.iteration}")
+            error.add_note("once the image is mended, --resume goes on; --resume --force --skip-bad leaves it out")
+            raise
 
     def _step(self, micro_batches: list[Batch], logged: bool) -> tuple[StepReport, Tensor | None]:
         """One optimiser step; what it reports is the same on every rank."""
@@ -330,10 +361,10 @@ class _Trainer:
         what = "loss" if causes else "gradient"
         causes = causes or [(r, i) for r, (_, i) in everyone]
         where = "; ".join(f"rank {r}, image ids {', '.join(map(str, i))}" for r, i in causes)
-        kept = sorted(p.name for p in (self.out / CHECKPOINTS).glob("*.pt"))[-1:]
+        kept = newest_first(self.out / CHECKPOINTS)[:1]
         raise NonFiniteLoss(
             f"iteration {self.iteration + 1}: the {what} is not finite ({where}); "
-            + (f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet")
+            + (f"the last good checkpoint is {kept[0].name}" if kept else "there is no checkpoint yet")
             + "; a lower --lr, a longer --warmup-iters or a --clip-norm may help"
         )
 
@@ -437,8 +468,11 @@ class _Trainer:
 
     @contextmanager
     def stop_signals(self) -> Iterator[None]:
-        """Have SIGTERM and Ctrl-C end the run after the step that is under way, with a checkpoint."""
-        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        """Have SIGTERM, SIGHUP and Ctrl-C end the run after the step that is under way, with a checkpoint."""
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signals.append(signal.SIGHUP)
+        handlers = {s: signal.signal(s, self._ask_to_stop) for s in signals}
         try:
             yield
         finally:
@@ -448,6 +482,8 @@ class _Trainer:
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self.signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            self.console.quiet = True  # its terminal is closed, and would refuse what is printed
         self.signalled = True
 
     def _progress(self) -> Progress:

@@ -16,10 +16,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import drloss
+from drloss.errors import UserError, first_line
 from drloss.files import unwritable, write_text
 
 METRICS = "metrics.csv"
 EVALUATIONS = "evaluations.csv"
+BOARD = "tensorboard"
 
 
 class ScalarLog:
@@ -35,7 +37,10 @@ class ScalarLog:
         self.folder = folder
         _keep_rows(folder / METRICS, start)
         _keep_rows(folder / EVALUATIONS, start if evaluated else start - 1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        try:
+            self.board = SummaryWriter(str(folder / BOARD), purge_step=start + 1 if start else None)
+        except OSError as error:
+            raise unwritable(folder / BOARD, error) from None
 
     def write(self, name: str, iteration: int, values: Mapping[str, float]) -> None:
         """Append a row to ``name`` (one of the two CSV files); NaN becomes an empty cell."""
@@ -80,8 +85,16 @@ def _keep_rows(path: Path, start: int) -> None:
     """Drop the rows after iteration ``start``, and a last row that was cut off."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
-    if not lines or start == 0:
+    if start == 0:
+        path.unlink()
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read as UTF-8 text: {first_line(error)}; remove it to go on without it"
+        ) from None
+    if not lines:
         path.unlink()
         return
     header, *rows = lines

@@ -1,6 +1,6 @@
 """A run folder before the first step: whether it may be written to, what is resumed, what is put on record."""
 
-import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from rich.markup import escape
 
 import drloss
 from drloss.data.annotations import Annotations
-from drloss.errors import UserError, first_line
-from drloss.files import write_json
+from drloss.data.problems import shown
+from drloss.errors import UserError
+from drloss.files import json_of, write_json
 from drloss.ranks import Ranks
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_checkpoint
+from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_state
 from drloss.training.config import Config, make_loss, to_json
-from drloss.training.log import EVALUATIONS, METRICS, environment
+from drloss.training.log import BOARD, EVALUATIONS, METRICS, environment
 from drloss.training.schedule import scaled_lr
 
 CONFIG = "config.json"
@@ -29,15 +30,26 @@ HOW_IT_RUNS = (
 """Settings that change neither what a run learns nor what its detector finds; see :func:`is_pooled`."""
 FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candidates", "max_detections")
 """Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
+ROUNDING = ("micro_batch", "compile", "channels_last")
+"""Those of them that change the order of sums, and so the last bits."""
 
 
 def require_new_run(out: Path) -> None:
     """Raise UserError if ``out`` holds a run, or anything of the name of what a run writes."""
-    if (out / CONFIG).exists():
+    if settings_of(out) is not None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
-    for name in (MODEL, METRICS, EVALUATIONS, CHECKPOINTS):
-        if (out / name).exists():
+    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS, EVALUATIONS, CHECKPOINTS, BOARD):
+        if os.path.lexists(out / name):
             raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
+
+
+def settings_of(out: Path) -> dict[str, Any] | None:
+    """The settings of the run in ``out``, in JSON types; None if no run has begun there."""
+    plain = json_of(out / CONFIG)
+    begun = (
+        isinstance(plain, dict) and isinstance(plain.get("detector"), dict) and {"loss", "max_iters"} <= plain.keys()
+    )
+    return plain if begun else None
 
 
 def versions() -> dict[str, str]:
@@ -59,34 +71,47 @@ def saved_state(
     Raises:
         UserError: if the data or a setting that decides what is learnt are not those the run began with.
     """
-    found = load_checkpoint(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else None
+    found = load_state(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else None
     if found is None:
         console.print(f"no checkpoint in {escape(str(out))} yet: starting from the beginning")
         return None
     state, damaged = found
     for message in damaged:
         console.print(f"{message}; using the one before", style="yellow", markup=False, soft_wrap=True)
-    try:
-        changed = changed_settings(json.loads(state["config"]), to_json(config), FREE_ON_RESUME)
-        differences = [f"{name} was {was} and is now {now}" for name, (was, now) in changed.items()]
-        if state["data"] != data:
-            differences.insert(0, "the data have changed since the run began")
-        written = state["versions"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"--resume {out}: its checkpoint holds no state of a run: {first_line(error)}") from None
+    changed = changed_settings(state["config"], to_json(config))
+    learnt = changed_settings(state["config"], to_json(config), FREE_ON_RESUME)
+    differences = [_difference(name, *values) for name, values in learnt.items()]
+    if state["data"] != data:
+        differences.insert(0, "the data have changed since the run began")
     if differences and not force:
         raise UserError(
             f"--resume {out}: {differences[0]}; resume with the data and settings the run began with, or --force it"
         )
-    if written != versions():
+    if state["versions"] != versions():
+        written = shown(state["versions"])
         differences.append(f"its checkpoint was written by {written} and goes on with {versions()}")
     for difference in differences:
-        words = f"warning: {difference}; the run will not be the one that was begun"
-        console.print(words, style="yellow", markup=False, soft_wrap=True)
+        _warn(console, f"{difference}; the run will not be the one that was begun")
+    for name in ROUNDING:
+        if name in changed and name not in learnt:
+            _warn(console, f"{_difference(name, *changed[name])}; {_OTHER_BITS}")
     return state
 
 
-def changed_settings(was: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+_OTHER_BITS = "sums are taken in another order, and the run may end with other last bits"
+
+
+def _difference(name: str, was: object, now: object) -> str:
+    return f"{name} was {shown(was)} and is now {shown(now)}"
+
+
+def _warn(console: Console, words: str) -> None:
+    console.print(f"warning: {words}", style="yellow", markup=False, soft_wrap=True)
+
+
+def changed_settings(
+    was: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """What differs between two configurations in JSON types, but for some settings: by name the two values.
 
     With a pooled loss ``micro_batch`` is never free.
@@ -130,11 +155,26 @@ def announce(config: Config, train: Annotations, ranks: Ranks, start_from: str, 
         say(f"the preset states: {config.expects}")
 
 
-def write_records(out: Path, config: Config, train: Annotations, ranks: Ranks, iteration: int) -> None:
-    """Write ``config.json``, and append where and on what the run goes on to ``environment.json``."""
+def write_records(
+    out: Path, config: Config, train: Annotations, ranks: Ranks, iteration: int, console: Console
+) -> None:
+    """Write ``config.json``, and append where and on what the run goes on to ``environment.json``.
+
+    Raises:
+        UserError: if ``environment.json`` is there and is not what a run has written.
+    """
+    path = out / ENVIRONMENT
+    earlier = json_of(path) if path.exists() and iteration else []
+    if not isinstance(earlier, list) or not all(isinstance(record, dict) for record in earlier):
+        raise UserError(
+            f"{path}: cut off or altered: it must be a JSON list of records; remove it to go on without it"
+        )
     write_json(out / CONFIG, to_json(config))
     data = {"name": train.name, "images": len(train), "classes": list(train.class_names)}
     record = environment(ranks.device, ranks.size) | {"data": data | {"fingerprint": fingerprint(train)}}
-    path = out / ENVIRONMENT
-    earlier = json.loads(path.read_text()) if path.exists() and iteration else []
+    decisive = ("threads", "processes") if ranks.device.type == "cpu" else ("processes",)
+    for name in decisive if earlier else ():
+        was, now = earlier[-1].get(name), record[name]
+        if was != now:
+            _warn(console, f"{_difference(f'the number of {name}', was, now)}; {_OTHER_BITS}")
     write_json(path, [*earlier, record | {"from_iteration": iteration}])

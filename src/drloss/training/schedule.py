@@ -76,7 +76,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameters[number].shape:
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"the optimiser's {name} {number} is no tensor")
+            if value.dim() and value.shape != parameters[number].shape:
                 raise ValueError(f"the optimiser's {name} {number} has the shape {tuple(value.shape)}")
     optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 

@@ -20,11 +20,10 @@ Each backend computes the sums and the gradient in one file of its own: ``cpu`` 
 """
 
 import os
-from typing import List, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any
+from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
 
 import torch
 from torch import Tensor, library
