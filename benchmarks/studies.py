@@ -1,8 +1,9 @@
 """Put finished studies on record: runs of ``drloss reproduce`` and reports of ``drloss compare``.
 
-python -m benchmarks.studies --reproduction FOLDER --compare NAME=FOLDER ...
+python -m benchmarks.studies --reproduction FOLDER ... --compare NAME=FOLDER ...
 
-The records are dated files in ``benchmarks/results/``; ``python -m benchmarks.page`` makes the pages of them.
+The records are dated files in ``benchmarks/results/``; ``python -m benchmarks.page`` makes the pages of them. To add
+new runs of the reproduction to those on record, name the record before the folder.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS
 from drloss.files import write_text
 from drloss.studies.differences import title
-from drloss.studies.records import read_records
+from drloss.studies.paper import FIGURES, figure_settings
+from drloss.studies.records import join_records, read_records, write_records
 
 COMPARISON, REPRODUCTION = "compare", "reproduction"
 
@@ -42,6 +44,22 @@ def write_comparison(to: Path, report: Path) -> None:
         run["metrics"] = run.pop("evaluation")["metrics"]
     text = json.dumps(kept, sort_keys=True)
     write_text(to, json.dumps({"sha256": sha256(text.encode()).hexdigest(), **kept}, indent=1) + "\n")
+
+
+def write_reproduction(to: Path, date: str, parts: Sequence[Path]) -> Path:
+    """Write the records of folders of ``drloss reproduce``, and of records of them, as one record.
+
+    Raises:
+        UserError: if they are of several scales or data, or not as they were written.
+    """
+    found = [read_records(part / "records.json" if part.is_dir() else part) for part in parts]
+    scales = sorted({scale for scale, _ in found})
+    if len(scales) > 1:
+        raise UserError(f"--reproduction: the records are of the scales {' and '.join(scales)}: name those of one")
+    path = to / f"{date}-{REPRODUCTION}-{scales[0]}.json"
+    drawn = [figure_settings(loss, scales[0]).key for loss in FIGURES["figure4"]]
+    write_records(path, scales[0], join_records([records for _, records in found]), drawn)
+    return path
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -96,16 +114,20 @@ def plus_minus(values: Sequence[float | None], digits: int = 1) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--reproduction", type=Path, metavar="FOLDER", help="--out of drloss reproduce")
+    parser.add_argument(
+        "--reproduction",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FOLDER_OR_RECORD",
+        help="--out of drloss reproduce, or a record of it; of a run in several of them the last is taken",
+    )
     parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=FOLDER", help="--out of drloss compare")
     options = parser.parse_args()
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     written = []
-    if options.reproduction is not None:
-        records = options.reproduction / "records.json"
-        scale, _ = read_records(records)
-        written.append(RESULTS / f"{today}-{REPRODUCTION}-{scale}.json")
-        write_text(written[-1], records.read_text(encoding="utf-8"))
+    if options.reproduction:
+        written.append(write_reproduction(RESULTS, today, options.reproduction))
     for pair in options.compare:
         name, _, folder = pair.partition("=")
         written.append(RESULTS / f"{today}-{COMPARISON}-{name}.json")

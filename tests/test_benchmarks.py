@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import page, reliability, studies
 from drloss.errors import UserError
+from drloss.studies.records import read_records, write_records
 
 
 def test_the_page_of_speeds_is_that_of_the_records():
@@ -29,6 +31,25 @@ def test_every_comparison_on_record_is_shown():
     text = (page.DOCS / "comparisons.md").read_text()
     for name in studies.newest(studies.COMPARISON):
         assert f"<!-- begin {name} -->" in text
+
+
+def test_new_runs_are_added_to_those_on_record(tmp_path):
+    old = studies.newest(studies.REPRODUCTION)["laptop"]
+    scale, records = read_records(old)
+    assert studies.write_reproduction(tmp_path, "again", [old]).read_text() == old.read_text()
+    key = ("cpu-dr", "eval_val")
+    again = replace(records[key][0], metrics=records[key][0].metrics | {"metrics": {"AP": 1.0}})
+    without = replace(again, metrics={k: v for k, v in again.metrics.items() if k != "scores"})
+    new = {key: {0: again}, ("cpu-dr", "eval_val_multi-scale"): {7: without}}
+    (tmp_path / "folder").mkdir()
+    write_records(tmp_path / "folder" / "records.json", scale, new, [key])
+    path = studies.write_reproduction(tmp_path, "2026-01-01", [old, tmp_path / "folder"])
+    joined = read_records(path)[1]
+    assert joined == {**records, **new, key: records[key] | new[key]}
+    other = replace(again, environment=again.environment | {"data": again.environment["data"] | {"fingerprint": "0"}})
+    write_records(tmp_path / "folder" / "records.json", scale, {key: {0: other}}, [])
+    with pytest.raises(UserError, match="different data of the split train"):
+        studies.write_reproduction(tmp_path, "2026-01-02", [old, tmp_path / "folder"])
 
 
 @pytest.mark.parametrize("kind", [studies.COMPARISON, studies.REPRODUCTION])

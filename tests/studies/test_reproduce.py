@@ -3,22 +3,24 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
-from drloss.cli import main
+from drloss.cli import main, studies
 from drloss.errors import UserError
 from drloss.studies import farm
 from drloss.studies.claims import CLAIMS
 from drloss.studies.farm import Job, train_jobs
-from drloss.studies.paper import FIGURES, ROWS, TEST_SCALES, Settings, settings
+from drloss.studies.paper import FIGURES, ROWS, TEST_SCALES, Settings, find_row, number, settings
 from drloss.studies.records import read_records, write_records
 from drloss.studies.reproduce import (
     PAGE,
@@ -37,7 +39,8 @@ TINY = [
     *("--data", DATA, "--seeds", "0", "--max-iters", "3", "--checkpoint-every", "1", "--batch-size", "4"),
     *("--no-scale-lr", "--workers", "0", "--short-side", "64", "--device", "cpu"),
 ]
-NAMES = ["cpu-focal-seed0", "cpu-dr-seed0"]
+PAPER = ["--scale", "paper", "--data", DATA]
+NAMES = ["cpu-focal_scope=pooled-seed0", "cpu-dr-seed0"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_the_page_has_the_runs_numbers_below_the_papers(finished):
     out, _ = finished
     text = (out / PAGE).read_text()
     assert "| – | Focal | paper, VOC2007 test | 39.5 | 67.2 | 40.8 | |" in text
-    for run in ("cpu-focal", "cpu-dr"):
+    for run in ("cpu-focal_scope=pooled", "cpu-dr"):
         found = json.loads((out / "runs" / f"{run}-seed0" / "eval_val" / "metrics.json").read_text())
         numbers = [f"{found['metrics'][m]:.1f}" for m in ("AP", "AP50", "AP75")]
         assert line_of(text, "Table 7", run)[2:] == ["ours", *numbers, "0"]
@@ -114,8 +117,11 @@ def test_the_page_has_the_runs_numbers_below_the_papers(finished):
     assert "evaluated on: shapes" in text
     assert "max_iters is 3, not 600 (all runs)" in text
     for row in ROWS:
-        for number in row.metrics.values():
-            assert f" {number:.1f} |" in text
+        for value in row.metrics.values():
+            assert f" {number(value)} |" in text
+    assert "| ResNet-50, 1×, jitter 640-800 | DR [cvpods] | others, minival | 37.35 |" in text
+    assert "on another data set (§C, comparison on PASCAL): not run (its runs are evaluated on the same data" in text
+    assert "takes at a time, its micro-batch: 2 on each GPU at the paper's scale, 8 in the preset" in text
 
 
 def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
@@ -150,8 +156,94 @@ def test_the_runs_scores_are_on_the_page_and_in_figures_1_and_5(finished):
     assert f"| DR | {mean:.3f} | " in text
     assert "| Cross-entropy | not run |" in text
     assert "with focal loss or cross-entropy: not run" in text
-    for number, drawn in ((1, True), (4, False), (5, True)):
-        assert (f"(figure{number}.png)" in text) == (out / f"figure{number}.png").exists() == drawn
+    for figure, drawn in ((1, True), (4, False), (5, True)):
+        assert (f"(figure{figure}.png)" in text) == (out / f"figure{figure}.png").exists() == drawn
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The two finished runs, to be changed, and what calls the driver on them."""
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    folders = [tmp_path / "runs" / name for name in NAMES]
+    return folders, lambda data=DATA: main(["reproduce", "table7", *TINY, "--data", data, "--out", str(tmp_path)])
+
+
+def test_an_evaluation_that_was_cut_off_is_made_anew(copied, capsys):
+    folders, call = copied
+    path = folders[0] / "eval_val" / "metrics.json"
+    whole = json.loads(path.read_text())
+    path.write_text(path.read_text()[:100])
+    assert "| 0 |" not in line_of(
+        write_reproduction(folders[0].parents[1], "laptop").read_text(), "Table 7", "cpu-focal_scope=pooled"
+    )
+    assert call() == 0
+    assert f"evaluating {NAMES[0]}" in capsys.readouterr().out
+    assert json.loads(path.read_text())["metrics"] == whole["metrics"]
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_refused_in_words(copied, capsys):
+    folders, call = copied
+    (folders[0] / "environment.json").unlink()
+    assert call() == 2
+    said = capsys.readouterr().err
+    assert "environment.json: cannot be read (" in said
+    assert "delete its folder to train the run anew" in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_the_same_data_by_another_name_are_the_same(copied, capsys, monkeypatch):
+    seen = []
+    read = studies.read
+    monkeypatch.setattr(
+        studies, "read", lambda source, split, *rest: seen.append(split) or read(source, split, *rest)
+    )
+    _, call = copied
+    assert call("shapes:size=64,test=2,val=4,train=8") == 0
+    said = capsys.readouterr().out
+    assert "2 done already" in said
+    assert "evaluating" not in said
+    assert sorted(seen) == ["train", "val"]
+
+
+def test_changed_data_are_noticed(copied, capsys):
+    folders, call = copied
+    assert call(DATA.replace("val=4", "val=5")) == 0  # what it was trained on is as it was
+    said = capsys.readouterr().out
+    assert all(f"evaluating {name}" in said for name in NAMES)
+    metrics = json.loads((folders[0] / "eval_val" / "metrics.json").read_text())
+    assert metrics["data"].endswith("val=5,test=2,size=64 val")
+    path = folders[1] / "environment.json"
+    records = json.loads(path.read_text())
+    records[-1]["data"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(records))
+    assert call() == 2
+    assert "is something else now; name another --out" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_each_run_says_what_its_rows_must_reach(finished):
+    out, _ = finished
+    for name, ap in zip(NAMES, ("36.1", "37.4"), strict=True):
+        said = json.loads((out / "runs" / name / "config.json").read_text())["expects"]
+        assert said.startswith(f"its place among the rows, not AP; the paper's: AP {ap} on minival (Table ")
+
+
+def test_at_the_papers_scale_the_page_says_which_rows_reach_its_numbers(finished):
+    out, _ = finished
+    record = next(iter(next(iter(read_records(out / RECORDS)[1].values())).values()))
+
+    def with_ap(*values):
+        found = [replace(record, metrics=record.metrics | {"metrics": {"AP": ap}}) for ap in values]
+        return dict(enumerate(found))
+
+    records = {
+        settings(find_row("table1", "h₊ = 20, h₋ = 3.5, DR"), "paper").key: with_ap(35.5, 35.8),
+        settings(find_row("table1", "h₊ = e, h₋ = 20, DR"), "paper").key: with_ap(36.5),
+        settings(find_row("table1", "h₊ = e, h₋ = e, DR"), "paper").key: with_ap(None),
+    }
+    text = page("paper", records)
+    assert (
+        "- reached: h₊ = 20, h₋ = 3.5, DR (35.6 of 35.6)\n- not reached: h₊ = e, h₋ = 20, DR (36.5 of 36.6)\n" in text
+    )
 
 
 def test_other_data_in_the_same_folder_are_refused(finished, capsys):
@@ -181,6 +273,20 @@ def test_the_multi_scale_test_is_another_evaluation_of_the_same_run():
     assert len({s.key for s in chosen}) == len(chosen)
 
 
+def test_a_run_is_tested_at_one_scale_and_at_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(farm, "subprocess", Subprocess)
+    at = TINY.index("--short-side")
+    command = ["reproduce", "table7", "controls", *TINY[:at], *TINY[at + 2 :], "--out", str(tmp_path)]
+    assert main([*command, "--shard", "2/7"]) == 0
+    assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == ["cpu-dr-seed0"]
+    found = json.loads((tmp_path / "runs" / "cpu-dr-seed0" / "eval_val_multi-scale" / "metrics.json").read_text())
+    assert found["test_scales"] == [64, 80, 96, 112, 128, 144, 160, 176, 192]
+    text = (tmp_path / PAGE).read_text()
+    ap = found["metrics"]["AP"]
+    assert line_of(text, "Controls", "cpu-dr")[3] == f"{ap:.1f}"
+    assert "the multi-scale test improves DR further (§4.4): not run" not in text
+
+
 def test_shards_share_out_all_runs():
     runs = runs_of(chosen_settings(["table2", "table3"], [], "laptop"), [0, 1, 2], {})
     parts = [choose_shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
@@ -201,6 +307,11 @@ def test_a_shard_that_is_none_is_refused(text):
         (["table7", "table1", "--scale", "paper", "--data", DATA], "table7 needs VOC2007 and the others COCO"),
         (["table6", "--short-side", "64"], "--short-side cannot be set with table6: it is what its rows"),
         (["controls", "--negative-iou", "0.3"], "--negative-iou cannot be set with controls"),
+        (["controls", "--negative-iou", "0.3", *PAPER], "--negative-iou cannot be set with controls"),
+        (["controls", "--short-side", "64"], "--short-side cannot be set with controls"),
+        (["table4", "--backbone", "resnet18", *PAPER], "--backbone cannot be set with table4"),
+        (["table4", "--max-iters", "9", *PAPER], "--max-iters cannot be set with table4"),
+        (["table5", "--score-threshold", "0.3"], "--score-threshold cannot be set with table5"),
         (["table6", "--max-side", "9", "--scale", "paper", "--data", DATA], "--max-side cannot be set with table6"),
         (["table1", "--seeds", "0", "0"], "--seeds: 0 is given twice"),
         (["table1", "--shard", "2/1"], "--shard must be i/n"),
@@ -226,6 +337,15 @@ def test_everything_at_the_papers_scale_leaves_out_what_needs_other_data():
     assert "table7" in choose_tables(["all"], "laptop", {})
     assert "table7" not in choose_tables(["all"], "paper", {})
     assert choose_tables(["table7"], "paper", {}) == ["table7"]
+
+
+def test_what_everything_leaves_out_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(studies, "_reproduce_runs", lambda *_: None)
+    command = ["reproduce", "all", "--points", "100", "--out", str(tmp_path)]
+    assert main([*command, *PAPER]) == 0
+    assert "table7 is left out: it needs PASCAL VOC2007" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_figures_are_drawn_without_data(tmp_path, capsys):
@@ -275,10 +395,26 @@ def test_a_claim_is_judged_seed_by_seed(by_seed, said):
     assert verdict(wanted, aps(wanted, by_seed)) == said
 
 
-def test_equal_numbers_confirm_only_a_claim_that_says_no_worse():
-    for text, said in (("DR is no worse than NegOnly", "holds"), ("NegOnly outperforms focal", "does **not** hold")):
-        wanted = claim(text)
-        assert verdict(wanted, aps(wanted, [10.0, 10.0])).startswith(said)
+@pytest.mark.parametrize(
+    ("text", "ahead", "behind", "said"),
+    [
+        ("a distribution of positives improves NegOnly further", 10.0, 10.0, "does **not** hold"),
+        ("the worst case (Eq. 5) fails", 50.0, 4.9, "holds"),
+        ("the worst case (Eq. 5) fails", 50.0, 5.1, "does **not** hold"),
+        ("DR keeps almost the same from 0.05 to 0.5", 39.1, 40.0, "holds"),
+        ("DR keeps almost the same from 0.05 to 0.5", 38.9, 40.0, "does **not** hold"),
+        ("the multi-scale test improves Dr. Retina further", 41.0, 40.0, "holds"),
+        ("NegOnly outperforms focal", float("nan"), 10.0, "cannot be told"),
+        ("NegOnly outperforms focal", 10.0, float("nan"), "cannot be told"),
+    ],
+)
+def test_where_the_bar_of_a_claim_lies(text, ahead, behind, said):
+    wanted = claim(text)
+    values = {row.key: {} for row in ROWS}
+    for comparison in wanted.comparisons:
+        values |= {row.key: {0: {"AP": ahead}} for row in comparison.ahead}
+        values |= {row.key: {0: {"AP": behind}} for row in comparison.behind}
+    assert verdict(wanted, values).startswith(said)
 
 
 def test_a_claim_of_many_comparisons_takes_all_of_them_and_names_the_closest():

@@ -21,10 +21,11 @@ from drloss.data.transforms import Augmentation
 from drloss.errors import DataError, UserError
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run, save_checkpoint
-from drloss.training.config import from_json, override
+from drloss.training.config import from_json, override, to_json
 from drloss.training.fit import NonFiniteLoss, Stopped, _Trainer, fit
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
 from drloss.training.presets import PRESETS
+from drloss.training.runs import FREE_ON_RESUME, HOW_IT_RUNS, changed_settings
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SPEC = "shapes:train=24,val=6,size=64"
@@ -371,6 +372,13 @@ def test_what_does_not_change_the_learning_may_change_on_resume(run):
         path.unlink()
     run("part", resume=True, micro_batch=2, checkpoint_every=100, score_threshold=0.3)
     assert losses(part) == pytest.approx(whole, rel=1e-2)
+
+
+def test_how_many_images_a_pooled_loss_takes_at_a_time_decides_what_is_learnt():
+    for loss, decides in (("dr", False), ("dr:scope=pooled", True), ("focal:scope=pooled", True)):
+        two, four = (to_json(replace(TINY, loss=loss, micro_batch=n)) for n in (2, 4))
+        for free in (HOW_IT_RUNS, FREE_ON_RESUME):
+            assert changed_settings(two, four, free) == ({"micro_batch": (2, 4)} if decides else {})
 
 
 def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):

@@ -130,7 +130,7 @@ def add_reproduce(parser: argparse.ArgumentParser) -> Command:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from drloss.studies.paper import FIGURES
+    from drloss.studies.paper import FIGURES, VOC_ALONE
     from drloss.studies.reproduce import choose_tables
     from drloss.studies.schematics import save_drifts, save_surrogates
 
@@ -143,6 +143,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise UserError("--data: the paper's scale needs the paper's data: a COCO folder, for table7 VOC2007")
     if options.scores_of is not None and (options.data is None or "figure1" not in wanted):
         raise UserError(f"--scores-of {options.scores_of}: is for figure1, and needs --data with a split val")
+    if "all" in options.what and "table7" not in tables:
+        print(VOC_ALONE)
     paths = save_drifts(options.out, points) if "figure2" in wanted else []
     paths += save_surrogates(options.out) if "figure3" in wanted else []
     for path in paths:

@@ -22,7 +22,7 @@ from drloss.evaluation.thresholds import threshold_sweep
 from drloss.files import json_of, write_json
 from drloss.ranks import Ranks
 from drloss.studies.figures import save_evaluation_figures
-from drloss.training.checkpoints import load_run
+from drloss.training.checkpoints import fingerprint, load_run
 
 RESULTS = "results.json"
 METRICS = "metrics.json"
@@ -89,7 +89,8 @@ def evaluate_run(
     evaluation = evaluate(annotations, detections)
     sweep = threshold_sweep(annotations, detections)
     write_results(out / RESULTS, annotations, detections)
-    metrics = evaluation.to_json() | {"data": annotations.name, "run": str(run), "thresholds": sweep}
+    metrics = evaluation.to_json() | {"data": annotations.name, "fingerprint": fingerprint(annotations)}
+    metrics |= {"run": str(run), "thresholds": sweep}
     metrics |= {"test_scales": list(test_scales)} if histogram is None else {"scores": histogram.to_json()}
     write_json(out / METRICS, metrics)
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)

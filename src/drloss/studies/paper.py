@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import e
 
 from drloss.evaluation.coco import METRICS
-from drloss.losses import lambda_from_log_base
+from drloss.losses import BEST_KNOWN, lambda_from_log_base
 from drloss.training.presets import PRESETS
 
 SCALES = ("paper", "laptop")
@@ -25,7 +25,7 @@ TABLES = {
     "table5": "Table 5. Comparison of score thresholds (ResNet-50, 1×)",
     "table6": "Table 6. Comparison of input scales (ResNet-50, 1×)",
     "table7": "Table 7. Comparison on VOC2007",
-    CONTROLS: "Controls of ours: what the paper does not report",
+    CONTROLS: "Controls of ours, and what others published: rows that the paper does not have",
 }
 """Tables by the name that ``drloss reproduce`` knows them by."""
 
@@ -43,10 +43,33 @@ NEEDS = {
 }
 """What the rows of a table need at the paper's scale."""
 
+VOC_ALONE = (
+    "table7 is left out: it needs PASCAL VOC2007 and the others COCO; run it by itself, with the same --out: "
+    "drloss reproduce table7 --scale paper --data VOC2007"
+)
+"""What is said where everything is asked for at the paper's scale."""
+
+NOTES = {
+    "table2": (
+        "Focal loss is divided by the positives of all images that a device takes at a time, as in the codebase that "
+        "the paper used. Divided image by image, as torchvision does, it is another rival: the row "
+        "`focal:scope=per_image` of the controls, below."
+    ),
+    CONTROLS: (
+        "`pooled` means all images that a device takes at a time, its micro-batch: "
+        f"{PRESETS['r50_1x'].micro_batch} on each GPU at the paper's scale, {PRESETS['cpu'].micro_batch} in the "
+        "preset `cpu`. For DR they share one distribution, as in the authors' code; for focal loss they share the "
+        "count of positives by which their sum is divided, as in the codebase that the paper used, which adds the "
+        "number of images to it. The box loss stays one of each image."
+    ),
+}
+"""What a reader has to know of a table."""
+
 _BACKBONE = "needs its backbone, which is what the row compares: too much for a CPU"
 _NO_NUMBER = "the paper gives no number, because training does not reach a meaningful result"
 TEST_SCALES = tuple(range(400, 1201, 100))
 """Short sides of the multi-scale test, in pixels."""
+_CPU_SIDE = PRESETS["cpu"].detector.short_side
 _MULTI_SCALE = (
     "ours is tested at short sides 400, 500, ... 1200 without flips, and the detections of all scales go through NMS "
     "once more: the paper states neither flips nor merging"
@@ -57,14 +80,14 @@ FIGURES: dict[str, tuple[str, ...]] = {"figure1": ("dr",), "figure4": ("ce", "fo
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a row is trained at the paper's scale.
+    """How a row is trained.
 
     Attributes:
         preset: a name of :data:`drloss.training.presets.PRESETS`.
         loss: as ``drloss train --loss`` takes it.
         laptop: settings on the preset ``cpu`` that make the same relative change; or the reason why there are none.
         splits: to train and to evaluate on.
-        test_scales: short sides of a multi-scale test in pixels; empty for the preset's own.
+        test_scales: short sides of a multi-scale test in pixels of the paper's scale; empty for the preset's own.
     """
 
     preset: str = "r50_1x"
@@ -115,11 +138,27 @@ class Row:
         return self.table, self.name
 
     @property
-    def must_reach(self) -> str:
+    def is_control(self) -> bool:
+        """Whether the paper has no such row: its number is that of the nearest, or another's."""
+        return self.table == CONTROLS
+
+    @property
+    def goal(self) -> str:
         """The number that a run of this row has to reach, in words."""
         if not self.metrics:
             return self.reason
-        return f"AP {self.metrics['AP']:.1f} on {self.split} ({self.source})"
+        nearest = "no number of its own, the nearest is " if self.is_control and self.recipe else ""
+        return f"{nearest}AP {number(self.metrics['AP'])} on {self.split}"
+
+    @property
+    def must_reach(self) -> str:
+        """Its goal, and where that stands."""
+        return f"{self.goal} ({self.source})" if self.metrics else self.goal
+
+
+def number(value: float) -> str:
+    """A printed number, to its own one or two decimals."""
+    return f"{value:.2f}".removesuffix("0")
 
 
 @dataclass(frozen=True)
@@ -172,10 +211,38 @@ def settings(row: Row, scale: str) -> Settings | str:
         return row.reason
     recipe = row.recipe
     if scale == "paper":
-        return Settings(recipe.preset, {"loss": recipe.loss}, recipe.splits, recipe.test_scales)
+        return Settings(recipe.preset, {"loss": _spelt_out(recipe.loss)}, recipe.splits, recipe.test_scales)
     if isinstance(recipe.laptop, str):
         return recipe.laptop
-    return Settings("cpu", {"loss": recipe.loss, **recipe.laptop}, ("train", "val"))
+    values = {"loss": _spelt_out(recipe.loss), **recipe.laptop}
+    return Settings("cpu", values, ("train", "val"), _laptop_scales(recipe))
+
+
+def _spelt_out(loss: str) -> str:
+    """A loss with what its name alone starts from, so that a run's name says what it was divided by."""
+    known = BEST_KNOWN.get(loss, {})
+    return ":".join([loss, ",".join(f"{k}={v}" for k, v in known.items())]) if known else loss
+
+
+def _laptop_scales(recipe: Recipe) -> tuple[int, ...]:
+    return tuple(_laptop_side(side) for side in recipe.test_scales)
+
+
+def _laptop_side(side: int) -> int:
+    return round(side * _CPU_SIDE / PRESETS["r50_1x"].detector.short_side)
+
+
+def expectation(run: Settings) -> str:
+    """What a run must reach, in words: the numbers of all the rows that it serves."""
+    found = [(row, settings(row, scale)) for row in ROWS for scale in SCALES]
+    served = [row for row, s in found if isinstance(s, Settings) and s.name == run.name]
+    if not served:
+        return "no number: the paper shows its scores only (Figure 4)"
+    goals: dict[str, list[str]] = {}
+    for row in [row for row in served if not row.is_control] or served:
+        goals.setdefault(row.goal, []).append(row.source)
+    words = ", ".join(f"{goal} ({'; '.join(dict.fromkeys(sources))})" for goal, sources in goals.items())
+    return f"its place among the rows, not AP; the paper's: {words}" if run.preset == "cpu" else words
 
 
 def figure_settings(loss: str, scale: str) -> Settings:
@@ -185,7 +252,7 @@ def figure_settings(loss: str, scale: str) -> Settings:
         loss: by its name on the command line.
         scale: one of :data:`SCALES`.
     """
-    return Settings({"paper": "r50_1x", "laptop": "cpu"}[scale], {"loss": loss}, ("train", "val"))
+    return Settings({"paper": "r50_1x", "laptop": "cpu"}[scale], {"loss": _spelt_out(loss)}, ("train", "val"))
 
 
 def _metrics(numbers: str) -> dict[str, float]:
@@ -220,22 +287,22 @@ def _dr_retina(backbone: str, preset: str, numbers: str) -> Row:
 
 def _multi_scale(backbone: str, preset: str, numbers: str) -> Row:
     label, recipe = f"{backbone}, multi-scale test", Recipe(preset, laptop=_BACKBONE, test_scales=TEST_SCALES)
-    return Row("table4", label, "Dr. Retina", _metrics(numbers), TEST_DEV, "Table 4", recipe, _MULTI_SCALE)
+    source = "Table 4, multi-scale test"
+    return Row("table4", label, "Dr. Retina", _metrics(numbers), TEST_DEV, source, recipe, _MULTI_SCALE)
 
 
 def _thresholds(threshold: float, focal: str, dr: str) -> list[Row]:
     rows = []
     for method, loss, numbers in (("Focal", "focal", focal), ("DR", "dr", dr)):
         metrics, label = _metrics(numbers), f"threshold {threshold:g}"
-        recipe = Recipe(loss=loss)
-        rows.append(Row("table5", label, method, metrics, MINIVAL, "Table 5", recipe, threshold=threshold))
+        recipe, source = Recipe(loss=loss), f"Table 5, {label}"
+        rows.append(Row("table5", label, method, metrics, MINIVAL, source, recipe, threshold=threshold))
     return rows
 
 
 def _scales(side: int, focal: str, dr: str) -> list[Row]:
     preset = "r50_1x" if side == 800 else f"r50_1x_{side}"
-    cpu = PRESETS["cpu"].detector.short_side
-    smaller: dict[str, object] = {} if side == 800 else {"short_side": round(cpu * side / 800)}
+    smaller: dict[str, object] = {} if side == 800 else {"short_side": _laptop_side(side)}
     rows = []
     for method, loss, numbers, reference in (("Focal", "focal", focal, "[17]"), ("DR", "dr", dr, "")):
         recipe = Recipe(preset, loss, smaller)
@@ -253,7 +320,15 @@ def _voc(method: str, loss: str, numbers: str) -> Row:
 def _control(label: str, method: str, numbers: str, source: str, recipe: Recipe) -> Row:
     split = TEST_DEV if source == "Table 4" else MINIVAL
     reason = f"the paper has no such row; the number is that of its nearest, {source}"
+    if recipe.test_scales:
+        reason += f"; {_MULTI_SCALE}; on images of {_CPU_SIDE} pixels the scales are smaller in proportion, "
+        reason += ", ".join(map(str, _laptop_scales(recipe)))
     return Row(CONTROLS, label, method, _metrics(numbers), split, source, recipe, reason)
+
+
+def _elsewhere(label: str, method: str, ap: float, source: str, reference: str) -> Row:
+    reason = f"published by others ({source}), of a RetinaNet trained with settings of their own: to hold beside ours"
+    return Row(CONTROLS, label, method, {"AP": ap}, MINIVAL, source, None, reason, published=reference)
 
 
 _DEFAULT = "37.4 56.0 40.0 20.8 41.2 50.5"
@@ -310,6 +385,7 @@ ROWS: tuple[Row, ...] = (
     *_scales(800, "35.7 55.0 38.5 18.9 38.9 46.3", "37.6 56.4 40.3 20.1 40.5 48.9"),
     _voc("Focal", "focal", "39.5 67.2 40.8"),
     _voc("DR", "dr", "41.2 68.6 42.6"),
+    _control("focal:scope=per_image", "Focal", _FOCAL, "Table 2", Recipe(loss="focal:scope=per_image")),
     _control(
         *("authors' detector settings", "Focal", "35.4 53.4 38.2 18.3 38.7 48.6", "Table 5, threshold 0.2"),
         Recipe("r50_1x_authors", "focal", _AUTHORS),
@@ -318,11 +394,23 @@ ROWS: tuple[Row, ...] = (
         *("authors' detector settings", "DR", _DEFAULT, "Table 5, threshold 0.2"),
         Recipe("r50_1x_authors", "dr", _AUTHORS),
     ),
-    _control("authors' code: one distribution a GPU", "DR", _DEFAULT, "Table 2", Recipe(loss="dr:scope=pooled")),
+    _control("dr:scope=pooled", "DR", _DEFAULT, "Table 2", Recipe(loss="dr:scope=pooled")),
+    _control(
+        *("authors' code as a whole: dr:scope=pooled, detector settings", "DR", _DEFAULT, "Table 5, threshold 0.2"),
+        Recipe("r50_1x_authors", "dr:scope=pooled", _AUTHORS),
+    ),
+    _control(
+        *("authors' detector settings, ResNet-101", "Focal", "39.1 59.1 42.3 21.8 42.7 50.2", "Table 4"),
+        Recipe("r101_2x_authors", "focal", _BACKBONE),
+    ),
     _control(
         *("authors' detector settings, ResNet-101", "DR", "41.7 60.9 44.8 23.5 44.9 53.1", "Table 4"),
         Recipe("r101_2x_authors", "dr", _BACKBONE),
     ),
+    _control("multi-scale test", "DR", _DEFAULT, "Table 2", Recipe(test_scales=TEST_SCALES)),
+    _elsewhere("ResNet-50, 1×, jitter 640-800", "DR", 37.35, "Megvii-BaseDetection/cvpods", "[cvpods]"),
+    _elsewhere("ResNet-50, 1×", "RetinaNet, focal", 37.4, "model zoo of detectron2", "[detectron2]"),
+    _elsewhere("ResNet-101, 3×", "RetinaNet, focal", 40.4, "model zoo of detectron2", "[detectron2]"),
 )
 """All rows, in the order of the paper; then the controls."""
 

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from typing import Any
 
-from drloss.errors import UserError
+from drloss.errors import UserError, first_line
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.files import write_text
@@ -63,14 +63,34 @@ def read_runs(out: Path, chosen: Iterable[Settings]) -> Records:
 def _read_runs(out: Path, settings: Settings) -> Iterable[tuple[int, Record]]:
     for folder in run_folder(out, "").glob(f"{settings.name}-seed*"):
         seed = re.fullmatch(re.escape(settings.name) + r"-seed(\d+)", folder.name)
-        metrics = folder / settings.evaluation / METRICS_FILE
-        if seed and metrics.is_file():
-            environments = _load(folder / ENVIRONMENT)
-            yield int(seed[1]), Record(_load(folder / CONFIG), environments[-1], _load(metrics))
+        metrics = read_metrics(folder / settings.evaluation)
+        if seed and metrics is not None:
+            yield int(seed[1]), Record(read_of_run(folder / CONFIG), read_of_run(folder / ENVIRONMENT)[-1], metrics)
 
 
-def _load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_metrics(evaluation: Path) -> dict[str, Any] | None:
+    """``metrics.json`` of an evaluation, or None where there is none or it is cut off: evaluate anew."""
+    try:
+        found = json.loads((evaluation / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"metrics", "thresholds", "data"} <= found.keys() else None
+
+
+def read_of_run(path: Path) -> Any:
+    """``config.json`` or ``environment.json`` of a run folder.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found:
+            return found
+        reason = "it is empty"
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+    raise UserError(f"{path}: cannot be read ({reason}); put it back, or delete its folder to train the run anew")
 
 
 def write_records(path: Path, scale: str, records: Records, with_scores: Collection[tuple[str, str]]) -> None:
@@ -84,7 +104,7 @@ def write_records(path: Path, scale: str, records: Records, with_scores: Collect
     """
     lines = []
     for key, seeds in records.items():
-        kept = ["metrics", "thresholds", "data", *(["scores"] if key in with_scores else [])]
+        kept = ["metrics", "thresholds", "data", "fingerprint", *(["scores"] if key in with_scores else [])]
         for seed, record in seeds.items():
             metrics = {name: record.metrics[name] for name in kept if name in record.metrics}
             run = {"run": key[0], "evaluation": key[1], "seed": seed, "config": record.config}
@@ -102,7 +122,7 @@ def read_records(path: Path) -> tuple[str, Records]:
     Raises:
         UserError: if they are not as they were written.
     """
-    kept = _load(path)
+    kept = json.loads(path.read_text(encoding="utf-8"))
     if kept["sha256"] != _digest(kept["runs"]):
         raise UserError(f"{path}: the records are not those that were written: their checksum differs")
     found: dict[tuple[str, str], dict[int, Record]] = {}
@@ -110,6 +130,25 @@ def read_records(path: Path) -> tuple[str, Records]:
         record = Record(run["config"], run["environment"], run["metrics"])
         found.setdefault((run["run"], run["evaluation"]), {})[run["seed"]] = record
     return kept["scale"], found
+
+
+def join_records(parts: Sequence[Records]) -> Records:
+    """The runs of all parts; where two have the same evaluation and seed, the later one's.
+
+    Raises:
+        UserError: if they were trained or evaluated on different data of the same split.
+    """
+    joined: dict[tuple[str, str], dict[int, Record]] = {}
+    for key, seeds in (item for part in parts for item in part.items()):
+        joined[key] = dict(sorted({**joined.get(key, {}), **seeds}.items()))
+    seen: dict[str, str] = {}
+    for record in (record for seeds in joined.values() for record in seeds.values()):
+        trained, metrics = record.environment["data"], record.metrics
+        for name, found in ((trained["name"], trained["fingerprint"]), (metrics["data"], metrics.get("fingerprint"))):
+            split = name.rsplit(" ", 1)[-1]
+            if found and seen.setdefault(split, found) != found:
+                raise UserError(f"the records are of runs on different data of the split {split}: they make no page")
+    return joined
 
 
 def _digest(runs: Any) -> str:

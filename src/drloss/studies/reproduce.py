@@ -1,8 +1,8 @@
 """``drloss reproduce``: the runs behind the paper's tables, as run folders, and the page that is made of them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from drloss.studies import scores
 from drloss.studies.differences import TITLES
 from drloss.studies.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
 from drloss.studies.farm import Job, train_jobs
-from drloss.studies.paper import FIGURES, NEEDS, TABLES, Settings, figure_settings, rows_of, settings
-from drloss.studies.records import Records, read_runs, run_folder, write_records
+from drloss.studies.paper import FIGURES, NEEDS, TABLES, Settings, expectation, figure_settings, rows_of, settings
+from drloss.studies.records import Records, read_metrics, read_of_run, read_runs, run_folder, write_records
 from drloss.studies.tables import histograms, page
-from drloss.training.checkpoints import MODEL, load_run
-from drloss.training.config import Config, override, to_json
+from drloss.training.checkpoints import MODEL, fingerprint, load_run
+from drloss.training.config import OPTIONS, Config, override, to_json
 from drloss.training.presets import PRESETS
 from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
 
@@ -59,6 +59,11 @@ class Run:
         return {**self.settings.values, **self.given, "seed": self.seed}
 
     @property
+    def expects(self) -> str:
+        """What it must reach, in words."""
+        return expectation(self.settings)
+
+    @property
     def config(self) -> Config:
         """What the run computes.
 
@@ -66,7 +71,7 @@ class Run:
             UserError: if a setting does not fit.
         """
         config = override(PRESETS[self.settings.preset], self.values)
-        return replace(config, detector=resolve_norm(config.detector, config.weights))
+        return replace(config, detector=resolve_norm(config.detector, config.weights), expects=self.expects)
 
 
 def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) -> list[Settings]:
@@ -92,15 +97,26 @@ def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) 
         if "table7" in what:
             raise UserError("table7 needs VOC2007 and the others COCO: run it by itself, with the same --out")
         tables.remove("table7")
-    sizes = {"short_side", "max_side", "train_short_sides"} if "table6" in tables else set()
     for table in tables:
-        for row in rows_of(table):
-            chosen = settings(row, scale)
-            own = set(chosen.values) | sizes if isinstance(chosen, Settings) else set()
-            if clash := sorted(own & set(given)):
-                flag = clash[0].replace("_", "-")
-                raise UserError(f"--{flag} cannot be set with {table}: it is what its rows differ in")
+        if clash := sorted(_own_settings(table, scale) & set(given)):
+            flag = clash[0].replace("_", "-")
+            raise UserError(f"--{flag} cannot be set with {table}: it is what its rows differ in")
     return tables
+
+
+def _own_settings(table: str, scale: str) -> set[str]:
+    """Names of the settings that the rows of a table differ in, or give themselves."""
+    rows = rows_of(table)
+    chosen = [s for s in (settings(row, scale) for row in rows) if isinstance(s, Settings)]
+    own = {name for s in chosen for name in s.values}
+    configs = [override(PRESETS[s.preset], s.values) for s in chosen]
+    flat = [vars(config) | vars(config.detector) for config in configs]
+    own |= {name for name in OPTIONS if len({values[name] for values in flat}) > 1}
+    if any(row.threshold is not None for row in rows):
+        own.add("score_threshold")
+    if any(s.test_scales for s in chosen):
+        own.add("short_side")
+    return own
 
 
 def choose_shard(runs: Sequence[Run], text: str) -> list[Run]:
@@ -160,25 +176,32 @@ def reproduce_runs(
     if scale == "paper":
         for table in tables:
             console.print(f"{table} needs {NEEDS[table]}", markup=False, soft_wrap=True)
-    missing = [run for run in runs if not is_finished(run, run_folder(out, run.name), data)]
+    for name, expects in {run.settings.name: run.expects for run in runs}.items():
+        console.print(f"{name}: {expects}", markup=False, soft_wrap=True)
+    read_once = cache(read_split)
+
+    @cache
+    def fingerprint_of(split: str) -> str:
+        return fingerprint(read_once(split))
+
+    missing = [run for run in runs if not is_finished(run, run_folder(out, run.name), data, fingerprint_of)]
     console.print(f"{len(runs)} run(s) for {', '.join(tables) or 'figures'}; {len(runs) - len(missing)} done already")
     failed: list[str] = []
     if missing:
         jobs = [_job(run, run_folder(out, run.name), data, skip_bad) for run in missing]
         failed = train_jobs(jobs, ranks.device, at_once, console, keep_going=True)
-    splits: dict[str, Annotations] = {}
     for run in runs:
         folder = run_folder(out, run.name)
-        if not is_finished(run, folder, data):
+        if not is_finished(run, folder, data, fingerprint_of):
             continue
-        for wanted in (s for s in chosen if s.name == run.settings.name and not _is_evaluated(folder, s)):
+        for wanted in (s for s in chosen if s.name == run.settings.name):
             split = wanted.splits[1]
-            if split not in splits:
-                splits[split] = read_split(split)
+            if _is_evaluated(folder, wanted, fingerprint_of(split)):
+                continue
             console.print(f"evaluating {run.name}", markup=False)
             evaluate_run(
                 folder,
-                splits[split],
+                read_once(split),
                 folder / wanted.evaluation,
                 ranks,
                 batch_size=configs[run.name].eval_batch_size,
@@ -240,25 +263,36 @@ def _together(loss: str, scale: str, records: Records) -> scores.Histogram | Non
     return TITLES[loss], loss, source, together
 
 
-def is_finished(run: Run, folder: Path, data: str) -> bool:
+def is_finished(run: Run, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
     """Whether a folder holds the run, trained to its end.
 
+    Args:
+        run: what is wanted.
+        folder: that it is in, or will be.
+        data: name of the data, for the message.
+        fingerprint_of: of a split, from its name; called only where there is a run.
     Raises:
-        UserError: if it was trained on other data.
+        UserError: if it was trained on other data, or the folder does not say on what.
     """
-    if not (folder / CONFIG).is_file():
+    ended = (folder / MODEL).is_file()
+    if not (folder / CONFIG).is_file() or not (ended or (folder / ENVIRONMENT).is_file()):
         return False
-    records = json.loads((folder / ENVIRONMENT).read_text()) if (folder / ENVIRONMENT).is_file() else []
-    name = f"{data} {run.settings.splits[0]}"
-    if records and records[-1]["data"]["name"] != name:
-        raise UserError(f"{folder}: was trained on {records[-1]['data']['name']}, not on {name}; name another --out")
-    was = json.loads((folder / CONFIG).read_text())
-    return (folder / MODEL).is_file() and not changed_settings(was, to_json(run.config), HOW_IT_RUNS)
+    was, split = read_of_run(folder / ENVIRONMENT)[-1]["data"], run.settings.splits[0]
+    if was["fingerprint"] != fingerprint_of(split):
+        raise UserError(
+            f"{folder}: was trained on {was['name']} as it was then, and {data} {split} is something else now; name "
+            "another --out"
+        )
+    return ended and not changed_settings(read_of_run(folder / CONFIG), to_json(run.config), HOW_IT_RUNS)
 
 
-def _is_evaluated(folder: Path, wanted: Settings) -> bool:
+def _is_evaluated(folder: Path, wanted: Settings, data: str) -> bool:
+    """Whether the run was evaluated since it was trained, on the data of that fingerprint."""
     metrics = folder / wanted.evaluation / METRICS
-    return metrics.is_file() and metrics.stat().st_mtime >= (folder / MODEL).stat().st_mtime
+    if not metrics.is_file() or metrics.stat().st_mtime < (folder / MODEL).stat().st_mtime:
+        return False
+    found = read_metrics(metrics.parent)
+    return found is not None and found.get("fingerprint") == data
 
 
 def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
@@ -266,6 +300,7 @@ def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
     for name, split in zip(("--train-split", "--val-split"), run.settings.splits, strict=True):
         options += [name, split]
     options += ["--skip-bad"] if skip_bad else []
+    options += ["--expects", run.expects]
     for name, value in run.values.items():
         options += _option(name, value)
     return Job(run.name, folder, run.config.max_iters, options)

@@ -1,6 +1,6 @@
 """``reproduction.md``: the paper's tables with our numbers under its own, made from run folders alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 from statistics import mean, stdev
@@ -10,7 +10,18 @@ from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.claims import CLAIMS, Claim, Comparison
 from drloss.studies.differences import TITLES
-from drloss.studies.paper import FIGURES, NEEDS, ROWS, TABLES, Settings, figure_settings, rows_of, settings
+from drloss.studies.paper import (
+    FIGURES,
+    NEEDS,
+    NOTES,
+    ROWS,
+    TABLES,
+    Settings,
+    figure_settings,
+    number,
+    rows_of,
+    settings,
+)
 from drloss.studies.records import Record, Records
 from drloss.training.config import override, to_json
 from drloss.training.presets import PRESETS
@@ -51,21 +62,29 @@ def page(scale: str, records: Records, figures: str = "") -> str:
         row.key: {seed: record.values(row.threshold) for seed, record in seeds.items()}
         for row, seeds in zip(ROWS, found, strict=True)
     }
+    data = {
+        row.key: {record.metrics.get("fingerprint", record.metrics["data"]) for record in seeds.values()}
+        for row, seeds in zip(ROWS, found, strict=True)
+    }
     for table, title in TABLES.items():
         lines += ["", f"## {title}", ""]
         if scale == "paper":
             lines += [f"Needs {NEEDS[table]}", ""]
         lines += _table(table, scale, values) + _reasons(table, scale, values)
+        lines += ["", NOTES[table]] if table in NOTES else []
+        lines += _reached(table, values) if scale == "paper" else []
         claims = [claim for claim in CLAIMS if claim.table == table]
         if claims:
             lines += ["", "What the paper concludes, and whether it holds here:", ""]
-            lines += [f"- {claim.text} ({claim.source}): {verdict(claim, values)}" for claim in claims]
+            lines += [f"- {claim.text} ({claim.source}): {_judged(claim, values, data)}" for claim in claims]
     lines += ["", "## Figures 1, 4 and 5. Densities of scores", "", *_densities(scale, records, figures)]
     return "\n".join(lines) + "\n"
 
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
 """By the key of a row, by seed, the metrics in percent."""
+Data = Mapping[tuple[str, str], Iterable[str]]
+"""By the key of a row, what its runs were evaluated on."""
 
 
 def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
@@ -76,8 +95,10 @@ def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
     versions = {f"Python {e['python']}, " + ", ".join(f"{p} {v}" for p, v in e["versions"].items()) for e in last}
     facts = {
         "runs": {str(len(runs))},
-        "trained on": {f"{e['data']['name']} ({e['data']['images']} images)" for e in last},
-        "evaluated on": {record.metrics["data"] for _, record in runs.values()},
+        "trained on": _named(
+            (f"{e['data']['name']} ({e['data']['images']} images)", e["data"].get("fingerprint")) for e in last
+        ),
+        "evaluated on": _named((r.metrics["data"], r.metrics.get("fingerprint")) for _, r in runs.values()),
         "device": {f"{e['device']}, {e['processes']} process(es), {e['threads']} thread(s)" for e in last},
         "drloss": {f"{e['drloss']}, commit {e['commit'] or 'unknown'}" for e in last},
         "versions": versions,
@@ -94,6 +115,17 @@ def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
     return lines
 
 
+def _named(data: Iterable[tuple[str, str | None]]) -> set[str]:
+    """Names of data, each with its fingerprints where it has stood for several."""
+    found: dict[str, set[str]] = {}
+    for name, fingerprint in data:
+        found.setdefault(name, set()).update([fingerprint[:8]] if fingerprint else [])
+    return {
+        f"{name}, **changed in between** (fingerprints {', '.join(sorted(prints))})" if len(prints) > 1 else name
+        for name, prints in found.items()
+    }
+
+
 def _changes(chosen: Settings, record: Record) -> list[str]:
     """Settings of a run that neither its preset nor its row has."""
     config = override(PRESETS[chosen.preset], {**chosen.values, "seed": record.config["seed"]})
@@ -107,8 +139,9 @@ def _table(table: str, scale: str, values: Values) -> list[str]:
     lines = [f"| row | method | | {' | '.join(metrics)} | seeds |", f"|---|---|---|{'---:|' * (len(metrics) + 1)}"]
     for row in rows_of(table):
         method = f"{row.method} {row.published}".strip()
-        printed = [f"{row.metrics[m]:.1f}" if m in row.metrics else "–" for m in metrics]
-        lines.append(f"| {row.label or '–'} | {method} | paper, {row.split} | {' | '.join(printed)} | |")
+        printed = [number(row.metrics[m]) if m in row.metrics else "–" for m in metrics]
+        whose = "others" if row.is_control and row.published else "paper"
+        lines.append(f"| {row.label or '–'} | {method} | {whose}, {row.split} | {' | '.join(printed)} | |")
         seeds, chosen = values[row.key], settings(row, scale)
         run = f"`{chosen.name}`" if isinstance(chosen, Settings) else ""
         ours = [_mean_and_spread([v[m] for v in seeds.values()]) for m in metrics] if seeds else ["not run"]
@@ -141,6 +174,30 @@ def _reasons(table: str, scale: str, values: Values) -> list[str]:
     return lines
 
 
+def _reached(table: str, values: Values) -> list[str]:
+    """At the paper's scale, which rows reach the paper's AP: the mean over the seeds, as it is printed."""
+    said: dict[str, list[str]] = {"reached": [], "not reached": []}
+    for row in rows_of(table):
+        found = [v["AP"] for v in values[row.key].values()]
+        if row.is_control or not row.metrics or not found or any(map(isnan, found)):
+            continue
+        ours = round(mean(found), 1)
+        name = f"{row.name} ({ours:.1f} of {number(row.metrics['AP'])})"
+        said["reached" if ours >= row.metrics["AP"] else "not reached"].append(name)
+    if not any(said.values()):
+        return []
+    return ["", "The paper's AP, by the mean of ours:", ""] + [f"- {k}: {'; '.join(v)}" for k, v in said.items() if v]
+
+
+def _judged(claim: Claim, values: Values, data: Data) -> str:
+    """The verdict on a claim; none on one of other data where they are those of the other tables."""
+    if claim.on_other_data:
+        own = {seen for comparison in claim.comparisons for row in comparison.rows for seen in data[row.key]}
+        if own & {seen for row in ROWS if row.table != claim.table for seen in data[row.key]}:
+            return "not run (its runs are evaluated on the same data as those of the other tables)"
+    return verdict(claim, values)
+
+
 def verdict(claim: Claim, values: Values) -> str:
     """Whether a claim holds, in words, over the seeds that all of its rows have: seed by seed, and on average."""
     wanted = [row for comparison in claim.comparisons for row in comparison.rows]
@@ -150,6 +207,8 @@ def verdict(claim: Claim, values: Values) -> str:
         more = [f"{len(missing) - 3} more"] if len(missing) > 3 else []
         return f"not run ({'; '.join(missing[:3] + more) or 'no seed that all its rows have'})"
     differences = [[_difference(c, values, seed) for seed in seeds] for c in claim.comparisons]
+    if any(isnan(d) for of_claim in differences for d in of_claim):
+        return "cannot be told: an AP of its rows is not defined"
     confirmed = sum(
         all(c.confirmed_by(d) for c, d in zip(claim.comparisons, of_seed, strict=True))
         for of_seed in zip(*differences, strict=True)
@@ -171,10 +230,7 @@ def verdict(claim: Claim, values: Values) -> str:
 
 
 def _difference(comparison: Comparison, values: Values, seed: int) -> float:
-    ahead, behind = (
-        sum(values[row.key][seed]["AP"] for row in side) for side in (comparison.ahead, comparison.behind)
-    )
-    return ahead - behind
+    return comparison.difference(lambda row: values[row.key][seed]["AP"])
 
 
 CAPTIONS = {

@@ -16,7 +16,7 @@ from drloss.errors import UserError
 from drloss.files import json_of, write_json
 from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_state
-from drloss.training.config import Config, to_json
+from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import BOARD, EVALUATIONS, METRICS, environment
 from drloss.training.schedule import scaled_lr
 
@@ -27,7 +27,7 @@ HOW_IT_RUNS = (
     *("expects", "workers", "micro_batch", "compile", "channels_last"),
     *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
 )
-"""Settings that change neither what a run learns nor what its detector finds."""
+"""Settings that change neither what a run learns nor what its detector finds; see :func:`is_pooled`."""
 FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candidates", "max_detections")
 """Settings that a resumed run may have otherwise: they change how it runs, not what it learns."""
 ROUNDING = ("micro_batch", "compile", "channels_last")
@@ -79,7 +79,8 @@ def saved_state(
     for message in damaged:
         console.print(f"{message}; using the one before", style="yellow", markup=False, soft_wrap=True)
     changed = changed_settings(state["config"], to_json(config))
-    differences = [_difference(name, *values) for name, values in changed.items() if name not in FREE_ON_RESUME]
+    learnt = changed_settings(state["config"], to_json(config), FREE_ON_RESUME)
+    differences = [_difference(name, *values) for name, values in learnt.items()]
     if state["data"] != data:
         differences.insert(0, "the data have changed since the run began")
     if differences and not force:
@@ -92,7 +93,7 @@ def saved_state(
     for difference in differences:
         _warn(console, f"{difference}; the run will not be the one that was begun")
     for name in ROUNDING:
-        if name in changed:
+        if name in changed and name not in learnt:
             _warn(console, f"{_difference(name, *changed[name])}; {_OTHER_BITS}")
     return state
 
@@ -111,9 +112,18 @@ def _warn(console: Console, words: str) -> None:
 def changed_settings(
     was: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configurations in JSON types, but for some settings: by name the two values."""
+    """What differs between two configurations in JSON types, but for some settings: by name the two values.
+
+    With a pooled loss ``micro_batch`` is never free.
+    """
     before, after = _flat(was), _flat(now)
+    free = set(free) - ({"micro_batch"} if is_pooled(now["loss"]) else set())
     return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
+
+
+def is_pooled(loss: str) -> bool:
+    """Whether a loss takes the images of a micro-batch together, so that their number changes what is learnt."""
+    return getattr(make_loss(loss), "scope", None) == "pooled"
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:
