@@ -279,9 +279,10 @@ def fingerprint(annotations: Annotations) -> str:
         annotations.boxes,
         annotations.labels,
         annotations.ignore,
-        annotations.areas,
     ):
         digest.update(array.tobytes())
+    if (annotations.areas != (annotations.boxes[:, 2:] - annotations.boxes[:, :2]).prod(axis=1)).any():
+        digest.update(annotations.areas.tobytes())  # only COCO has areas that boxes do not say
     if annotations.draw is None and annotations.image_root is not None:
         files = (annotations.image_root / annotations.image_name(i) for i in range(len(annotations)))
         digest.update(repr([file.stat().st_size if file.is_file() else -1 for file in files]).encode())
