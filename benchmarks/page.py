@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import hosts, reliability, studies
 from benchmarks.loss import FOCAL, RESULTS
+from drloss.losses import make_loss
 from drloss.studies.records import read_records
 from drloss.studies.reproduce import draw_figures
 from drloss.studies.tables import page as reproduction_page
@@ -210,13 +211,15 @@ def _compared() -> list[str]:
     lines = ["| data | " + " | ".join(["AP, focal", "AP, DR", "what may be concluded"]) + " |", "|---|---:|---:|---|"]
     for name, path in studies.newest(studies.COMPARISON).items():
         record = studies.read_comparison(path)
-        by_loss = {
-            loss: [r["metrics"]["AP"] for r in record["runs"] if r["loss"] == loss] for loss in ("focal", "dr")
-        }
-        if not all(by_loss.values()):
+        first = record["runs"][0]["loss"]
+        told = {pair["ahead"]: words for pair, words in zip(record["differences"], record["verdicts"], strict=True)}
+        if repr(make_loss(first)) != repr(make_loss("focal")) or "dr" not in told:
             continue
-        cells = [studies.plus_minus(values) for values in by_loss.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {record['verdicts'][0]} |")
+        cells = [
+            studies.plus_minus([run["metrics"]["AP"] for run in record["runs"] if run["loss"] == loss])
+            for loss in (first, "dr")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} | {told['dr']} |")
     return lines
 
 

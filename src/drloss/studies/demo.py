@@ -2,7 +2,7 @@
 
 The two runs share the seed, and with it the initial weights but for the classifier's bias, the order of the images
 and their augmentation; and the schedule, the learning rate and the budget. Each has its own best-known prior and
-weight: what :data:`drloss.losses.LOSSES` gives it.
+weight: what :func:`drloss.losses.make_loss` gives it.
 """
 
 import time
@@ -37,8 +37,8 @@ REPORT = "report.html"
 SUMMARY = "summary.json"
 FAIRNESS = (
     "Both runs have the same initial weights but for the classifier's bias, the same order of images, augmentation, "
-    "schedule, learning rate and budget, and each loss its own best-known prior and weight. The focal loss of an "
-    "image is divided by that image's positives; the DR loss is divided by nothing."
+    "schedule, learning rate and budget, and each loss its own best-known prior and weight. The focal loss "
+    "is divided by the positives of all images of a step's micro-batch; the DR loss is divided by nothing."
 )
 PICTURES = 6
 """Images of the validation split in the mosaic."""
