@@ -47,14 +47,14 @@ def make_loss(spec: str) -> ImageLoss:
     name, _, options = spec.partition(":")
     if name not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
-    parameters = dict(BEST_KNOWN.get(name, {}))
+    parameters: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         key, _, text = option.partition("=")
         if key in parameters:
             raise ValueError(f"loss {spec}: {key} is given twice")
         parameters[key] = _number_or_text(text)
     try:
-        return LOSSES[name](**parameters)
+        return LOSSES[name](**(BEST_KNOWN.get(name, {}) | parameters))
     except (TypeError, ValueError) as error:
         raise ValueError(f"loss {spec}: {error}") from None
 
