@@ -313,10 +313,12 @@ def test_what_a_loss_is_divided_by_is_said_of_those_that_are_compared():
     assert "Focal" not in said
     assert "DR ranks the candidates of each image and is divided by nothing." in said
     assert "AP-loss is itself a mean over the positives of all images that a device takes at a time." in said
-    said = compare_page.fairness(["focal:scope=pooled", "ce:normalizer=none", "qfl"])
-    assert "(scope=pooled) is summed over the candidates of all images that a device takes at a time" in said
-    assert "(normalizer=none) is summed over the candidates of each image and divided by nothing." in said
-    assert "Quality focal is summed over the candidates of each image and divided by their positives." in said
+    said = compare_page.fairness(["focal", "ce:normalizer=none,scope=per_image", "qfl:scope=per_image"])
+    assert (
+        "Focal is summed over the candidates of all images that a device takes at a time and divided by their" in said
+    )
+    assert "scope=per_image) is summed over the candidates of each image and divided by nothing." in said
+    assert "(scope=per_image) is summed over the candidates of each image and divided by their positives." in said
 
 
 def test_markdown_and_json_hold_what_the_page_shows(contenders):
