@@ -113,6 +113,7 @@ def test_every_loss_checks_its_labels_scope_and_reduction(loss):
 @pytest.mark.parametrize(
     ("loss", "options", "words"),
     [
+        ("focal", {"gamma": 10**400}, "^gamma must be finite"),
         ("focal", {"alpha": -0.1}, "^alpha .*got -0.1"),
         ("focal", {"alpha": 1.1}, r"^alpha must lie in \[0, 1\], got 1.1"),
         ("focal", {"alpha": math.nan}, "^alpha .*got nan"),

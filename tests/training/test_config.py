@@ -121,6 +121,7 @@ def test_losses_take_parameters_in_their_name():
     assert make_loss("focal:alpha=0.5,normalizer=none").normalizer == "none"
     assert isinstance(make_loss("focal"), FocalLoss)
     assert make_loss("focal").scope == make_loss("ce").scope == "pooled"  # as the codebases that it is from
+    assert make_loss("focal:normalizer=none").scope == "per_image"  # a mean over images, whatever it is divided by
     assert make_loss("focal:scope=per_image").scope == make_loss("dr").scope == "per_image"
     assert make_loss("dr:pairing=neg_only,surrogate=hinge,neg_prior=100").options["neg_prior"] == 100
     assert make_loss("ap:interpolate=False").interpolate is False

@@ -20,7 +20,8 @@ from drloss.adapters.findings import (
     candidate_sets,
     findings_of,
     is_adapted,
-    label_sets,
+    labels_given,
+    mixed,
     rows_of,
 )
 from drloss.losses.dr import DRLoss
@@ -63,11 +64,12 @@ def check(
 ) -> CheckReport:
     """Run one training step of a detector and say whether its DR loss is plugged in right.
 
-    The weights, buffers, gradients, attributes and random numbers are afterwards as they were. Print the report. It
-    sees how the loss is called, by how much each image's loss counts in what is differentiated, and, where the batch
-    has the images as floating-point tensors, in a second step whether each image has logits of its own. It looks at
-    one batch: a factor that is 1 in this step alone goes unnoticed. So does whether each label belongs to its
-    logits: a ``reshape`` in the place of a ``permute``, or labels of another image.
+    The weights, buffers, gradients, attributes and random numbers are afterwards as they were, but for what a step
+    puts into lists, dicts and other objects that attributes hold. Print the report. It sees how the loss is called,
+    by how much each image's loss counts in what is differentiated, and, where the batch has the images as
+    floating-point tensors, in a second step whether each image has logits of its own. It looks at one batch: a factor
+    that is 1 in this step alone goes unnoticed. So does whether each label belongs to its logits: a ``reshape`` in
+    the place of a ``permute``, or labels of another image.
 
     Args:
         model: whose training step calls :func:`drloss.dr_loss` or :class:`drloss.DRLoss`.
@@ -99,25 +101,29 @@ def check(
             return CheckReport([Finding("called", None if others else False, has or words)])
         value = _classification_loss(losses, classification)
         total = losses.get("loss") if isinstance(losses, Mapping) else None
-        if not (isinstance(total, Tensor) and total.requires_grad):
-            total = value
+        total = total.sum() if isinstance(total, Tensor) and total.requires_grad else value
+        sets = candidate_sets(calls, total, _count(images))
         seen = Step(
             model=model,
             calls=calls,
-            sets=candidate_sets(calls, total, _count(images)),
+            sets=sets,
             value=value,
             total=total,
             images=_count(images),
-            given=label_sets(batch),
+            given=labels_given(batch, sets[0].logits.shape[1]),
             undecided=None if matcher is None else matcher.undecided,
-            mixed=None if is_adapted(model) else _mixed_image(run, model, batch, images),
         )
-        return CheckReport(findings_of(seen, num_classes))
+        found = findings_of(seen, num_classes)
+        # The last: it may change what the first step left, such as buffers that its graph holds.
+        apart = next((k for k, f in enumerate(found) if f.name == "per image" and f.ok), None)
+        if apart is not None and not is_adapted(model):
+            found[apart] = mixed(_mixed_image(run, model, batch, images), found[apart])
+        return CheckReport(found)
 
 
 def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
     """The calls of the loss in a step, but for those that only look, and the losses."""
-    weights = [(p, p._version) for p in model.parameters()]
+    weights = [(p, p._version) for p in model.parameters() if p.requires_grad]
     # Of a compiled function, logits and loss come out together, and nothing says how the one depends on the other.
     with watch() as calls, torch.compiler.set_stance("force_eager"):
         losses = run(model, batch)
@@ -146,9 +152,10 @@ class _Matcher:
 
 def _watch_matcher(model: nn.Module) -> _Matcher | None:
     """Have the model's matcher note what it leaves undecided; None where it is no matcher of torchvision."""
-    owner: Any = next((m for m in model.modules() if "proposal_matcher" in m.__dict__), None)
-    if owner is None or not hasattr(owner.proposal_matcher, "BETWEEN_THRESHOLDS"):
+    owners: list[Any] = [m for m in model.modules() if "proposal_matcher" in m.__dict__]
+    if len(owners) != 1 or not hasattr(owners[0].proposal_matcher, "BETWEEN_THRESHOLDS"):
         return None
+    owner = owners[0]
     owner.proposal_matcher = _Matcher(owner.proposal_matcher)
     watched: _Matcher = owner.proposal_matcher
     return watched
@@ -170,23 +177,32 @@ def _mixed_image(run: Run, model: nn.Module, batch: Any, given: Tensor | list[Te
             x.requires_grad_()
         calls, _ = _run(run, model, batch)
         parts = [rows_of(call) for call in calls]
-        rows = torch.cat(parts) if len(parts[0]) == 1 else parts[0]
+        rows = torch.cat(parts) if parts and len(parts[0]) == 1 else parts[0]
         if len(rows) != _count(given) or not rows.requires_grad:
             return None
         for index in sorted({0, len(rows) - 1}):
-            found = torch.autograd.grad(rows[index].sum(), images, allow_unused=True, retain_graph=True)
-            slopes = found if len(found) == len(rows) else found[0]  # of a list, or of one tensor
-            reached = [] if slopes is None else [slope is not None and bool(slope.any()) for slope in slopes]
-            if not any(reached) or not all(slope is None or bool(slope.isfinite().all()) for slope in found):
+            reached = _reached(rows[index].sum(), images, len(rows))
+            if not any(reached):
                 return None
-            if any(reached[:index] + reached[index + 1 :]):
-                return index
-    except RuntimeError:  # of a step that writes into the images, for one
+            if sum(reached) > 1 or not reached[index]:
+                # Rows of other images depend on one image each; where the model itself mixes images, they do not.
+                ends = [_reached(rows[index, anchor].sum(), images, len(rows)) for anchor in (0, -1)]
+                return index if all(sum(end) == 1 for end in ends) else None
+    except Exception:  # of a step that writes into the images, for one; the first step went well
         return None
     finally:
         for x in images:
             x.requires_grad_(False)
     return -1
+
+
+def _reached(value: Tensor, images: list[Tensor], count: int) -> list[bool]:
+    """Which images a value depends on; none where a gradient is not finite."""
+    found = torch.autograd.grad(value, images, allow_unused=True, retain_graph=True)
+    slopes = found if len(found) == count else found[0]  # of a list, or of one tensor
+    if slopes is None or not all(slope is None or bool(slope.isfinite().all()) for slope in found):
+        return [False] * count
+    return [slope is not None and bool(slope.any()) for slope in slopes]
 
 
 def _own_step(model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
@@ -206,7 +222,7 @@ def _classification_loss(losses: Any, key: str | None) -> Tensor:
         if isinstance(layers, Mapping):
             losses = layers
         if key is None:
-            found = [k for k in losses if CLASS_KEY.search(str(k).lower())]
+            found = [k for k in losses if CLASS_KEY.search(str(k).lower())] or list(losses) * (len(losses) == 1)
             if len(found) != 1 and not (found and losses is layers):
                 raise ValueError(
                     f"classification must name the classification loss, one of {', '.join(map(str, losses))}"
@@ -229,35 +245,35 @@ def _classification_loss(losses: Any, key: str | None) -> Tensor:
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Training mode inside; outside mode, attributes, buffers, gradients and random numbers as before."""
-    modules: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
-        (m, dict(m.__dict__), dict(m._buffers), dict(m._modules)) for m in model.modules()
-    ]
+    parts = ("_parameters", "_buffers", "_modules")
+    modules = [(m, dict(m.__dict__), {name: dict(getattr(m, name)) for name in parts}) for m in model.modules()]
     values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     numpy = sys.modules.get("numpy")  # whoever draws from it has imported it
     drawn = random.getstate(), numpy.random.get_state() if numpy else None
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
-            for parameter, _ in gradients:
+            for parameter, _, _ in gradients:
                 parameter.grad = None
             if not model.training:
                 model.train()
             yield
         finally:
-            for parameter, gradient in gradients:
+            for parameter, gradient, wanted in gradients:
                 parameter.grad = gradient
+                parameter.requires_grad_(wanted)
             with torch.no_grad():
                 for tensor, value in values:
                     if not torch.equal(tensor, value):
                         tensor.copy_(value)
-            for module, attributes, own, parts in modules:
+            for module, attributes, own in modules:
                 for name in module.__dict__.keys() - attributes:
                     del module.__dict__[name]
                 module.__dict__.update(attributes)
-                for kept, held in ((own, module._buffers), (parts, module._modules)):
-                    held.clear()
-                    held.update(kept)
+                for name, held in own.items():
+                    getattr(module, name).clear()
+                    getattr(module, name).update(held)
             random.setstate(drawn[0])
             if numpy:
                 numpy.random.set_state(drawn[1])
@@ -284,7 +300,8 @@ def _image_of(item: Any) -> Tensor | None:
     """The one image of an item: itself, or in a mapping or tuple, as a list of detectron2 or of pairs has it."""
     if isinstance(item, (Mapping, tuple)):
         values = item.values() if isinstance(item, Mapping) else item
-        return next((v for v in values if isinstance(v, Tensor) and v.ndim == 3), None)
+        found = [v for v in values if isinstance(v, Tensor) and v.ndim == 3]
+        return found[0] if found and (len(found) == 1 or isinstance(item, Mapping)) else None
     return item if isinstance(item, Tensor) and item.ndim == 3 else None
 
 

@@ -17,7 +17,8 @@ SPREAD = 0.5
 CLOSE = 0.02
 """Relative difference up to which two weights are the same."""
 SAME = re.compile(
-    "View|Reshape|Permute|Transpose|Cat|Slice|Select|Clone|Alias|Copy|Expand|Split|Unbind|squeeze|Clamp|Mul|Sqrt"
+    "View|Reshape|Permute|Transpose|Cat|Stack|Slice|Select|Index|Gather|Clone|Alias|Copy|Expand|Split|Unbind|squeeze|Pad|"
+    "Clamp|Mul|Sqrt|Where|Fill"
 )
 """Names of the functions in an autograd graph that move values, and of those that make scores of scores."""
 
@@ -70,9 +71,8 @@ class Step:
         value: the classification loss.
         total: the sum that is differentiated, or the classification loss where the step does not return it.
         images: number of images of the batch; None where it cannot be told.
-        given: labels of each image's targets; empty where they cannot be read.
+        given: labels of each image's objects; empty where they cannot be read.
         undecided: whether the model's matcher left anchors undecided in this step; None where it was not seen.
-        mixed: image whose logits depend on other images; -1 for none, None where that cannot be told.
     """
 
     model: nn.Module
@@ -81,13 +81,14 @@ class Step:
     value: Tensor
     total: Tensor
     images: int | None
-    given: list[set[int]]
+    given: list[list[int]]
     undecided: bool | None
-    mixed: int | None
 
 
 def findings_of(step: Step, num_classes: int | None) -> list[Finding]:
     """All findings, in the order in which to mend them; ``num_classes`` is K, or None where it is not known."""
+    if _one_by_one(step):
+        return [called(step), logits(step)]
     found = [called(step), per_image(step), logits(step)]
     if found[-1].ok is False:
         return found
@@ -125,9 +126,11 @@ def _set_of(call: Call, slope: Tensor | None) -> CandidateSet:
     n = len(logits)
     if slope is not None:
         slope = slope.detach().double().reshape(-1)
-        slope = slope * n if call.options["reduction"] == "none" and call.options["scope"] == "per_image" else slope
+        one_value = call.options["reduction"] == "mean" or call.options["scope"] == "pooled"
+        slope = slope if one_value else slope * n
         slope = slope.expand(n) if len(slope) == 1 else slope
     marks, ignored = _labels(call, logits.shape[2])
+    marks = marks & ~ignored.unsqueeze(2)
     return CandidateSet(logits, marks, ignored, slope, call.weight, call.options["reduction"], call.options["scope"])
 
 
@@ -176,6 +179,11 @@ def is_adapted(model: nn.Module) -> bool:
     return any(type(m).__module__.startswith("drloss.adapters.") for m in model.modules())
 
 
+def _one_by_one(step: Step) -> bool:
+    """Whether there is a call for each image, or for as many levels, of several sizes."""
+    return 1 < len(step.sets) == step.images and all(len(s.logits) == 1 for s in step.sets)
+
+
 def called(step: Step) -> Finding:
     """Whether each candidate set is one call: an image is one, in a DETR each of its decoder layers."""
     name = "called once"
@@ -185,6 +193,11 @@ def called(step: Step) -> Finding:
             return Finding(name, True, f"for each of {wanted} candidate sets, as the model has it")
         by_image = "" if len(step.calls) == 1 else "for each image; "
         return Finding(name, True, f"{by_image}all pyramid levels are ranked together")
+    if _one_by_one(step):
+        words = (
+            f"{len(step.sets)} times: for each image, or for as many levels? Give check images of one size to tell"
+        )
+        return Finding(name, None, words)
     sizes = ", ".join(str(s.logits.shape[1]) for s in step.sets)
     seen = f"the loss was called {len(step.calls)} times in one step, with {sizes} anchors"
     if wanted > 1 and not any(bool(s.positives.any()) for s in step.sets):
@@ -217,22 +230,28 @@ def per_image(step: Step) -> Finding:
             False,
             f"the loss saw {seen} image(s) where the batch has {images}: do not flatten it; logits are (N, A, K)",
         )
-    if step.mixed is not None and step.mixed >= 0:
-        return Finding(
-            name,
-            False,
-            f"the logits of image {step.mixed} depend on other images: rows of several images are mixed, as by a "
-            "reshape after levels were joined; logits are (N, A, K), N outermost",
-        )
-    apart = ", a distribution each" if step.mixed is None else ", each with logits of its own"
-    return Finding(name, True, f"{seen} images{apart}")
+    return Finding(name, True, f"{seen} images, a distribution each")
+
+
+def mixed(image: int | None, found: Finding) -> Finding:
+    """The finding of :func:`per_image` with what a second step has shown: see ``drloss.adapters.checking``."""
+    if image is None:
+        return found
+    if image < 0:
+        return Finding(found.name, True, f"{found.words}, with logits of its own")
+    return Finding(
+        found.name,
+        False,
+        f"among the logits of image {image} are those of another: rows of several images are mixed, as by a reshape "
+        "after levels were joined; logits are (N, A, K), N outermost",
+    )
 
 
 def logits(step: Step) -> Finding:
     """Whether the loss is given logits: finite numbers, and no scores."""
     name = "logits"
     parts = [part for call in step.calls for part in parts_of(call.logits)]
-    if not all(bool(torch.isfinite(part).all()) for part in parts):
+    if not all(bool(torch.isfinite(s.logits[~s.ignored]).all()) for s in step.sets):
         return Finding(name, False, "they are not finite: look for the first step in which they were, and its loss")
     made = next(filter(None, (_squashed(part.grad_fn) for part in parts)), None)
     if made:
@@ -241,16 +260,16 @@ def logits(step: Step) -> Finding:
 
 
 def _squashed(node: Any) -> str | None:
-    """The sigmoid or softmax that values come out of, but for what leaves scores what they are."""
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        name = "" if node is None else node.name()
-        if found := re.search(r"Sigmoid|Softmax", name):
-            return found[0].lower()
-        if SAME.search(name):
-            waiting += [before for before, _ in node.next_functions]
-    return None
+    """The sigmoid or softmax that values come out of, but for what makes scores of scores."""
+    name = "" if node is None else node.name()
+    if found := re.search(r"Sigmoid|Softmax", name):
+        return found[0].lower()
+    if not SAME.search(name):
+        return None
+    before = [_squashed(n) for n, _ in node.next_functions if n is not None]
+    if name.startswith("Mul") and not all(before):
+        return None  # logits that are scaled by a score
+    return next(filter(None, before), None)
 
 
 def positives(step: Step) -> Finding:
@@ -264,8 +283,10 @@ def positives(step: Step) -> Finding:
             return Finding(name, False, words)
         return Finding(name, None, "no candidate is one: give check a batch with objects")
     if 2 * count > decided and not is_adapted(step.model):
+        last = sum(int(s.positives[..., -1].sum()) for s in step.sets)
         words = "labels are 0 for background and 1..K for the classes, not 0..K-1 with K for background"
-        return Finding(name, False, f"{count} of {decided} candidates are positives: {words}")
+        wrong = 2 * last > decided and step.sets[0].logits.shape[2] > 1
+        return Finding(name, False if wrong else None, f"{count} of {decided} candidates are positives: {words}")
     return Finding(name, True, f"{count} of {decided} candidates")
 
 
@@ -275,9 +296,10 @@ def channels(step: Step, num_classes: int | None) -> Finding:
     classes, given, columns = step.sets[0].logits.shape[2], step.given, _columns(step.sets)
     zero = any(0 in own for own in given)
     if zero and not is_adapted(step.model) and columns == [{label - 1 for label in own if label} for own in given]:
+        padding = all(own == sorted(own, key=lambda label: label == 0) for own in given)  # zeros at the end alone
         return Finding(
             name,
-            False,
+            None if padding else False,
             "objects with label 0 count as background: the loss takes 0 for background and 1..K for the classes, "
             "so add 1 to labels that begin at 0",
         )
@@ -293,7 +315,7 @@ def channels(step: Step, num_classes: int | None) -> Finding:
     if is_adapted(step.model):
         return Finding(name, True, f"{classes} channels")
     more = ""
-    if any(given) and not zero and columns == given:
+    if any(given) and not zero and columns == [set(own) for own in given]:
         more = "channel 0 holds no class of this batch, and is the background's if your labels begin at 1; "
     return Finding(name, None, f"{classes} channels; {more}num_classes would tell")
 
@@ -336,16 +358,19 @@ def normaliser(step: Step) -> Finding:
             what = next(iter(divisors))
             words = f"divided by the number of {what}, {_range(divisors[what])}, this loss would be the same"
             return Finding(name, None, f"{words}: give check other images")
-        if any(s.reduction == "sum" for s in sets):
-            return Finding(name, None, f"a sum over {n} images: is the learning rate meant for that?")
         return Finding(name, True, f"the loss is {value:.4g}, of {ratio:.3g} times the mean over images")
+    if any(s.reduction == "sum" for s in sets) and any(_same(ratio, weight * n) for weight in weights[0]):
+        return Finding(name, None, f"a sum over {n} images: is the learning rate meant for that?")
     if divisors:
         what, numbers = next(iter(divisors.items()))
         words = f"it was divided by the number of {what}, {_range(numbers)}; divide it by nothing"
         return Finding(name, False, f"the loss is {value:.3g}: {words}")
     if ratio < min(weights[0]):
         words = f"the loss counts {min(weights[0]) / ratio:.3g} times too little: something divides it"
-        more = "such as a running mean of the number of positives; take that out (a weight of yours is cls_weight)"
+        more = (
+            "such as a running mean of the number of positives; take that out (a weight of yours is cls_weight, and "
+        )
+        more += "steps whose gradients add up are divided after check)"
         return Finding(name, False, f"{words}, {more}")
     words = f"the loss counts {ratio:.3g} times the mean over images: is that a weight of yours?"
     return Finding(name, None, words)
@@ -362,7 +387,9 @@ def _same(one: float, other: float) -> bool:
 def starting_score(step: Step) -> Finding:
     """Whether the classifier starts from the score that the loss wants."""
     name = "starting score"
-    values = torch.cat([s.logits.detach().float().flatten() for s in step.sets])
+    values = torch.cat([s.logits.detach()[~s.ignored].float().flatten() for s in step.sets])
+    if not len(values):
+        return Finding(name, None, "there are no candidates")
     score, spread = float(values.sigmoid().mean()), float(values.std())
     wanted = declared(step.model, "drloss_start") or 0.5
     if wanted / 2 <= score <= (1 + wanted) / 2:
@@ -406,11 +433,15 @@ def gradient(step: Step) -> Finding:
     none = Finding(name, False, "none arrives at the classifier: are the logits detached, or under no_grad?")
     parts = [part for call in step.calls for part in parts_of(call.logits)]
     parameters = [p for p in step.model.parameters() if p.requires_grad]
-    if not all(tensor.requires_grad for tensor in (step.value, *(call.value for call in step.calls), *parts)):
+    if not all(tensor.requires_grad for tensor in (step.total, *(call.value for call in step.calls), *parts)):
         return none
     if any(s.slopes is None or not bool(s.slopes.any()) for s in step.sets):
         return Finding(name, False, "what is differentiated leaves the classification loss out")
-    found = torch.autograd.grad(step.value, [*parts, *parameters], allow_unused=True, retain_graph=True)
+    losses = torch.stack([call.value.sum() for call in step.calls]).sum()
+    try:
+        found = torch.autograd.grad(losses, [*parts, *parameters], allow_unused=True, retain_graph=True)
+    except RuntimeError as error:  # of a checkpoint that is reentrant, for one
+        return Finding(name, None, f"torch cannot follow it: {str(error).splitlines()[0]}")
     of_logits, of_parameters = found[: len(parts)], found[len(parts) :]
     if any(g is None for g in of_logits) or not any(g is not None and bool(g.any()) for g in of_parameters):
         return none
@@ -419,13 +450,17 @@ def gradient(step: Step) -> Finding:
     return Finding(name, True, "it arrives at the classifier and is finite")
 
 
-def label_sets(batch: Any) -> list[set[int]]:
-    """Labels of each image, where a batch's targets are dicts with ``labels``; ``class_labels`` begin at 0 anyway."""
+def labels_given(batch: Any, anchors: int) -> list[list[int]]:
+    """Labels of each image's objects, where a batch's targets are dicts with ``labels``.
+
+    ``class_labels`` begin at 0 anyway; ``labels`` for each of the anchors are not those of objects.
+    """
     if isinstance(batch, Mapping):
-        own = batch.get("labels")
+        own, boxes = batch.get("labels"), batch.get("boxes")
         if isinstance(own, Tensor):
-            return [set(own.flatten().tolist())]
+            of_objects = own.ndim == 1 and len(own) != anchors and (boxes is None or len(boxes) == len(own))
+            return [own.tolist()] if of_objects else []
         batch = batch.values()
     elif not isinstance(batch, (list, tuple)):
         return []
-    return [found for item in batch for found in label_sets(item)]
+    return [found for item in batch for found in labels_given(item, anchors)]

@@ -53,8 +53,10 @@ def make_loss(spec: str) -> ImageLoss:
         if key in parameters:
             raise ValueError(f"loss {spec}: {key} is given twice")
         parameters[key] = _number_or_text(text)
+    if parameters.get("normalizer", "positives") == "positives":  # of what is divided by nothing, a mean over images
+        parameters = BEST_KNOWN.get(name, {}) | parameters
     try:
-        return LOSSES[name](**(BEST_KNOWN.get(name, {}) | parameters))
+        return LOSSES[name](**parameters)
     except (TypeError, ValueError) as error:
         raise ValueError(f"loss {spec}: {error}") from None
 

@@ -42,9 +42,15 @@ def require_share(**parameters: Any) -> None:
 def require_count(**parameters: Any) -> None:
     """Raise ValueError for the first parameter that is not an integer of at least 1."""
     for name, value in parameters.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _MOST:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r:.40}")
+
+
+_MOST = 2**63
+"""Beyond which integers do not fit what computes."""
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return -_MOST < value < _MOST
+    return isinstance(value, float)

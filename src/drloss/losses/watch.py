@@ -63,5 +63,5 @@ def weighed(value: Tensor, weight: float) -> Tensor:
     for calls in _watchers:
         for call in calls:
             if call.value is value:
-                call.weight = weight
+                call.weight = float(weight)
     return weight * value
