@@ -31,8 +31,8 @@ BEST_KNOWN: dict[str, dict[str, Any]] = {name: {"scope": "pooled"} for name in (
 """What a loss by name starts from in the place of its function's own default.
 
 Detectron, and the codebases after it, divide the focal loss of all images of a step by the number of all their
-positives. Divided image by image, one with a single object counts as much as one with many; that learns far more slowly
-where images have few (docs/comparisons.md). ``"focal:scope=per_image"`` is torchvision's way.
+positives. Divided image by image, one with a single object counts as much as one with many; that learns far more
+slowly where images have few (docs/comparisons.md). ``"focal:scope=per_image"`` is torchvision's way.
 """
 
 
