@@ -40,7 +40,7 @@ def test_new_runs_are_added_to_those_on_record(tmp_path):
     key = ("cpu-dr", "eval_val")
     again = replace(records[key][0], metrics=records[key][0].metrics | {"metrics": {"AP": 1.0}})
     without = replace(again, metrics={k: v for k, v in again.metrics.items() if k != "scores"})
-    new = {key: {0: again}, ("cpu-dr", "eval_val_multi-scale"): {7: without}}
+    new = {key: {0: again}, ("cpu-dr", "eval_val_another"): {7: without}}
     (tmp_path / "folder").mkdir()
     write_records(tmp_path / "folder" / "records.json", scale, new, [key])
     path = studies.write_reproduction(tmp_path, "2026-01-01", [old, tmp_path / "folder"])
