@@ -14,16 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drloss.adapters import host_of, unwrapped
-from drloss.adapters.findings import (
-    Finding,
-    Step,
-    candidate_sets,
-    findings_of,
-    is_adapted,
-    labels_given,
-    mixed,
-    rows_of,
-)
+from drloss.adapters.findings import Finding, Step, findings_of, is_adapted, mixed
+from drloss.adapters.seen import candidate_sets, labels_given, rows_of
 from drloss.losses.dr import DRLoss
 from drloss.losses.module import ImageLoss
 from drloss.losses.watch import Call, watch
