@@ -1,5 +1,8 @@
 """The errors a user can cause, so that the command line can tell them from a fault of ours."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Something in the user's files, options or environment is wrong.
@@ -16,3 +19,9 @@ class DataError(UserError):
 def first_line(error: BaseException) -> str:
     """What an exception of another library says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` for the allowed name that is most like ``name``, or ``""`` where none is."""
+    found = get_close_matches(name, list(allowed), n=1)
+    return f", did you mean {found[0]!r}?" if found else ""

@@ -1,4 +1,4 @@
-"""The command line: ``drloss train | eval | predict | export | compare | reproduce | check-data | ...``.
+"""The command line: ``drloss train | config | eval | predict | export | compare | reproduce | check-data | ...``.
 
 Heavy imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and
 exit code 2; only a fault of ours shows a traceback.
@@ -11,17 +11,23 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from drloss.cli.data import add_check_data, add_make_shapes
-from drloss.cli.detector import add_eval, add_export, add_predict, add_train
+from drloss.cli.detector import add_config, add_eval, add_export, add_predict, add_train
 from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
 from drloss.cli.studies import add_compare, add_demo, add_reproduce
-from drloss.errors import UserError
+from drloss.errors import UserError, nearest
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in two lines instead of the whole usage."""
+    """Errors in two lines instead of the whole usage, with the option or command that may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
+
+    def unknown(self, arguments: Sequence[str]) -> NoReturn:
+        """End with an error for arguments that nobody takes."""
+        known = [option for action in self._actions for option in action.option_strings]
+        meant = next(filter(None, (nearest(a.partition("=")[0], known) for a in arguments if a.startswith("-"))), "")
+        self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,12 +63,20 @@ def _run(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="drloss", description="Dense object detection with the DR loss.", allow_abbrev=False)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    asked = parser
     for name, (describe, add) in _COMMANDS.items():
         sub = commands.add_parser(name, help=describe, description=describe, allow_abbrev=False)
-        # Only the command that is asked for defines its options: train's need the configuration, and so torch.
         if name in arguments[:1]:
-            sub.set_defaults(run=add(sub))
-    options = parser.parse_args(arguments)
+            asked = sub
+            sub.set_defaults(run=add(sub, arguments))
+    command = next((a for a in arguments[:1] if not a.startswith("-")), None)
+    if command is not None and command not in _COMMANDS:
+        parser.error(
+            f"there is no command {command!r}{nearest(command, _COMMANDS)}; commands: {', '.join(_COMMANDS)}"
+        )
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        asked.unknown(rest)
     if options.version:
         import drloss
 
@@ -80,8 +94,9 @@ _NO_MEMORY = (
     "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side of a training, "
     "--batch-size of eval"
 )
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Command]]] = {
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]], Command]]] = {
     "train": ("Train a detector on images with boxes.", add_train),
+    "config": ("Print the settings of a preset as JSON, for train --config.", add_config),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),
     "predict": ("Detect objects in pictures and draw them.", add_predict),
     "export": ("Write a run's weights and description to one safetensors file.", add_export),

@@ -1,6 +1,7 @@
 """``drloss check-data`` and ``make-shapes``."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from drloss.cli.options import Command
 from drloss.errors import UserError
 
 
-def add_check_data(parser: argparse.ArgumentParser) -> Command:
+def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("data", metavar="DATA", help="as for train --data")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
     return _check_data
@@ -37,7 +38,7 @@ def _check_data(options: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
-def add_make_shapes(parser: argparse.ArgumentParser) -> Command:
+def add_make_shapes(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--data", default="shapes", help="shapes:key=value,... (default: shapes)")
     parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")

@@ -1,7 +1,9 @@
 """``drloss train``, ``eval``, ``predict`` and ``export``."""
 
 import argparse
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from drloss.cli.options import (
     configuration,
     data_option,
     device_option,
+    preset_name,
+    preset_option,
     read,
     report_name,
     settings_options,
@@ -19,13 +23,14 @@ from drloss.cli.options import (
     tell,
 )
 from drloss.errors import UserError
+from drloss.training.config import to_json
+from drloss.training.presets import PRESETS
 
 
-def add_train(parser: argparse.ArgumentParser) -> Command:
-    from drloss.training.presets import PRESETS
-
+def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
+    parser.usage = "%(prog)s --data DATA (--preset NAME | --config FILE.json) --out OUT [options and settings]"
     data_option(parser)
-    parser.add_argument("--preset", required=True, choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
+    preset_option(parser)
     parser.add_argument("--out", required=True, type=Path, help="run folder to make")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
@@ -33,7 +38,7 @@ def add_train(parser: argparse.ArgumentParser) -> Command:
     parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
     parser.add_argument("--expects", metavar="WORDS", help="what the run must reach, for its config.json")
     device_option(parser)
-    settings_options(parser)
+    settings_options(parser, arguments)
     return _train
 
 
@@ -86,10 +91,22 @@ def read_splits(
     return found["train"], found.get("val"), reports
 
 
+def add_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
+    parser.add_argument("preset", metavar="PRESET", type=preset_name, help=", ".join(PRESETS))
+    parser.set_defaults(config=None)
+    settings_options(parser, arguments, default=next((a for a in arguments[1:] if a in PRESETS), None))
+    return _config
+
+
+def _config(options: argparse.Namespace) -> int:
+    print(json.dumps(to_json(configuration(options)), indent=2))
+    return 0
+
+
 # ---------------------------------------------------------------------- eval, predict, export
 
 
-def add_eval(parser: argparse.ArgumentParser) -> Command:
+def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
     data_option(parser)
     parser.add_argument("--split", default="val", help="split to evaluate (default: val)")
@@ -138,7 +155,7 @@ def default_out(run: Path, name: str) -> Path:
     return run / name if run.is_dir() else run.parent / f"{run.stem}_{name}"
 
 
-def add_predict(parser: argparse.ArgumentParser) -> Command:
+def add_predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
     parser.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
@@ -169,7 +186,7 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_export(parser: argparse.ArgumentParser) -> Command:
+def add_export(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.safetensors", help="file to write")
     return _export

@@ -1,14 +1,14 @@
 """Options that several commands share, and what is made of them."""
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args, get_origin
 
-from drloss.errors import UserError
-
-if TYPE_CHECKING:
-    from drloss.training.config import Config
+from drloss.errors import UserError, first_line, nearest
+from drloss.training.config import GROUPS, OPTIONS, Config, descriptions, flat, from_json, override, parse_value
+from drloss.training.presets import PRESETS
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -32,35 +32,93 @@ def device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
 
 
-def settings_options(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()) -> None:
-    from drloss.training.config import OPTIONS
+def preset_option(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """``--preset NAME`` and ``--config FILE``, of which one is given unless there is a default."""
+    which = parser.add_argument_group("where settings start from")
+    either = which.add_mutually_exclusive_group(required=default is None)
+    words = f"{', '.join(PRESETS)}" + (f" (default: {default})" if default else "")
+    either.add_argument("--preset", type=preset_name, default=default, metavar="NAME", help=words)
+    either.add_argument(
+        "--config", type=Path, metavar="FILE.json", help="a run's config.json, or what drloss config prints"
+    )
 
-    settings = parser.add_argument_group("settings", "each replaces the preset's value; lists with commas")
-    for name, kind in OPTIONS.items():
-        if name in without:
-            continue
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            settings.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
-        else:
-            settings.add_argument(flag, metavar=_metavar(kind))
+
+def preset_name(name: str) -> str:
+    """The name of a preset, for argparse."""
+    if name not in PRESETS:
+        meant = nearest(name, PRESETS)
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r}{meant} (choose from {', '.join(PRESETS)})")
+    return name
+
+
+def settings_options(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    *,
+    default: str | None = None,
+    without: Sequence[str] = (),
+) -> None:
+    """An option for each setting, in groups, with its description and its value in the preset that is asked for."""
+    chosen = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    chosen.add_argument("--preset", default=default)
+    known, _ = chosen.parse_known_args(arguments) if "-h" in arguments or "--help" in arguments else (None, None)
+    preset = PRESETS.get(known.preset) if known is not None and known.preset else None
+    values = flat(preset) if preset else {}
+    texts = descriptions() if known is not None else {}
+    for group, names in GROUPS.items():
+        words = f"each replaces the value of {known.preset if preset else 'the preset'}" if known else None
+        section = parser.add_argument_group(f"settings: {group}", words)
+        for name in names:
+            if name in without:
+                continue
+            flag, kind = "--" + name.replace("_", "-"), OPTIONS[name]
+            help_ = (texts.get(name, "") + _stands(values.get(name))).replace("%", "%%")
+            if kind is bool:
+                section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_)
+            else:
+                section.add_argument(flag, metavar=_metavar(kind), help=help_)
+
+
+def _stands(value: object) -> str:
+    """A preset's value, behind a description."""
+    if value is None:
+        return ""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if type(value) is float else value
+    return f" [{shown}]"
 
 
 def _metavar(kind: Any) -> str:
-    return {int: "INT", float: "NUMBER", str: "NAME"}.get(kind, "LIST")
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) is tuple:
+        return f"{_metavar(get_args(kind)[0])},..."
+    return {int: "INT", float: "NUMBER"}.get(kind, "NAME")
 
 
-def configuration(options: argparse.Namespace) -> "Config":
-    from drloss.training.config import override
-    from drloss.training.presets import PRESETS
+def configuration(options: argparse.Namespace) -> Config:
+    """What ``--preset`` or ``--config`` and the settings say together."""
+    return override(
+        PRESETS[options.preset] if options.config is None else read_config(options.config), settings(options)
+    )
 
-    return override(PRESETS[options.preset], settings(options))
+
+def read_config(path: Path) -> Config:
+    """The configuration in a JSON file.
+
+    Raises:
+        UserError: if there is no such file, or it is none.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config {path}: must be JSON: {first_line(error)}") from None
+    return from_json(plain, f"--config {path}")
 
 
 def settings(options: argparse.Namespace) -> dict[str, object]:
     """The settings that were given, by name."""
-    from drloss.training.config import OPTIONS, parse_value
-
     given = {name: getattr(options, name, None) for name in OPTIONS}
     return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
 

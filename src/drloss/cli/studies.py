@@ -1,12 +1,21 @@
 """``drloss compare``, ``demo`` and ``reproduce``: what trains several runs of its own."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drloss.cli.options import Command, at_least, data_option, device_option, read, settings, settings_options
+from drloss.cli.options import (
+    Command,
+    at_least,
+    data_option,
+    device_option,
+    preset_option,
+    read,
+    settings,
+    settings_options,
+)
 from drloss.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,20 +24,19 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------- compare
 
 
-def add_compare(parser: argparse.ArgumentParser) -> Command:
-    from drloss.training.presets import PRESETS
-
+def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
+    parser.usage = "%(prog)s --data DATA --out OUT [--losses LOSS ...] [--seeds INT ...] [options and settings]"
     data_option(parser)
     losses = "losses, the one to beat first; with parameters if wanted: dr:neg_lambda=0.05 (default: focal dr)"
     parser.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
-    parser.add_argument("--preset", default="cpu", choices=list(PRESETS), metavar="NAME", help=", ".join(PRESETS))
+    preset_option(parser, default="cpu")
     parser.add_argument("--out", required=True, type=Path, help="folder for runs and report; what is done is kept")
     _jobs_option(parser)
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
     parser.add_argument("--val-split", default="val", metavar="SPLIT", help="split to compare on (default: val)")
     device_option(parser)
-    settings_options(parser, without=("loss", "seed"))
+    settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
     return _compare
 
 
@@ -74,7 +82,7 @@ def _as_options(options: argparse.Namespace) -> list[str]:
 # ---------------------------------------------------------------------- demo
 
 
-def add_demo(parser: argparse.ArgumentParser) -> Command:
+def add_demo(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     parser.add_argument("--data", default="shapes", help="as for train (default: shapes)")
     parser.add_argument("--max-iters", type=int, help="iterations of each run (default: the cpu preset's)")
@@ -104,7 +112,7 @@ def _demo(options: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------- reproduce
 
 
-def add_reproduce(parser: argparse.ArgumentParser) -> Command:
+def add_reproduce(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     from drloss.studies.paper import SCALES
     from drloss.studies.reproduce import WHAT
     from drloss.studies.schematics import POINTS
@@ -125,7 +133,7 @@ def add_reproduce(parser: argparse.ArgumentParser) -> Command:
         "--scores-of", type=Path, metavar="RUN", help="trained run whose scores figure1 shows (split val of --data)"
     )
     device_option(parser)
-    settings_options(parser, without=("loss", "seed"))
+    settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
     return _reproduce
 
 

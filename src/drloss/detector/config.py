@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from math import inf
+from typing import Literal
 
 from drloss.errors import UserError
 
@@ -11,46 +12,43 @@ LARGEST = {"anchor_octaves": 32, "head_depth": 64, "short_side": 8192, "max_side
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """RetinaNet's structure and test-time settings; the defaults are the paper's (§4.1) with ResNet-50.
-
-    Attributes:
-        backbone: one of :data:`drloss.detector.backbone.BACKBONES`.
-        norm: ``"frozen"`` batch norm, for pretrained weights; ``"group"`` norm, which trains from scratch and does
-            not look at the rest of the batch; or ``"auto"``: frozen where there are pretrained weights.
-        fpn_channels: channels of every pyramid level.
-        top_level: last pyramid level, 7 (P3-P7, as in the paper) or 5 (P3-P5, for small images).
-        head_depth: hidden convolutions of each head.
-        head_channels: their channels.
-        anchor_scale: side of a level's smallest square anchor over its stride: 4 gives 32 pixels at P3.
-        anchor_octaves: anchor sizes per level, spaced by 2^(1/n).
-        anchor_ratios: height over width of the anchors.
-        positive_iou: an anchor of at least this IoU with an object is positive.
-        negative_iou: an anchor below this IoU with every object is background; those between are ignored.
-        short_side: images are resized until their short side has so many pixels ...
-        max_side: ... unless the long one would pass this.
-        score_threshold: detections below this score are dropped before NMS.
-        nms_threshold: IoU above which the lower-scored of two detections of a class is dropped.
-        level_candidates: detections that each level may hand to NMS.
-        max_detections: detections kept per image.
-    """
+    """RetinaNet's structure and its settings at test time. The defaults are the paper's (§4.1) with ResNet-50."""
 
     backbone: str = "resnet50"
-    norm: str = "auto"
+    """Backbone: resnet10 (for CPUs), resnet18, resnet34, resnet50, resnet101 or resnext101_32x8d."""
+    norm: Literal["auto", "frozen", "group"] = "auto"
+    """Norm layers: frozen batch norm, for pretrained weights; group norm, which trains from random weights and does
+    not look at the rest of the batch; auto is frozen where there are pretrained weights."""
     fpn_channels: int = 256
-    top_level: int = 7
+    """Channels of every pyramid level."""
+    top_level: Literal[5, 7] = 7
+    """Last pyramid level: 7 (P3-P7, the paper's) or 5 (P3-P5, for small images)."""
     head_depth: int = 4
+    """Hidden convolutions of each head."""
     head_channels: int = 256
+    """Channels of the heads' hidden convolutions."""
     anchor_scale: float = 4.0
+    """Side of a level's smallest square anchor, in strides of the level: 4 gives 32 pixels at P3."""
     anchor_octaves: int = 3
+    """Anchor sizes per level, spaced by 2^(1/n). The paper: 3."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width of the anchors. The paper: 0.5,1,2."""
     positive_iou: float = 0.5
+    """Overlap (IoU) with an object from which an anchor is positive."""
     negative_iou: float = 0.4
+    """Overlap (IoU) with every object below which an anchor is background; anchors in between are ignored."""
     short_side: int = 800
+    """Images are resized until their short side has this many pixels. The paper: 800."""
     max_side: int = 1333
+    """Longest side of a resized image, in pixels; it goes before short_side."""
     score_threshold: float = 0.05
+    """Detections below this score are dropped before NMS. The paper: 0.05 (Table 5)."""
     nms_threshold: float = 0.5
+    """Overlap (IoU) above which the lower-scored of two detections of a class is dropped."""
     level_candidates: int = 1000
+    """Detections that each pyramid level may hand to NMS."""
     max_detections: int = 100
+    """Detections kept per image."""
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -1,88 +1,125 @@
 """The configuration of a run: one frozen dataclass, and how the command line overrides it."""
 
+import ast
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from math import isfinite
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from torch import nn
-
-from drloss import losses
 from drloss.detector.config import DetectorConfig, check_detector
-from drloss.errors import UserError
+from drloss.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from drloss.losses import ImageLoss
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a training run computes; the defaults are the paper's 1× run (§4.1).
+    """Everything that decides what a training run computes. The defaults are the paper's 1x run (§4.1).
 
-    Attributes:
-        loss: a name of :data:`drloss.losses.LOSSES`, with parameters if wanted:
-        ``dr:neg_lambda=0.05,pairing=neg_only``. weights: ``"imagenet"`` (torchvision's, downloaded), ``"none"``, or a
-        file of a backbone's or a detector's. detector: structure and test-time settings. batch_size: images of one
-        optimiser step, over all devices. micro_batch: images that a device takes at a time; it accumulates gradients
-        over its share of the batch. optimizer: ``"sgd"`` or ``"adamw"``. lr: learning rate for ``reference_batch``
-        images. reference_batch: batch size that ``lr`` and the iterations are meant for. scale_lr: keep the epochs
-        and scale the learning rate with the batch size (Remark 2). momentum: of SGD. weight_decay: on weights; biases
-        and norms have none. bias_lr: factor on the learning rate of biases. max_iters: optimiser steps. schedule:
-        ``"step"`` or ``"cosine"``. steps: iterations after which ``"step"`` divides the learning rate by 10.
-        warmup_iters: iterations of linear warm-up ... warmup_factor: ... from this share of the learning rate.
-        clip_norm: largest gradient norm, 0 for no limit. train_short_sides: range of the short side in training
-        (scale jitter), in pixels. flip: probability of a horizontal flip. keep_empty: train on images without objects
-        too; the paper's codebase leaves them out. precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast. compile:
-        compile the model with torch.compile. channels_last: channels-last memory format of the convolutions. workers:
-        data-loading processes per device. seed: of the initial weights, the order and the augmentation. log_every:
-        iterations between lines of metrics. eval_every: iterations between evaluations on the validation split, 0 for
-        the end only. eval_batch_size: images per device in evaluation. checkpoint_every: iterations between
-        checkpoints. expects: what the preset must reach, in words.
+    ``drloss train --help`` prints the text under each field, and ``drloss config PRESET`` the values of a preset.
     """
 
     loss: str = "dr"
+    """Classification loss: dr, focal, ce, ohem, qfl or ap, with parameters if wanted, as in
+    dr:neg_lambda=0.05,pairing=neg_only. Each brings its own prior probability, weight and normaliser."""
     weights: str = "imagenet"
+    """Weights to start from: imagenet (torchvision's, downloaded), none, or the file of a backbone or a detector."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    """The detector's structure and its settings at test time."""
     batch_size: int = 16
+    """Images of one optimiser step, over all devices. The paper: 16."""
     micro_batch: int = 2
-    optimizer: str = "sgd"
+    """Images that a device takes at a time; gradients are summed over its share of the batch. The paper: 2."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser. The paper: sgd."""
     lr: float = 0.01
+    """Learning rate for a batch of reference_batch images. The paper: 0.01."""
     reference_batch: int = 16
+    """Batch size that lr, max_iters and steps are meant for."""
     scale_lr: bool = True
+    """With another batch size, keep the number of epochs and scale the learning rate (Remark 2)."""
     momentum: float = 0.9
+    """Momentum of sgd."""
     weight_decay: float = 1e-4
+    """Weight decay of weights; biases and norm layers have none."""
     bias_lr: float = 2.0
+    """Factor on the learning rate of biases."""
     max_iters: int = 90_000
-    schedule: str = "step"
+    """Number of optimiser steps. The paper: 90000 (1x), 135000 (1.5x) or 180000 (2x)."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Decay of the learning rate: step (see steps), or cosine to 0."""
     steps: tuple[int, ...] = (60_000, 80_000)
+    """Iterations after which the schedule step divides the learning rate by 10. The paper: 60000,80000."""
     warmup_iters: int = 500
+    """Iterations over which the learning rate rises linearly to its full value."""
     warmup_factor: float = 1 / 3
+    """Share of the learning rate that the warm-up starts from."""
     clip_norm: float = 0.0
+    """Largest norm of the gradient, which is scaled down to it; 0 for no limit."""
     train_short_sides: tuple[int, ...] = (800, 800)
+    """Range of the short side of training images in pixels (scale jitter). The paper: 800,800; in Table 4 640,800."""
     flip: float = 0.5
+    """Probability of a horizontal flip in training."""
     keep_empty: bool = True
-    precision: str = "fp32"
+    """Train on images without objects, too. The paper's codebase leaves them out."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Numbers that the forward pass computes with (autocast); fp16 needs a GPU."""
     compile: bool = False
+    """Compile the model with torch.compile."""
     channels_last: bool = False
+    """Keep images and convolution weights in channels-last order, which is faster on many machines."""
     workers: int = 2
+    """Data-loading processes per device; 0 loads in the training process."""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and their augmentation."""
     log_every: int = 20
+    """Iterations between two lines of metrics."""
     eval_every: int = 0
+    """Iterations between two evaluations on the validation split; 0 evaluates at the end only."""
     eval_batch_size: int = 2
+    """Images per device at a time in evaluation."""
     checkpoint_every: int = 2_500
+    """Iterations between two checkpoints."""
     expects: str = ""
+    """What the run must reach, in words; it is printed and kept in config.json, and changes nothing."""
 
 
-_CHOICES = {
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("step", "cosine"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "norm": ("auto", "frozen", "group"),
+GROUPS: dict[str, tuple[str, ...]] = {
+    "data": ("train_short_sides", "flip", "keep_empty", "workers"),
+    "model": ("weights", *(f.name for f in fields(DetectorConfig))),
+    "loss": ("loss",),
+    "schedule": (
+        *("batch_size", "micro_batch", "optimizer", "lr", "reference_batch", "scale_lr", "momentum", "weight_decay"),
+        *("bias_lr", "max_iters", "schedule", "steps", "warmup_iters", "warmup_factor", "clip_norm"),
+    ),
+    "run": (
+        *("precision", "compile", "channels_last", "seed", "log_every", "eval_every", "eval_batch_size"),
+        "checkpoint_every",
+    ),
 }
+"""Every setting by the group that ``--help`` shows it in."""
+_TYPES: dict[str, Any] = {f.name: f.type for settings in (Config, DetectorConfig) for f in fields(settings)}
+OPTIONS: dict[str, Any] = {name: _TYPES[name] for names in GROUPS.values() for name in names}
+"""Every setting by name with its type; a detector's setting needs no prefix."""
+
 _MAY_BE_ZERO = ("warmup_iters", "clip_norm", "weight_decay", "momentum", "flip", "workers", "seed", "eval_every")
 _SHARES = ("flip", "warmup_factor", "score_threshold", "nms_threshold", "positive_iou", "negative_iou")
 
-OPTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if f.name not in ("detector", "expects")} | {
-    f.name: f.type for f in fields(DetectorConfig)
-}
-"""Every setting by name with its type; a detector's setting needs no prefix."""
+
+def descriptions() -> dict[str, str]:
+    """The text under each field of :class:`Config` and :class:`DetectorConfig`, on one line, by setting."""
+    found: dict[str, str] = {}
+    for settings in (DetectorConfig, Config):
+        body = ast.parse(inspect.getsource(settings)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node, text in pairwise(body.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(text, ast.Expr):
+                assert isinstance(node.target, ast.Name)
+                found[node.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
 
 
 def override(config: Config, values: Mapping[str, object]) -> Config:
@@ -100,7 +137,7 @@ def override(config: Config, values: Mapping[str, object]) -> Config:
     """
     for name, value in values.items():
         if name not in OPTIONS:
-            raise UserError(f"unknown setting {name!r}, allowed: {', '.join(OPTIONS)}")
+            raise UserError(f"unknown setting {name!r}{nearest(name, OPTIONS)}; allowed: {', '.join(OPTIONS)}")
         _check_type(name, value, OPTIONS[name])
     values = _follow(config, dict(values))
     own = {f.name for f in fields(DetectorConfig)}
@@ -129,11 +166,11 @@ def _follow(config: Config, values: dict[str, Any]) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raise UserError for the first setting that is out of range."""
-    settings = {**vars(config), **vars(config.detector)}
-    for name, allowed in _CHOICES.items():
-        if settings[name] not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, got {settings[name]!r}")
+    settings = flat(config)
     for name, kind in OPTIONS.items():
+        if get_origin(kind) is Literal and settings[name] not in get_args(kind):
+            allowed = ", ".join(map(str, get_args(kind)))
+            raise UserError(f"{name} must be one of {allowed}, got {settings[name]!r}")
         if kind in (int, float):
             value = settings[name]
             if not isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
@@ -165,6 +202,9 @@ def _check_type(name: str, value: object, kind: Any) -> None:
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         fits = isinstance(value, tuple) and all(type(v) is item or (item is float and type(v) is int) for v in value)
+    elif get_origin(kind) is Literal:
+        kind = type(get_args(kind)[0])
+        fits = type(value) is kind
     else:
         fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
@@ -181,18 +221,22 @@ def parse_value(name: str, text: str) -> object:
     try:
         if get_origin(kind) is tuple:
             return tuple(get_args(kind)[0](part) for part in text.split(",") if part)
+        if get_origin(kind) is Literal:
+            kind = type(get_args(kind)[0])
         return kind(text)
     except ValueError:
         wanted = f"{get_args(kind)[0].__name__}s with commas" if get_origin(kind) is tuple else kind.__name__
         raise UserError(f"{name} must be {wanted}, got {text!r}") from None
 
 
-def make_loss(spec: str) -> nn.Module:
+def make_loss(spec: str) -> "ImageLoss":
     """The loss module of a run: :func:`drloss.losses.make_loss`, as a mean over images.
 
     Raises:
         UserError: if the loss or a parameter is unknown or a value does not fit.
     """
+    from drloss import losses
+
     given = {option.partition("=")[0] for option in spec.partition(":")[2].split(",")}
     if "reduction" in given:
         raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
@@ -202,6 +246,13 @@ def make_loss(spec: str) -> nn.Module:
         return losses.make_loss(spec)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by name, the detector's beside the others."""
+    settings = {**vars(config), **vars(config.detector)}
+    del settings["detector"]
+    return settings
 
 
 def to_json(config: Config) -> dict[str, Any]:
