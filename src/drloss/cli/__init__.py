@@ -71,9 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
             sub.set_defaults(run=add(sub, arguments))
     command = next((a for a in arguments[:1] if not a.startswith("-")), None)
     if command is not None and command not in _COMMANDS:
-        parser.error(
-            f"there is no command {command!r}{nearest(command, _COMMANDS)}; commands: {', '.join(_COMMANDS)}"
-        )
+        meant = nearest(command, _COMMANDS)
+        parser.error(f"argument COMMAND: invalid choice: {command!r}{meant} (choose from {', '.join(_COMMANDS)})")
     options, rest = parser.parse_known_args(arguments)
     if rest:
         asked.unknown(rest)
