@@ -128,9 +128,9 @@ def test_demo_writes_one_page_with_both_losses(tmp_path, capsys):
     page = (out / "report.html").read_text()
     for word in ("Focal", "DR", "AP50", "<svg"):
         assert word in page
-    summary = json.loads((out / "summary.json").read_text())
-    assert [r["name"] for r in summary["runs"]] == ["Focal", "DR"]
-    focal, dr = (r["settings"] for r in summary["runs"])
+    summary = json.loads((out / "report.json").read_text())
+    assert [r["title"] for r in summary["losses"]] == ["Focal", "DR"]
+    focal, dr = (r["settings"] for r in summary["losses"])
     different = {k for k in focal if focal[k] != dr[k]}
     assert different == {"loss", "prior probability"}
 

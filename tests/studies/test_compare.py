@@ -27,6 +27,8 @@ from drloss.studies.differences import (
     verdict,
 )
 from drloss.studies.gallery import counted, gallery
+from drloss.training.config import override
+from drloss.training.presets import PRESETS
 
 TINY = ["--max-iters", "3", "--short-side", "64", "--max-side", "64", "--batch-size", "4", "--micro-batch", "4"]
 TINY += ["--workers", "0"]
@@ -102,7 +104,7 @@ def test_a_run_of_other_data_or_settings_is_not_taken_for_finished(compared):
     source = open_data("shapes:size=64,train=8,val=6")
     train, val = (source.read(split)[0] for split in ("train", "val"))
     given = {"max_iters": 3, "short_side": 64, "max_side": 64, "batch_size": 4, "micro_batch": 4, "workers": 0}
-    config = configurations(["dr"], [0], "cpu", given)["dr", 0]
+    config = configurations(["dr"], [0], override(PRESETS["cpu"], given))["dr", 0]
     folder = out / "runs" / "dr-seed0"
     assert measure.is_finished(folder, config, train, val)
     assert not measure.is_finished(folder, replace(config, lr=1.0), train, val)
@@ -151,7 +153,7 @@ def test_runs_of_one_seed_start_alike(compared):
 )
 def test_bad_options_are_refused(losses, seeds, words):
     with pytest.raises(UserError, match=words):
-        configurations(losses, seeds, "cpu", {})
+        configurations(losses, seeds, PRESETS["cpu"])
 
 
 class Run:

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comm
     parser.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
     parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
-    parser.add_argument("--expects", metavar="WORDS", help="what the run must reach, for its config.json")
     device_option(parser)
     settings_options(parser, arguments)
     return _train
@@ -50,8 +48,6 @@ def _train(options: argparse.Namespace) -> int:
     from drloss.training.fit import Stopped, fit
 
     config = configuration(options)
-    if options.expects is not None:
-        config = replace(config, expects=options.expects)
     if options.force and not options.resume:
         raise UserError("--force goes with --resume: it resumes although the data or the settings have changed")
     if os.path.isfile(options.out):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from drloss.cli.options import (
     Command,
     at_least,
+    configuration,
     data_option,
     device_option,
     preset_option,
@@ -17,6 +18,8 @@ from drloss.cli.options import (
     settings_options,
 )
 from drloss.errors import UserError
+from drloss.training.config import override
+from drloss.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from drloss.ranks import Ranks
@@ -46,37 +49,22 @@ def _compare(options: argparse.Namespace) -> int:
     from drloss.data.sources import open_data
     from drloss.studies.compare import run_compare
 
+    base = configuration(options)
     with _alone(options) as (ranks, at_once):
         run_compare(
             open_data(options.data),
             options.losses,
             options.seeds,
-            options.preset,
-            settings(options),
-            _as_options(options),
+            base,
             (options.train_split, options.val_split),
             options.out,
             ranks,
             at_once=at_once,
+            start=str(options.config or options.preset),
             skip_bad=options.skip_bad,
             console=Console(highlight=False),
         )
     return 0
-
-
-def _as_options(options: argparse.Namespace) -> list[str]:
-    """Data and settings as they were given, for a ``drloss train`` of its own."""
-    from drloss.training.config import OPTIONS
-
-    found = ["--data", options.data, "--train-split", options.train_split, "--val-split", options.val_split]
-    found += ["--skip-bad"] if options.skip_bad else []
-    for name in OPTIONS:
-        value, flag = getattr(options, name, None), name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{'' if value else 'no-'}{flag}")
-        elif value is not None and name not in ("loss", "seed"):
-            found += [f"--{flag}", value]
-    return found
 
 
 # ---------------------------------------------------------------------- demo
@@ -95,15 +83,20 @@ def _demo(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from drloss.data.sources import open_data
-    from drloss.studies.demo import run_demo
+    from drloss.studies.compare import run_compare
 
-    with _alone(options) as (ranks, _):
-        run_demo(
+    base = override(PRESETS["cpu"], {} if options.max_iters is None else {"max_iters": options.max_iters})
+    with _alone(options) as (ranks, at_once):
+        run_compare(
             open_data(options.data),
+            ["focal", "dr"],
+            [options.seed],
+            base,
+            ("train", "val"),
             options.out,
             ranks,
-            max_iters=options.max_iters,
-            seed=options.seed,
+            at_once=at_once,
+            start="cpu",
             console=Console(highlight=False),
         )
     return 0

@@ -25,7 +25,7 @@ from drloss.studies.differences import (
     title,
     verdict,
 )
-from drloss.studies.farm import Job, train_jobs
+from drloss.studies.farm import job_of, train_jobs
 from drloss.studies.gallery import counted, fair_threshold, gallery
 from drloss.studies.measure import is_finished, measure_run
 from drloss.training.config import Config, make_loss
@@ -40,14 +40,13 @@ def run_compare(
     source: DataSource,
     losses: Sequence[str],
     seeds: Sequence[int],
-    preset: str,
-    settings: dict[str, object],
-    options: Sequence[str],
+    base: Config,
     splits: tuple[str, str],
     out: Path,
     ranks: Ranks,
     *,
     at_once: int,
+    start: str,
     skip_bad: bool = False,
     console: Console,
 ) -> Path:
@@ -57,13 +56,12 @@ def run_compare(
         source: the data.
         losses: at least one, as ``drloss train --loss`` takes them; the first is the one to beat.
         seeds: of each loss.
-        preset: name of the configuration.
-        settings: what replaces the preset's settings, but for loss and seed.
-        options: the same as options of ``drloss train``, with the data's.
+        base: configuration of every run, but for loss and seed.
         splits: to train on and to evaluate on.
         out: folder for ``runs/``, ``report.html``, ``report.md`` and ``report.json``. What is done already is kept.
         ranks: for the device.
         at_once: runs at a time.
+        start: the preset or file that ``base`` started from, for the report.
         skip_bad: leave bad images and boxes out, as the runs do.
         console: where to print.
     Returns:
@@ -71,17 +69,14 @@ def run_compare(
     Raises:
         UserError: if options, data or folder do not fit, or a run fails.
     """
-    configs = configurations(losses, seeds, preset, settings)
+    configs = configurations(losses, seeds, base)
     train, val = (_read(source, split, skip_bad) for split in splits)
     if not counted(val):
         raise UserError(f"{source.name}: split {splits[1]} has no objects to compare on")
+    data = ["--data", source.name, "--train-split", splits[0], "--val-split", splits[1]]
+    data += ["--skip-bad"] if skip_bad else []
     jobs = [
-        Job(
-            name=f"{title(spec)}, seed {seed}",
-            out=run_folder(out, spec, seed),
-            iterations=config.max_iters,
-            options=[*options, "--preset", preset, "--loss", spec, "--seed", str(seed)],
-        )
+        job_of(f"{title(spec)}, seed {seed}", run_folder(out, spec, seed), config, data)
         for (spec, seed), config in configs.items()
         if not is_finished(run_folder(out, spec, seed), config, train, val)
     ]
@@ -101,7 +96,7 @@ def run_compare(
     differences = [difference(other, first) for other in others]
     told = [verdict(d, len(val)) for d in differences]
     facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
-    settings_of = {spec: _settings(configs[spec, seeds[0]], preset) for spec in losses}
+    settings_of = {spec: _settings(configs[spec, seeds[0]], start) for spec in losses}
     name = f"{', '.join(map(title, losses))} on {source.name}"
     pictures = _gallery(val, contenders)
     write_page(
@@ -142,12 +137,12 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config
     }
 
 
-def _settings(config: Config, preset: str) -> dict[str, str]:
+def _settings(config: Config, start: str) -> dict[str, str]:
     loss = make_loss(config.loss)
     return {
         "loss": repr(loss),
         "prior probability": f"{loss.prior_probability:g}",
-        "preset": preset,
+        "preset": start,
         "weights": config.weights,
         "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
         "batch": str(config.batch_size),

@@ -21,7 +21,6 @@ from drloss.evaluation.matching import Floats, Matches, average_precision, calib
 from drloss.studies.measure import RunResult
 from drloss.studies.report import RunSummary
 from drloss.training.config import Config, make_loss, override
-from drloss.training.presets import PRESETS
 
 TITLES = {
     "dr": "DR",
@@ -164,13 +163,11 @@ def slug(spec: str, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', spec)}-seed{seed}"
 
 
-def configurations(
-    losses: Sequence[str], seeds: Sequence[int], preset: str, settings: dict[str, object]
-) -> dict[tuple[str, int], Config]:
-    """A configuration for each loss and seed.
+def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) -> dict[tuple[str, int], Config]:
+    """A configuration for each loss and seed, which differs from ``base`` in nothing else.
 
     Raises:
-        UserError: if a loss, in whatever spelling, or a seed is given twice, is unknown, or a setting does not fit.
+        UserError: if a loss, in whatever spelling, or a seed is given twice, or is unknown.
     """
     for option, given in (("--losses", list(losses)), ("--seeds", [str(seed) for seed in seeds])):
         if twice := [value for value in given if given.count(value) > 1]:
@@ -181,12 +178,8 @@ def configurations(
     for spec in losses:
         if (same := spelled.setdefault(repr(make_loss(spec)), spec)) != spec:
             raise UserError(f"--losses: {same} and {spec} are the same loss")
-    found = {}
-    for spec in losses:
-        for seed in seeds:
-            config = override(PRESETS[preset], {**settings, "loss": spec, "seed": seed})
-            found[spec, seed] = replace(config, expects="")
-    return found
+    base = replace(base, expects="")
+    return {(spec, seed): override(base, {"loss": spec, "seed": seed}) for spec in losses for seed in seeds}
 
 
 def difference(ahead: Contender, behind: Contender, resamples: int = RESAMPLES) -> Difference:

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from drloss.errors import UserError
+from drloss.files import write_json
 from drloss.training.checkpoints import MODEL
+from drloss.training.config import Config, to_json
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
 
 PRINT_EVERY = 20
@@ -56,6 +58,20 @@ class Job:
             return 0, ""
         ap50 = f", AP50 {curves['AP50'][1][-1]:.1f}" if "AP50" in curves else ""
         return int(curves["loss"][0][-1]), f"loss {curves['loss'][1][-1]:.3f}{ap50}"
+
+
+def job_of(name: str, out: Path, config: Config, data: Sequence[str]) -> Job:
+    """A job that trains a configuration, which is written to ``<out>.config.json`` beside its run folder.
+
+    Args:
+        name: what the terminal calls it.
+        out: run folder.
+        config: what to compute.
+        data: the options of ``drloss train`` that name the data.
+    """
+    file = out.with_name(f"{out.name}.config.json")
+    write_json(file, to_json(config))
+    return Job(name, out, config.max_iters, [*data, "--config", str(file)])
 
 
 def devices_for(device: torch.device) -> list[str]:

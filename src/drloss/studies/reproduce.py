@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +17,7 @@ from drloss.ranks import Ranks
 from drloss.studies import scores
 from drloss.studies.differences import TITLES
 from drloss.studies.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
-from drloss.studies.farm import Job, train_jobs
+from drloss.studies.farm import Job, job_of, train_jobs
 from drloss.studies.paper import FIGURES, NEEDS, TABLES, Settings, expectation, figure_settings, rows_of, settings
 from drloss.studies.records import Records, read_metrics, read_of_run, read_runs, run_folder, write_records
 from drloss.studies.tables import histograms, page
@@ -296,22 +295,8 @@ def _is_evaluated(folder: Path, wanted: Settings, data: str) -> bool:
 
 
 def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
-    options = ["--data", data, "--preset", run.settings.preset]
-    for name, split in zip(("--train-split", "--val-split"), run.settings.splits, strict=True):
-        options += [name, split]
-    options += ["--skip-bad"] if skip_bad else []
-    options += ["--expects", run.expects]
-    for name, value in run.values.items():
-        options += _option(name, value)
-    return Job(run.name, folder, run.config.max_iters, options)
-
-
-def _option(name: str, value: Any) -> list[str]:
-    """A setting as ``drloss train`` takes it."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    splits = ["--train-split", run.settings.splits[0], "--val-split", run.settings.splits[1]]
+    return job_of(run.name, folder, run.config, ["--data", data, *splits, *(["--skip-bad"] if skip_bad else [])])
 
 
 def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranking:
