@@ -7,20 +7,13 @@ import pytest
 from PIL import Image
 
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.losses import LOSSES
-from drloss.studies.report.figures import (
-    FONT,
+from drloss.evaluation.figures import (
     MANY,
-    NEUTRAL,
-    OTHER,
-    PALETTE,
     PANELS,
-    WIDTH,
     Series,
     class_differences,
     class_precision_recall,
     classes_in_panels,
-    colours,
     expected_scores,
     precision_recall,
     reliability,
@@ -28,10 +21,10 @@ from drloss.studies.report.figures import (
     save_evaluation_figures,
     score_densities,
     threshold_curves,
-    to_png,
-    to_svg,
     training_curves,
 )
+from drloss.evaluation.plotting import FONT, NEUTRAL, OTHER, PALETTE, WIDTH, colours, to_png, to_svg
+from drloss.losses import LOSSES
 
 
 def lines(figure):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drloss.evaluation.plotting import NEUTRAL
 from drloss.losses.dr import NEG_LAMBDA, POS_LAMBDA
 from drloss.studies.paper.schematics import (
     LAMBDAS,
@@ -21,7 +22,6 @@ from drloss.studies.paper.schematics import (
     save_drifts,
     save_surrogates,
 )
-from drloss.studies.report.figures import NEUTRAL
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, write_results
 from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.figures import save_evaluation_figures
 from drloss.evaluation.running import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
-from drloss.studies.report.figures import save_evaluation_figures
 from drloss.training.checkpoints import fingerprint, load_run
 
 RESULTS = "results.json"

@@ -1,8 +1,8 @@
 """Writing annotations as COCO, VOC or YOLO data sets, one split at a time, into one folder.
 
-:func:`drloss.data.formats.opening.open_data` reads back from the folder what was written: COCO keeps all of it; VOC and
-YOLO have no place for areas and image ids; YOLO has none for objects to ignore and keeps coordinates as shares of the
-image's size, to about 1e-12 px. VOC coordinates are written as they stand, from 0.
+:func:`drloss.data.formats.opening.open_data` reads back from the folder what was written: COCO keeps all of it; VOC
+and YOLO have no place for areas and image ids; YOLO has none for objects to ignore and keeps coordinates as shares of
+the image's size, to about 1e-12 px. VOC coordinates are written as they stand, from 0.
 
 Generated images are written as PNG, files are copied as they are. Nothing is overwritten.
 """

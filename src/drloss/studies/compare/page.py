@@ -8,11 +8,12 @@ from typing import Any
 
 from PIL import Image
 
+from drloss.evaluation import figures, plotting
 from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
 from drloss.io.atomic import write_text
 from drloss.studies.compare.differences import FEW, Contender, Difference, recommended_threshold, summary, title
-from drloss.studies.report import figures, page
+from drloss.studies.report import page
 from drloss.studies.report import sections as report
 from drloss.training.config import make_loss
 
@@ -92,7 +93,7 @@ GALLERY = (
 
 
 def _colours(contenders: Sequence[Contender]) -> list[str]:
-    return figures.colours([c.spec for c in contenders])
+    return plotting.colours([c.spec for c in contenders])
 
 
 def plus_minus(mean: float, spread: float) -> str:
@@ -173,7 +174,7 @@ def _class_differences(contenders: Sequence[Contender]) -> str:
     drawn = []
     for index, other in enumerate(contenders[1:]):
         gaps = [other.class_mean(n) - first.class_mean(n) for n in names]
-        svg = figures.to_svg(
+        svg = plotting.to_svg(
             figures.class_differences(names, gaps, _colours(contenders)[index + 1]),
             f"classes-{index}",
             f"AP of {other.title} minus AP of {first.title}, per class",
@@ -223,7 +224,7 @@ def _deployment(contenders: Sequence[Contender]) -> str:
 
 def _calibration(contenders: Sequence[Contender]) -> str:
     curves = [(c.title, c.spec, calibration(c.runs[0].matches)) for c in contenders]
-    svg = figures.to_svg(
+    svg = plotting.to_svg(
         figures.reliability([(name, spec, curve.score, curve.precision) for name, spec, curve in curves]),
         "calibration",
         "share of right detections against their score",

@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 
 from drloss.evaluation.densities import Floats
+from drloss.evaluation.plotting import DASHED, NEUTRAL, OTHER, PALETTE, legend, new_figure, save_figure
 from drloss.losses.distribution import drifted_weights
 from drloss.losses.surrogates import hinge, logistic, quadratic
-from drloss.studies.report.figures import DASHED, NEUTRAL, OTHER, PALETTE, legend, new_figure, save_figure
 
 POINTS = 10_000_000
 """Of Figure 2, for each variance."""

@@ -10,19 +10,10 @@ from matplotlib.figure import Figure
 
 from drloss.errors import UserError
 from drloss.evaluation.densities import Floats, ScoreHistogram
+from drloss.evaluation.figures import score_densities
+from drloss.evaluation.plotting import DASHED, FONT, NEUTRAL, OTHER, PALETTE, legend, new_figure, save_figure
 from drloss.losses import dr
 from drloss.studies.paper.schematics import derived
-from drloss.studies.report.figures import (
-    DASHED,
-    FONT,
-    NEUTRAL,
-    OTHER,
-    PALETTE,
-    legend,
-    new_figure,
-    save_figure,
-    score_densities,
-)
 
 SYNTHETIC = "synthetic scores, Beta(4, 1.8) for positives and Beta(1.5, 9) for negatives"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from drloss.evaluation import figures, plotting
 from drloss.evaluation.coco import METRICS, Evaluation, percent, signed
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.io.atomic import write_text
-from drloss.studies.report import figures, page
+from drloss.studies.report import page
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def thresholds(runs: Sequence[RunSummary]) -> str:
         rows.append(f"<tr><th>{record['threshold']:g}</th>{cells}</tr>")
     table = page.number_table(_grouped_head("above", runs, ("AP", "AP50", "dets")), rows)
     drawn = figures.threshold_curves([(run.name, run.loss, run.sweep) for run in runs])
-    svg = figures.to_svg(drawn, "thresholds", "AP against score threshold, one line per run")
+    svg = plotting.to_svg(drawn, "thresholds", "AP against score threshold, one line per run")
     caption = "A flat line: the threshold may be chosen freely. A falling line: objects are lost."
     few = len(runs) <= 2
     curves = page.figure(svg, caption, single=not few)
@@ -199,7 +200,7 @@ def training(runs: Sequence[RunSummary]) -> str:
     for name, (label, caption) in CURVES.items():
         series = _series(runs, name)
         if series:
-            svg = figures.to_svg(figures.training_curves(series, label), f"curve-{name}", f"{label} over training")
+            svg = plotting.to_svg(figures.training_curves(series, label), f"curve-{name}", f"{label} over training")
             drawn.append(page.figure(svg, f"{label[0].upper()}{label[1:]}. {caption}"))
     parts = []
     if drawn:
@@ -207,7 +208,7 @@ def training(runs: Sequence[RunSummary]) -> str:
         parts.append(page.section("curves", "Training", page.paragraph(note, "quiet"), page.grid(drawn)))
     positive, negative = _series(runs, "expected_pos"), _series(runs, "expected_neg")
     if positive and [s.name for s in positive] == [s.name for s in negative]:
-        svg = figures.to_svg(
+        svg = plotting.to_svg(
             figures.expected_scores(positive, negative),
             "expected",
             "expected scores over training, two lines per run",
@@ -232,7 +233,7 @@ def densities(runs: Sequence[RunSummary]) -> str:
     known = [(run.name, run.loss, run.histogram) for run in runs if run.histogram is not None]
     if not known:
         return ""
-    svg = figures.to_svg(figures.score_densities(known), "densities", "densities of positive and of negative scores")
+    svg = plotting.to_svg(figures.score_densities(known), "densities", "densities of positive and of negative scores")
     caption = (
         "Above: the scores of positive candidates (an anchor on an object, at the object's class); the further "
         "right, the better. Below, on a log scale: all other candidates, thousands for each positive; the "
@@ -245,7 +246,7 @@ def precision_recall(runs: Sequence[RunSummary]) -> str:
     """Section: precision against recall."""
     drawn = []
     for index, run in enumerate(runs):
-        svg = figures.to_svg(
+        svg = plotting.to_svg(
             figures.precision_recall(run.name, run.loss, run.evaluation, colour=_colours(runs)[index]),
             f"pr-{index}",
             f"precision against recall of {run.name}",
@@ -259,7 +260,7 @@ def precision_recall(runs: Sequence[RunSummary]) -> str:
     shown = figures.classes_in_panels([run.evaluation for run in runs])
     if len(shown) > 1:
         each = figures.class_precision_recall([(run.name, run.loss, run.evaluation) for run in runs])
-        svg = figures.to_svg(each, "pr-classes", "precision against recall of each class, one line per run")
+        svg = plotting.to_svg(each, "pr-classes", "precision against recall of each class, one line per run")
         caption = "The classes, a panel each: the area below a line is the AP50 of the class."
         objects = sum((precision > -1).all() for precision in runs[0].evaluation.precision)
         if objects > len(shown):
@@ -317,7 +318,7 @@ def _series(runs: Sequence[RunSummary], name: str) -> list[figures.Series]:
 
 
 def _colours(runs: Sequence[RunSummary]) -> list[str]:
-    return figures.colours([run.loss for run in runs])
+    return plotting.colours([run.loss for run in runs])
 
 
 def _grouped_head(first: str, runs: Sequence[RunSummary], columns: Sequence[str]) -> str:
