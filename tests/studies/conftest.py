@@ -11,10 +11,8 @@ from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.studies import jobs as farm
-from drloss.studies.compare.differences import Contender
+from drloss.studies.compare.differences import Contender, summary
 from drloss.studies.compare.measure import RunResult
-from drloss.studies.report.gallery import gallery
-from drloss.studies.report.sections import RunSummary
 from faults import Subprocess
 
 HARD_NAMES = (
@@ -83,32 +81,6 @@ def fake_curves(rng, *, found, iterations):
     }
 
 
-def fake_run(name, loss, *, seed, shift, found, iterations=900):
-    annotations = read_shapes()
-    rng = np.random.default_rng(seed)
-    detections = noisy_detections(annotations, rng, shift=shift, found=found)
-    histogram = fake_histogram(rng, found=found)
-    curves = fake_curves(rng, found=found, iterations=iterations)
-    run = RunSummary(
-        name=name,
-        loss=loss,
-        evaluation=evaluate(annotations, detections),
-        sweep=threshold_sweep(annotations, detections),
-        histogram=histogram,
-        curves=curves,
-        settings={
-            "loss": "DRLoss(pairing=dr, surrogate=logistic, smoothness=6, cls_weight=4)" if loss == "dr" else loss,
-            "prior probability": "0.01",
-            "backbone": "resnet18, group norm, random weights",
-            "optimiser": "sgd, learning rate 0.01, cosine",
-            "seed": "0",
-        },
-        seconds=613.4,
-        iterations=iterations,
-    )
-    return run, detections
-
-
 @pytest.fixture(scope="session")
 def hard_data():
     """The shapes, sorted into forty classes whose names are hard to set; those of the last ones have no object."""
@@ -147,10 +119,12 @@ def warm():
 
 @pytest.fixture(scope="session")
 def two_runs():
-    """A better run (DR) and a worse one (focal), and a mosaic of their detections."""
-    dr, dr_found = fake_run("DR", "dr", seed=1, shift=0.05, found=0.95)
-    focal, focal_found = fake_run("Focal", "focal", seed=2, shift=0.09, found=0.6)
-    return [dr, focal], gallery(read_shapes(), [focal_found, dr_found], range(3))
+    """A better run (DR) and a worse one (focal), as a page shows them."""
+    data, levels = read_shapes(), {"dr": (1, 0.05, 0.95), "focal": (2, 0.09, 0.6)}
+    return [
+        summary(Contender(spec, [fake_result(data, seed=seed, shift=shift, found=found)]), {})
+        for spec, (seed, shift, found) in levels.items()
+    ]
 
 
 @pytest.fixture(scope="session")

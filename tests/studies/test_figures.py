@@ -60,7 +60,7 @@ def test_every_loss_has_a_colour_of_its_own_that_is_seen_on_light_and_on_dark():
 
 
 def test_variants_of_a_loss_differ_in_more_than_paleness(two_runs):
-    run = two_runs[0][0]
+    run = two_runs[0]
     losses = ["dr", "focal", "dr:margin=0.3", "dr:margin=0.4"]
     points = np.array([0.1, 0.9])
     drawn = [
@@ -120,7 +120,7 @@ def test_expected_scores_have_a_colour_per_run_and_dashes_for_the_negatives():
 
 
 def test_the_threshold_figure_shows_the_sweep(two_runs):
-    run = two_runs[0][0]
+    run = two_runs[0]
     figure = threshold_curves([(run.name, run.loss, run.sweep)], "AP50")
     (line,) = lines(figure).values()
     assert line.get_xydata().tolist() == [[r["threshold"], r["AP50"]] for r in run.sweep]
@@ -130,7 +130,7 @@ def test_the_threshold_figure_shows_the_sweep(two_runs):
 
 
 def test_densities_mark_the_means(two_runs):
-    histogram = two_runs[0][0].histogram
+    histogram = two_runs[0].histogram
     figure = score_densities([("DR", "dr", histogram)])
     marked = [line.get_xdata()[0] for axes in figure.axes for line in axes.get_lines()]
     assert marked == [histogram.positive_mean, histogram.negative_mean]
@@ -145,7 +145,7 @@ def test_densities_of_nothing_are_drawn_empty():
 
 
 def test_the_mean_precision_over_recall_is_ap50(two_runs):
-    run = two_runs[0][0]
+    run = two_runs[0]
     label = f"DR, mean: AP50 {run.evaluation.metrics['AP50']:.1f}"
     bold = lines(precision_recall("DR", "dr", run.evaluation))[label]
     assert 100 * bold.get_ydata().mean() == pytest.approx(run.evaluation.metrics["AP50"])
@@ -186,7 +186,7 @@ def test_of_many_classes_those_at_either_end_are_shown():
 
 
 def test_svg_takes_the_colour_of_the_page_and_shares_no_id_with_another(two_runs):
-    run = two_runs[0][0]
+    run = two_runs[0]
     svgs = [
         to_svg(precision_recall("a < b & c", "dr", run.evaluation), "one", 'says "so" & <more>'),
         to_svg(score_densities([("DR", "dr", run.histogram)]), "two", "densities"),
@@ -208,7 +208,7 @@ def test_svg_takes_the_colour_of_the_page_and_shares_no_id_with_another(two_runs
 
 
 def test_the_same_figure_gives_the_same_svg(two_runs):
-    run = two_runs[0][0]
+    run = two_runs[0]
     assert len({to_svg(precision_recall("DR", "dr", run.evaluation), "pr", "x") for _ in range(2)}) == 1
 
 
@@ -219,14 +219,14 @@ def test_dollar_signs_in_names_are_no_formulas(name):
 
 
 def test_png_has_no_ground(two_runs):
-    image = Image.open(io.BytesIO(to_png(threshold_curves([("DR", "dr", two_runs[0][0].sweep)]))))
+    image = Image.open(io.BytesIO(to_png(threshold_curves([("DR", "dr", two_runs[0].sweep)]))))
     assert image.mode == "RGBA"
     assert image.getpixel((2, 2))[3] == 0
     assert image.width >= 1000
 
 
 def test_an_evaluated_run_leaves_its_figures_as_files(two_runs, tmp_path):
-    run = two_runs[0][1]
+    run = two_runs[1]
     without = save_evaluation_figures(tmp_path / "a", run.evaluation, run.sweep, loss="focal")
     assert {p.name for p in without} == {"precision_recall.png", "thresholds.png"}
     written = save_evaluation_figures(tmp_path / "b", run.evaluation, run.sweep, run.histogram, loss="focal")

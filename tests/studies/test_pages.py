@@ -4,16 +4,17 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from drloss.studies.compare.differences import difference, verdict
 from drloss.studies.compare.page import write_page
-from drloss.studies.report import page
 from drloss.studies.report.gallery import gallery
-from drloss.studies.report.sections import write_report
+from drloss.studies.report.page import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH")
@@ -42,7 +43,7 @@ def look(folder, scheme, frames):
 
 
 @pytest.fixture(scope="module")
-def pages(contenders, hard_data, two_runs, tmp_path_factory):
+def pages(contenders, hard_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
     facts = {"data": "boards & <parts>: 24 images", "versions": ", ".join(f"package{i} 1.{i}" for i in range(12))}
@@ -57,9 +58,17 @@ def pages(contenders, hard_data, two_runs, tmp_path_factory):
         settings={spec: {"loss": words, "preset": "cpu"} for spec, words in spoken.items()},
         gallery=gallery(hard_data, [c.runs[0].detections for c in contenders], [0]),
     )
-    runs, mosaic = two_runs
-    write_report(
-        folder / "demo.html", runs[::-1], title="Focal and DR", facts=facts, mosaic=mosaic, conclusion="It is so."
+    few = [replace(c, runs=c.runs[:1]) for c in contenders[:2]]
+    found = [difference(few[1], few[0], resamples=20)]
+    write_page(
+        folder / "demo.html",
+        few,
+        found,
+        [verdict(d, len(hard_data)) for d in found],
+        name="Focal and DR",
+        facts=facts,
+        settings={c.spec: {"loss": spoken[c.spec]} for c in few},
+        gallery=gallery(hard_data, [c.runs[0].detections for c in few], [0]),
     )
     return {name: (folder / f"{name}.html").read_text(encoding="utf-8") for name in ("compare", "demo")}
 
@@ -141,8 +150,9 @@ BROKEN = [
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    texts = [page.page("t", f"<h1>t</h1>{body}") for _, body in BROKEN]
-    texts += [page.page("", "<h1>t</h1>"), page.page("t", "<h1>t</h1>" + svg('<path d="x"/>'))]
+    bodies = [*(("t", f"<h1>t</h1>{body}") for _, body in BROKEN), ("", "<h1>t</h1>")]
+    bodies.append(("t", "<h1>t</h1>" + svg('<path d="x"/>')))
+    texts = [render("page.html", title=title, body=Markup(body)) for title, body in bodies]
     return look(tmp_path_factory.mktemp("broken"), "light", [(text, 390) for text in texts])
 
 

@@ -1,13 +1,20 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from math import nan
+from math import isnan, nan
 
 import pytest
 
-from drloss.studies.report.sections import headline, write_report
+from drloss.evaluation.coco import METRICS
+from drloss.studies.compare.differences import Contender, difference, verdict
+from drloss.studies.compare.page import write_page
+from drloss.studies.report.gallery import gallery
+from studies.conftest import fake_result, read_shapes
 
-SECTIONS = ("ap", "thresholds", "curves", "expected", "densities", "pr", "predictions", "settings", "environment")
+SECTIONS = (
+    *("seeds", "ap", "classes", "thresholds", "deployment", "calibration", "densities", "curves", "expected", "pr"),
+    *("predictions", "cost", "settings", "environment"),
+)
 FACTS = {"data": "shapes: 24 images", "device": "cpu, 4 threads"}
 VOID = {"meta", "img", "br"}
 
@@ -42,12 +49,38 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
+SETTINGS = {
+    "focal": {"loss": "FocalLoss(gamma=2)", "seed": "0"},
+    "dr": {"loss": "DRLoss(pairing=dr, surrogate=logistic, smoothness=6)", "seed": "0"},
+}
+
+
 @pytest.fixture(scope="module")
-def written(two_runs, tmp_path_factory):
-    runs, mosaic = two_runs
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, runs[::-1], title="Focal and DR", facts=FACTS, mosaic=mosaic, conclusion="It is so.")
+def two():
+    """Focal loss, and DR, which is better; one seed each."""
+    data = read_shapes()
+    return [
+        Contender("focal", [fake_result(data, seed=2, shift=0.09, found=0.6)]),
+        Contender("dr", [fake_result(data, seed=1, shift=0.05, found=0.95)]),
+    ]
+
+
+def write(path, contenders, *, name="Focal and DR", facts=FACTS, settings=SETTINGS):
+    found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
+    told = [verdict(d, 24) for d in found]
+    pictures = gallery(read_shapes(), [c.runs[0].detections for c in contenders], [0])
+    settings = {c.spec: settings.get(c.spec, {}) for c in contenders}
+    write_page(path, contenders, found, told, name=name, facts=facts, settings=settings, gallery=pictures)
     return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def written(two, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("report") / "report.html", two)
+
+
+def changed(contender, spec=None, **values):
+    return Contender(spec or contender.spec, [replace(run, **values) for run in contender.runs])
 
 
 def test_the_page_stands_alone(written):
@@ -73,13 +106,12 @@ def test_every_section_is_there_once_with_its_figures(written):
     parts = re.split(r'<section id="', written)[1:]
     figures = {part.partition('"')[0]: part.count("<svg ") for part in parts}
     assert figures == {
-        **dict.fromkeys(("ap", "predictions", "settings", "environment"), 0),
-        **dict.fromkeys(("thresholds", "expected", "densities"), 1),
+        **dict.fromkeys(SECTIONS, 0),
+        **dict.fromkeys(("classes", "thresholds", "calibration", "expected", "densities"), 1),
         "curves": 4,
         "pr": 3,
     }
     assert sum(tag == "img" for tag, _ in page.elements) == 1
-    assert "It is so." in page.text
 
 
 def test_ids_are_unique_and_the_page_adapts(written):
@@ -89,18 +121,17 @@ def test_ids_are_unique_and_the_page_adapts(written):
     assert "prefers-color-scheme: dark" in written
 
 
-def test_the_table_has_the_numbers_and_marks_the_best(two_runs, written):
-    dr, focal = two_runs[0]
-    rows = {row[0]: row[1:] for row in Page(written).rows if len(row) == 7}
-    for run in (dr, focal):
-        shown = [f"{v:.1f}" if v == v else "–" for v in run.evaluation.metrics.values()]  # noqa: PLR0124
-        assert rows[run.name] == shown
-    assert float(rows["DR"][0]) > float(rows["Focal"][0])
-    ap = dr.evaluation.metrics["AP"]
-    assert rows["DR − Focal"][0] == f"+{ap - focal.evaluation.metrics['AP']:.1f}"
-    table = written.split('<section id="ap">')[1].split("</table>")[0]
+def test_the_table_has_the_numbers_and_marks_the_best(two, written):
+    table = written.split('<section id="ap">')[1].split("<table>")[1].split("</table>")[0]
+    rows = {row[0]: row[1:] for row in Page(f"<table>{table}</table>").rows}
+    for contender in two:
+        values = [contender.mean(metric) for metric in METRICS]
+        assert rows[contender.title] == ["–" if isnan(v) else f"{v:.1f}" for v in values]
+    ap, less = two[1].mean("AP"), two[0].mean("AP")
+    assert ap > less
+    assert rows["DR − Focal"][0] == f"+{ap - less:.1f}"
     assert f'<td class="best">{ap:.1f}</td>' in table
-    assert f'<td class="best">{focal.evaluation.metrics["AP"]:.1f}</td>' not in table
+    assert f'<td class="best">{less:.1f}</td>' not in table
 
 
 def test_settings_are_sorted_into_what_differs_and_what_is_equal(written):
@@ -112,73 +143,58 @@ def test_settings_are_sorted_into_what_differs_and_what_is_equal(written):
     assert "smoothness" not in equal
 
 
-def test_the_headline_states_numbers_data_and_scope(two_runs):
-    dr, focal = two_runs[0]
-
-    def reached(run):
-        return f"AP {run.evaluation.metrics['AP']:.1f} (AP50 {run.evaluation.metrics['AP50']:.1f})"
-
-    expected = f"After 900 iterations on shapes, DR reaches {reached(dr)} and Focal {reached(focal)}: one run of each"
-    assert headline([focal, dr], FACTS).startswith(expected)
-    single = headline([dr], {})
-    assert single.startswith(f"After 900 iterations, DR reaches {reached(dr)}: one run, no evidence")
-    assert "After 600 to 900 iterations" in headline([dr, replace(focal, iterations=600)], {})
-
-
-def test_what_users_wrote_is_escaped(two_runs, tmp_path):
+def test_what_users_wrote_is_escaped(two, tmp_path):
     evil = "<script>alert(1)</script>&'\""
-    run = two_runs[0][0]
+    run = two[0].runs[0]
     evaluation = replace(
         run.evaluation, per_class={evil: run.evaluation.metrics}, precision=run.evaluation.precision[:1]
     )
-    run = replace(run, name=evil, evaluation=evaluation, settings={evil: evil})
+    evil_run = changed(two[0], f"focal:{evil}", evaluation=evaluation)
+    settings = {evil_run.spec: {evil: evil}, two[0].spec: {evil: evil}}
     facts = {"data": f"{evil}: x", evil: evil}
-    path = tmp_path / "report.html"
-    write_report(path, [run], title=evil, facts=facts, mosaic=two_runs[1], conclusion=evil)
-    text = path.read_text(encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drloss.studies.compare.page.fairness", lambda specs: evil)
+        text = write(tmp_path / "report.html", [evil_run], name=evil, facts=facts, settings=settings)
     assert "<script" not in text
     assert Page(text).text.count(evil) >= 10
 
 
-def test_where_runs_measure_other_expected_scores_that_is_said(two_runs, tmp_path):
-    dr, focal = two_runs[0]
+def test_where_runs_measure_other_expected_scores_that_is_said(two, tmp_path):
+    dr = two[1]
     path = tmp_path / "report.html"
-    for runs, said in (([focal, dr], False), ([dr, replace(dr, name="other", loss="dr:neg_lambda=0.05")], True)):
-        write_report(path, runs, title="t", facts={}, mosaic=None)
-        assert ("with the λ, scope and other parameters of its own" in path.read_text(encoding="utf-8")) is said
+    for contenders, said in ((two, False), ([dr, changed(dr, "dr:neg_lambda=0.05")], True)):
+        assert ("with the λ, scope and other parameters of its own" in write(path, contenders)) is said
 
 
-def test_a_time_that_is_not_known_is_a_dash(two_runs, tmp_path):
-    path = tmp_path / "report.html"
-    write_report(path, [replace(two_runs[0][0], seconds=nan)], title="t", facts={}, mosaic=None)
-    rows = {row[0]: row[1:] for row in Page(path.read_text(encoding="utf-8")).rows}
+def test_a_time_that_is_not_known_is_a_dash(two, tmp_path):
+    text = write(tmp_path / "report.html", [changed(two[0], seconds=nan)])
+    rows = {row[0]: row[1:] for row in Page(text).rows}
     assert rows["training time"] == rows["per iteration"] == ["–"]
 
 
-def test_what_was_not_measured_is_left_out(two_runs, tmp_path):
-    """One run, no object, no curve, no histogram, no mosaic."""
-    run = two_runs[0][0]
+def test_what_was_not_measured_is_left_out(two, tmp_path):
+    """One run, no object, no curve, no cost."""
+    run = two[0].runs[0]
     none = dict.fromkeys(run.evaluation.metrics, nan)
     evaluation = replace(run.evaluation, metrics=none, per_class=dict.fromkeys(run.evaluation.per_class, none))
-    sweep = [{**record, **none} for record in run.sweep]
-    bare = replace(run, evaluation=evaluation, sweep=sweep, curves={}, histogram=None, settings={})
-    path = tmp_path / "report.html"
-    write_report(path, [bare], title="t", facts={}, mosaic=None)
-    page = Page(path.read_text(encoding="utf-8"))
-    assert [a["id"] for tag, a in page.elements if tag == "section"] == ["ap", "thresholds", "pr", "settings"]
+    sweep = [{k: v for k, v in {**r, **none}.items() if k not in ("candidates", "postprocess_ms")} for r in run.sweep]
+    bare = changed(two[0], evaluation=evaluation, sweep=sweep, curves={}, cost={})
+    page = Page(write(tmp_path / "report.html", [bare], settings={}))
+    sections = [a["id"] for tag, a in page.elements if tag == "section"]
+    assert sections == [s for s in SECTIONS if s not in ("classes", "deployment", "curves", "expected")]
     assert "nan" not in page.text.lower()
 
 
-def test_three_runs_of_two_losses_fit(two_runs, tmp_path):
-    dr, focal = two_runs[0]
-    path = tmp_path / "report.html"
-    write_report(path, [focal, dr, replace(dr, name="DR again")], title="t", facts=FACTS, mosaic=None)
-    rows = [row[0] for row in Page(path.read_text(encoding="utf-8")).rows]
-    assert rows[1:4] == ["Focal", "DR", "DR again"]
-    assert not any("−" in name for name in rows)
+def test_three_losses_fit_and_each_is_compared_with_the_first(two, tmp_path):
+    focal, dr = two
+    text = write(tmp_path / "report.html", [focal, dr, changed(dr, "dr:margin=0.4")])
+    table = text.split('<section id="ap">')[1].split("<table>")[1].split("</table>")[0]
+    rows = [row[0] for row in Page(f"<table>{table}</table>").rows]
+    assert rows[1:] == ["Focal", "DR", "DR (margin=0.4)"]
+    assert "Each is compared with Focal." in text
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one run"):
-        write_report(tmp_path / "report.html", [], title="t", facts={}, mosaic=None)
+    with pytest.raises(ValueError, match="at least one"):
+        write_page(tmp_path / "report.html", [], [], [], name="t", facts={}, settings={}, gallery=None)
     assert list(tmp_path.iterdir()) == []

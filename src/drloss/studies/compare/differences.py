@@ -7,7 +7,7 @@ and the weight of a loss, and what focal loss is divided by, which are its own b
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan, sqrt
 from pathlib import Path
@@ -19,7 +19,6 @@ from drloss.evaluation.coco import METRICS, Evaluation, signed
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import Floats, Matches, average_precision, calibration
 from drloss.studies.compare.measure import RunResult
-from drloss.studies.report.sections import RunSummary
 from drloss.training.config import Config, make_loss, override
 
 TITLES = {
@@ -101,6 +100,34 @@ class Contender:
     def class_mean(self, name: str) -> float:
         """AP of a class, mean over the seeds."""
         return float(np.mean([run.evaluation.per_class[name]["AP"] for run in self.runs]))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a report shows of one run.
+
+    Attributes:
+        name: what the report calls it, such as ``"DR"``.
+        loss: its loss by the name of the command line; it says the colour.
+        evaluation: on the split that all runs of the report are evaluated on.
+        sweep: what :func:`drloss.evaluation.thresholds.threshold_sweep` returned, the same thresholds for all runs.
+        histogram: scores of the candidates of that split.
+        curves: iterations and values of ``loss``, ``loss_cls``, ``loss_box``, ``expected_pos``, ``expected_neg`` and
+            ``AP50``; those that are missing are not shown, others are not looked at.
+        settings: setting to value.
+        seconds: that training took; NaN where that is not known.
+        iterations: that training took.
+    """
+
+    name: str
+    loss: str
+    evaluation: Evaluation
+    sweep: Sequence[Mapping[str, float]]
+    histogram: ScoreHistogram
+    curves: dict[str, tuple[list[float], list[float]]]
+    settings: dict[str, str]
+    seconds: float
+    iterations: int
 
 
 @dataclass(frozen=True)

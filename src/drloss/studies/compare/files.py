@@ -68,8 +68,8 @@ def markdown(
     rows = [
         ["recommended threshold", *map(recommended, contenders)],
         ["expected calibration error", *(_number(c.calibration_error, 3) for c in contenders)],
-        ["mean score of positives", *(_number(s.histogram.positive_mean, 3) for s in summaries if s.histogram)],
-        ["mean score of negatives", *(_number(s.histogram.negative_mean, 5) for s in summaries if s.histogram)],
+        ["mean score of positives", *(_number(s.histogram.positive_mean, 3) for s in summaries)],
+        ["mean score of negatives", *(_number(s.histogram.negative_mean, 5) for s in summaries)],
     ]
     for key, sign in EXPECTED.items():
         last = [s.curves[key][1][-1] if key in s.curves else nan for s in summaries]
@@ -127,7 +127,7 @@ def _loss(contender: Contender, settings: dict[str, str]) -> dict[str, Any]:
         "thresholds": contender.sweep(),
         "recommended_threshold": recommended_threshold(contender),
         "calibration_error": contender.calibration_error,
-        "densities": None if shown.histogram is None else shown.histogram.to_json(),
+        "densities": shown.histogram.to_json(),
         "curves": {key: dict(zip(("iteration", "value"), curve, strict=True)) for key, curve in shown.curves.items()},
         "seconds_per_iteration": contender.seconds_per_iteration,
         "cost": contender.cost,

@@ -1,35 +1,51 @@
-"""The page of ``drloss compare``: the report of the runs, and what several seeds add to it."""
+"""The page of ``drloss compare``: what several losses reach on the user's data, with several seeds each."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 
-from drloss.evaluation import figures, plotting
+from drloss.evaluation import figures
 from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
+from drloss.evaluation.plotting import colours, to_svg
 from drloss.io.atomic import write_text
-from drloss.studies.compare.differences import FEW, Contender, Difference, recommended_threshold, summary, title
-from drloss.studies.report import page
-from drloss.studies.report import sections as report
+from drloss.studies.compare.differences import (
+    FEW,
+    Contender,
+    Difference,
+    RunSummary,
+    recommended_threshold,
+    summary,
+    title,
+)
+from drloss.studies.report.page import picture, render
 from drloss.training.config import make_loss
 
 FAIRNESS = (
     "For each seed the runs have the same initial weights but for the classifier's bias, the same order of images, "
     "augmentation, schedule, learning rate and budget; each loss has its own best-known prior and weight. "
 )
+CURVES = {
+    "loss_cls": ("classification loss", "Each loss has its own scale: look at the shape, not at which is lower."),
+    "loss_box": ("box loss", "The same loss for every run, so that heights can be compared."),
+    "loss": ("total loss", "Weighted sum of the parts: heights cannot be compared between losses."),
+    "AP50": ("AP50 (%)", "On the validation images, during training."),
+}
 
 
 def fairness(specs: Sequence[str]) -> str:
-    """What is matched between some losses, and what each is divided by."""
+    """What is the same for some losses, and what each is divided by."""
     return FAIRNESS + " ".join(f"{title(spec)} {_divided(spec)}." for spec in specs)
 
 
 def _divided(spec: str) -> str:
-    options: dict[str, Any] = make_loss(spec).options  # type: ignore[assignment]
+    options = make_loss(spec).options
     scope = {"per_image": "each image", "pooled": "all images that a device takes at a time"}[options["scope"]]
     if "interpolate" in options:
         return f"is itself a mean over the positives of {scope}"
@@ -39,6 +55,28 @@ def _divided(spec: str) -> str:
     return f"is summed over the candidates of {scope} and divided by {divisor}"
 
 
+@dataclass(frozen=True)
+class _Column:
+    """One loss as the page shows it: means over its seeds, and its colour."""
+
+    contender: Contender
+    shown: RunSummary
+    colour: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.shown, name)
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Standard deviation over the seeds, of each metric."""
+        return {metric: self.contender.spread(metric) for metric in METRICS}
+
+    @property
+    def by_seed(self) -> list[float]:
+        """AP of each seed."""
+        return [float(value) for value in self.contender.values("AP")]
+
+
 def write_page(
     path: Path,
     contenders: Sequence[Contender],
@@ -46,7 +84,7 @@ def write_page(
     told: Sequence[str],
     *,
     name: str,
-    facts: dict[str, str],
+    facts: Mapping[str, str],
     settings: Mapping[str, dict[str, str]],
     gallery: Image.Image,
 ) -> None:
@@ -60,40 +98,146 @@ def write_page(
         name: title of the page.
         facts: about data and machine.
         settings: of each loss by its spec.
-        gallery: image of ``1 + len(contenders)`` columns, truth and predictions.
+        gallery: image of ``1 + len(contenders)`` columns: the truth, and what the first run of each detects.
+    Raises:
+        ValueError: if there is no contender.
     """
-    runs = [summary(contender, settings[contender.spec]) for contender in contenders]
-    headline = told[0] if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
-    parts = [
-        f'<header><p class="kicker">{escape(name)}</p><h1>{escape(headline)}</h1>'
-        f"{''.join(map(page.paragraph, told[1:]))}{_against(contenders)}"
-        f"{page.paragraph(fairness([c.spec for c in contenders]), 'conclusion')}</header>",
-        _cards(contenders),
-        _seeds(contenders, differences),
-        report.average_precision(runs),
-        _class_differences(contenders),
-        report.thresholds(runs),
-        _deployment(contenders),
-        _calibration(contenders),
-        report.densities(runs),
-        report.training(runs),
-        report.precision_recall(runs),
-        report.predictions(runs, gallery, GALLERY),
-        _cost(contenders),
-        report.settings(runs),
-        page.section("environment", "Data and environment", page.text_table(list(facts.items()))),
+    if not contenders:
+        raise ValueError("a comparison needs at least one loss")
+    shown = [summary(contender, settings[contender.spec]) for contender in contenders]
+    runs = [
+        _Column(contender, run, colour)
+        for contender, run, colour in zip(contenders, shown, colours([c.spec for c in contenders]), strict=True)
     ]
-    write_text(path, page.page(name, "\n".join(filter(None, parts))))
+    headline = told[0] if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
+    differing, equal = _settings(shown)
+    page = render(
+        "compare.html",
+        _FILTERS,
+        title=name,
+        headline=headline,
+        verdicts=told[1:],
+        fairness=fairness([c.spec for c in contenders]),
+        runs=runs,
+        seeds=[run.seed for run in contenders[0].runs],
+        few_seeds=FEW,
+        names={c.spec: c.title for c in contenders},
+        metrics=METRICS,
+        differences=differences,
+        sweeps=list(zip(*(run.sweep for run in shown), strict=True)),
+        deployed=all("candidates" in run.sweep[0] for c in contenders for run in c.runs),
+        advice="; ".join(f"{c.title}: {recommended(c)}" for c in contenders),
+        calibration_errors="; ".join(
+            f"{c.title} {c.calibration_error:.3f}" for c in contenders if not isnan(c.calibration_error)
+        ),
+        own_expectations=len(runs) > 1 and any(c.spec.startswith("dr:") for c in contenders),
+        drawn=_drawings(contenders, runs),
+        gallery=picture(gallery),
+        costs=costs(contenders),
+        differing=differing,
+        times=[
+            ["training time", *(_duration(run.seconds) for run in shown)],
+            ["per iteration", *(_per_iteration(run.seconds / max(1, run.iterations)) for run in shown)],
+        ],
+        equal=equal,
+        facts=facts,
+    )
+    write_text(path, page)
 
 
-GALLERY = (
-    "The images on which the first two differ most: objects found minus false detections, of the first seed. Each "
-    "run shows its best-scored boxes, over all these data as many as there are objects; ignored boxes are none."
-)
+def _drawings(contenders: Sequence[Contender], runs: Sequence[_Column]) -> dict[str, Any]:
+    """The figures of the page by section, with captions where these depend on the runs."""
+    named = [(run.name, run.loss) for run in runs]
+    curves = [(c.title, c.spec, calibration(c.runs[0].matches)) for c in contenders]
+    positive, negative = _series(runs, "expected_pos"), _series(runs, "expected_neg")
+    paired = positive and [s.name for s in positive] == [s.name for s in negative]
+    return {
+        "classes": _class_differences(contenders),
+        "thresholds": _svg(
+            figures.threshold_curves([(*names, run.sweep) for names, run in zip(named, runs, strict=True)]),
+            "thresholds",
+            "AP against score threshold, one line per run",
+        ),
+        "calibration": _svg(
+            figures.reliability([(name, spec, curve.score, curve.precision) for name, spec, curve in curves]),
+            "calibration",
+            "share of right detections against their score",
+        ),
+        "densities": _svg(
+            figures.score_densities([(*names, run.histogram) for names, run in zip(named, runs, strict=True)]),
+            "densities",
+            "densities of positive and of negative scores",
+        ),
+        "curves": [
+            (
+                _svg(figures.training_curves(series, label), f"curve-{name}", f"{label} over training"),
+                f"{label[0].upper()}{label[1:]}. {caption}",
+            )
+            for name, (label, caption) in CURVES.items()
+            if (series := _series(runs, name))
+        ],
+        "expected": paired
+        and _svg(
+            figures.expected_scores(positive, negative),
+            "expected",
+            "expected scores over training, two lines per run",
+        ),
+        "pr": [
+            _svg(
+                figures.precision_recall(run.name, run.loss, run.evaluation, colour=run.colour),
+                f"pr-{index}",
+                f"precision against recall of {run.name}",
+            )
+            for index, run in enumerate(runs)
+        ],
+        "pr_classes": _class_precision_recall(runs),
+    }
 
 
-def _colours(contenders: Sequence[Contender]) -> list[str]:
-    return plotting.colours([c.spec for c in contenders])
+def _class_differences(contenders: Sequence[Contender]) -> list[tuple[Markup, str]]:
+    """For each loss but the first, AP of each class minus that of the first, with its caption."""
+    first = contenders[0]
+    names = list(first.runs[0].evaluation.per_class)
+    paint = colours([c.spec for c in contenders])
+    drawn = []
+    for index, other in enumerate(contenders[1:]):
+        gaps = [other.class_mean(n) - first.class_mean(n) for n in names]
+        caption = f"{other.title} minus {first.title}: AP per class, mean over seeds."
+        if sum(not isnan(gap) for gap in gaps) > figures.CLASSES:
+            caption += f" Of {len(gaps)} classes the {figures.CLASSES // 2} at either end."
+        figure = figures.class_differences(names, gaps, paint[index + 1])
+        description = f"AP of {other.title} minus AP of {first.title}, per class"
+        drawn.append((_svg(figure, f"classes-{index}", description), caption))
+    return drawn
+
+
+def _class_precision_recall(runs: Sequence[_Column]) -> tuple[Markup, str] | None:
+    shown = figures.classes_in_panels([run.evaluation for run in runs])
+    if len(shown) < 2:
+        return None
+    figure = figures.class_precision_recall([(run.name, run.loss, run.evaluation) for run in runs])
+    caption = "The classes, a panel each: the area below a line is the AP50 of the class."
+    objects = sum((precision > -1).all() for precision in runs[0].evaluation.precision)
+    if objects > len(shown):
+        half = len(shown) // 2
+        caption += f" Of {objects} classes with objects the {half} of highest and the {half} of lowest AP50."
+    return _svg(figure, "pr-classes", "precision against recall of each class, one line per run"), caption
+
+
+def _series(runs: Sequence[_Column], name: str) -> list[figures.Series]:
+    return [figures.Series(r.name, r.loss, *r.curves[name]) for r in runs if len(r.curves.get(name, ([], []))[0]) > 1]
+
+
+def _svg(figure: Figure, name: str, description: str) -> Markup:
+    return Markup(to_svg(figure, name, description))
+
+
+def _settings(runs: Sequence[RunSummary]) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of the settings that differ, and of those that are equal."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
+    differing = [[key, *row] for key, row in values.items() if len(set(row)) > 1]
+    return differing, [[key, row[0]] for key, row in values.items() if len(set(row)) == 1]
 
 
 def plus_minus(mean: float, spread: float) -> str:
@@ -102,144 +246,20 @@ def plus_minus(mean: float, spread: float) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """That over the images, as tables show it."""
+    """The interval of a difference over the images, as tables show it."""
     low, high = difference.low, difference.high
     return "–" if isnan(low) else f"{signed(low)} to {signed(high)}"
 
 
-def _against(contenders: Sequence[Contender]) -> str:
-    return page.paragraph(f"Each is compared with {contenders[0].title}.") if len(contenders) > 2 else ""
-
-
-def _cards(contenders: Sequence[Contender]) -> str:
-    cards = []
-    for contender, colour in zip(contenders, _colours(contenders), strict=True):
-        seeds = len(contender.runs)
-        cards.append(
-            f'<div class="card" style="--colour:{colour}"><b>{escape(contender.title)}</b>'
-            f'<div class="number">{percent(contender.mean("AP"))} <small>AP</small></div>'
-            f'<div class="quiet">AP50 {percent(contender.mean("AP50"))}, AP75 {percent(contender.mean("AP75"))}<br>'
-            f"{'mean of ' if seeds > 1 else ''}{count(seeds, 'run')}, "
-            f"{count(contender.runs[0].iterations, 'iteration')} each</div></div>"
-        )
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _seeds(contenders: Sequence[Contender], differences: Sequence[Difference]) -> str:
-    seeds = [run.seed for run in contenders[0].runs]
-    head = f"<tr><th>loss</th>{''.join(f'<th>{m}</th>' for m in METRICS)}</tr>"
-    rows = [
-        f"<tr>{page.row_name(c.title, colour)}"
-        + "".join(f"<td>{plus_minus(c.mean(m), c.spread(m))}</td>" for m in METRICS)
-        + "</tr>"
-        for c, colour in zip(contenders, _colours(contenders), strict=True)
-    ]
-    one = f"<tr><th>AP</th><th>mean</th><th>interval</th>{''.join(f'<th>seed {seed}</th>' for seed in seeds)}</tr>"
-    by_seed = [
-        f"<tr>{page.row_name(c.title, colour)}<td>{percent(c.mean('AP'))}</td><td></td>"
-        + "".join(f"<td>{percent(v)}</td>" for v in c.values("AP"))
-        + "</tr>"
-        for c, colour in zip(contenders, _colours(contenders), strict=True)
-    ]
-    titles = {c.spec: c.title for c in contenders}
-    for d in differences:
-        by_seed.append(
-            f'<tr class="difference">{page.row_name(f"{titles[d.ahead]} − {titles[d.behind]}")}'
-            f"<td>{signed(d.mean)}</td><td>{interval(d)}</td>"
-            + "".join(f"<td>{signed(v)}</td>" for v in d.per_seed)
-            + "</tr>"
-        )
-    return page.section(
-        "seeds",
-        "Over the seeds",
-        page.paragraph(
-            "Mean ± standard deviation over seeds. The interval is a 95 % bootstrap interval of the mean difference "
-            "over the images of the validation split, the same resampling for every run; it says how far the images "
-            "decide, and one image has none. The ± beside a difference in the headline is half of its 95 % interval "
-            "over the seeds (Student's t), which says how far other seeds might: where it is larger than the "
-            "difference, more seeds are needed. Two losses are told apart where the interval over the images leaves "
-            f"out 0 and so does that over the seeds or, up to {FEW} seeds, every seed agrees in sign.",
-            "quiet",
-        ),
-        page.number_table(one, by_seed),
-        page.number_table(head, rows),
-    )
-
-
-def _class_differences(contenders: Sequence[Contender]) -> str:
-    if len(contenders) < 2:
-        return ""
-    first = contenders[0]
-    names = list(first.runs[0].evaluation.per_class)
-    drawn = []
-    for index, other in enumerate(contenders[1:]):
-        gaps = [other.class_mean(n) - first.class_mean(n) for n in names]
-        svg = plotting.to_svg(
-            figures.class_differences(names, gaps, _colours(contenders)[index + 1]),
-            f"classes-{index}",
-            f"AP of {other.title} minus AP of {first.title}, per class",
-        )
-        caption = f"{other.title} minus {first.title}: AP per class, mean over seeds."
-        if sum(not isnan(gap) for gap in gaps) > figures.CLASSES:
-            caption += f" Of {len(gaps)} classes the {figures.CLASSES // 2} at either end."
-        drawn.append(page.figure(svg, caption, single=len(contenders) == 2))
-    return page.section("classes", "Per-class differences", page.grid(drawn) if len(drawn) > 1 else drawn[0])
-
-
 def recommended(contender: Contender) -> str:
-    """The threshold to take, in words."""
+    """The recommended threshold, in words."""
     threshold = recommended_threshold(contender)
     return "none, nothing is found" if threshold is None else f"{threshold:g}"
 
 
-def _deployment(contenders: Sequence[Contender]) -> str:
-    """Candidates that reach NMS and the time of post-processing, at each threshold."""
-    if any("candidates" not in run.sweep[0] for c in contenders for run in c.runs):
-        return ""
-    names = "".join(
-        f'<th colspan="3" class="start">{page.dot(colour)}{escape(c.title)}</th>'
-        for c, colour in zip(contenders, _colours(contenders), strict=True)
-    )
-    below = '<th class="start">AP</th><th>to NMS</th><th>ms</th>' * len(contenders)
-    rows = []
-    for records in zip(*(c.sweep() for c in contenders), strict=True):
-        cells = ""
-        for record in records:
-            cells += f'<td class="start">{percent(record["AP"])}</td><td>{record["candidates"]:.0f}</td>'
-            cells += f"<td>{record['postprocess_ms']:.1f}</td>"
-        rows.append(f"<tr><th>{records[0]['threshold']:g}</th>{cells}</tr>")
-    advice = "; ".join(f"{c.title}: {recommended(c)}" for c in contenders)
-    return page.section(
-        "deployment",
-        "What a threshold buys at deployment",
-        page.paragraph(
-            "Candidates of an image that reach non-maximum suppression, and milliseconds from logits to detections, "
-            "at each threshold, whatever the run's own. Recommended, as the highest that costs at most 0.2 AP, or "
-            f"2 % of it where that is less: {advice}.",
-            "quiet",
-        ),
-        page.number_table(f'<tr><th rowspan="2">above</th>{names}</tr><tr>{below}</tr>', rows),
-    )
-
-
-def _calibration(contenders: Sequence[Contender]) -> str:
-    curves = [(c.title, c.spec, calibration(c.runs[0].matches)) for c in contenders]
-    svg = plotting.to_svg(
-        figures.reliability([(name, spec, curve.score, curve.precision) for name, spec, curve in curves]),
-        "calibration",
-        "share of right detections against their score",
-    )
-    said = "; ".join(f"{c.title} {c.calibration_error:.3f}" for c in contenders if not isnan(c.calibration_error))
-    caption = (
-        "How often a detection of a score is right, at IoU .50: on the dotted line a score is a probability. "
-        f"Expected calibration error, over the detections and the seeds: {said}. The curve is that of the first seed."
-    )
-    return page.section("calibration", "Calibration", page.figure(svg, caption, single=True))
-
-
 def costs(contenders: Sequence[Contender]) -> list[list[str]]:
-    """Rows of what each costs, the first cell their name; means over the seeds."""
-    rows = [["training, per iteration", *(report.per_iteration(c.seconds_per_iteration) for c in contenders)]]
+    """Rows of what each loss costs, the first cell their name; means over the seeds."""
+    rows = [["training, per iteration", *(_per_iteration(c.seconds_per_iteration) for c in contenders)]]
     known = [c.cost for c in contenders]
     if all(known):
         rows += [
@@ -250,17 +270,39 @@ def costs(contenders: Sequence[Contender]) -> list[list[str]]:
     return rows
 
 
-COST = (
-    "Seconds per iteration as the runs logged them, beside each other; the other rows are measured alone, forward "
-    "and backward, in the precision and memory format of the runs, not compiled. All are means over the seeds."
-)
-
-
 def count(number: float, what: str) -> str:
     """``1 image``, ``2 images``."""
     return f"{number:.0f} {what}" + ("" if number == 1 else "s")
 
 
-def _cost(contenders: Sequence[Contender]) -> str:
-    table = page.text_table(costs(contenders), ["", *(c.title for c in contenders)])
-    return page.section("cost", "Cost", page.paragraph(COST, "quiet"), table)
+def best(values: Iterable[float]) -> str | None:
+    """The highest value as it is printed, or None where all are equal or there is but one."""
+    shown = {percent(v) for v in values if not isnan(v)}
+    return max(shown, key=float) if len(shown) > 1 else None
+
+
+def _of_class(runs: Sequence[_Column], name: str, metric: str) -> list[float]:
+    return [run.evaluation.per_class[name][metric] for run in runs]
+
+
+def _per_iteration(seconds: float) -> str:
+    return "–" if isnan(seconds) else f"{seconds:.3g} s"
+
+
+def _duration(seconds: float) -> str:
+    if isnan(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+_FILTERS = {
+    "percent": percent,
+    "signed": signed,
+    "interval": interval,
+    "plus_minus": plus_minus,
+    "count": count,
+    "best": best,
+    "of_class": _of_class,
+}
