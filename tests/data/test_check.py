@@ -25,8 +25,9 @@ def test_a_good_set_is_good(tmp_path, made):
     assert result.ok
     assert list(result.reports) == ["train", "val"]
     assert result.twins == ()
-    assert "good: strict reading takes all of it" in result.text()
     assert "cat" in result.text()
+    text = check_data("shapes:train=40,val=2,test=1").text()
+    assert text.endswith("\ngood: strict reading takes all of it")
 
 
 def test_everything_is_found_in_one_go(tmp_path, made):
@@ -49,7 +50,7 @@ def test_everything_is_found_in_one_go(tmp_path, made):
     assert written["splits"]["val"]["boxes_left_out"] == 2
     assert len(written["splits"]["val"]["problems"]) == 2
     assert seen == {("train", 3), ("val", 3)}
-    assert "not good" in result.text()
+    assert "not good: the 3 problems above would stop a training; --skip-bad goes on without" in result.text()
 
 
 def test_the_same_image_in_two_splits_is_noted(tmp_path, made):

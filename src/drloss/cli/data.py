@@ -11,6 +11,13 @@ from drloss.errors import UserError
 def add_check_data(parser: argparse.ArgumentParser) -> Command:
     parser.add_argument("data", metavar="DATA", help="as for train --data")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        metavar="NAME",
+        help="as for train: say whether objects are large enough for its anchors (default: cpu)",
+    )
+    parser.add_argument("--short-side", type=int, metavar="INT", help="as for train, in the place of the preset's")
     return _check_data
 
 
@@ -21,6 +28,8 @@ def _check_data(options: argparse.Namespace) -> int:
     from drloss.data.check import check_data
     from drloss.files import write_json
 
+    size = _input_size(options.preset, options.short_side)
+
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
@@ -29,12 +38,26 @@ def _check_data(options: argparse.Namespace) -> int:
                 tasks[split] = progress.add_task(f"images of {split}", total=total)
             progress.update(tasks[split], completed=done)
 
-        result = check_data(options.data, progress=advance)
+        result = check_data(options.data, size=size, progress=advance)
     print(result.text())
     if options.report:
         write_json(options.report, result.to_json())
         print(f"all of it is in {options.report}")
     return 0 if result.ok else 1
+
+
+def _input_size(preset: str, short_side: int | None) -> Any:
+    """What a training with this preset makes of images, as plain numbers."""
+    from drloss.data.remarks import InputSize
+    from drloss.training.config import override
+    from drloss.training.presets import PRESETS
+
+    if preset not in PRESETS:
+        raise UserError(f"--preset must be one of {', '.join(PRESETS)}, got {preset}")
+    config = override(PRESETS[preset], {} if short_side is None else {"short_side": short_side}).detector
+    smallest = config.strides[0] * config.anchor_scale
+    name = preset if short_side is None else f"{preset} --short-side {short_side}"
+    return InputSize(name, config.short_side, config.max_side, smallest, config.positive_iou)
 
 
 def add_make_shapes(parser: argparse.ArgumentParser) -> Command:

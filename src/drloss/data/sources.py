@@ -16,6 +16,7 @@
   parts of it that are links out of it: a data file may name where they are.
 - A ``.toml`` data file (:mod:`drloss.data.datafile`), or YOLO's ``.yaml`` file.
 
+A split whose folder or list is not there can be opened with the others, and is refused when it is read.
 Splits called ``valid`` or ``validation`` are shown as ``val``; any of the three names opens it.
 """
 
@@ -32,8 +33,8 @@ from drloss.data.coco import CocoPart, read_coco
 from drloss.data.paths import require_inside
 from drloss.data.problems import Report, printable, shown
 from drloss.data.voc import PASCAL_TREE, VocTree, read_voc
-from drloss.data.yolo import VAL_NAMES, YoloData, open_yolo, read_yolo
-from drloss.errors import DataError, UserError
+from drloss.data.yolo import SPLITS, VAL_NAMES, YoloData, open_yolo, read_yolo
+from drloss.errors import AbsentError, DataError, UserError
 
 DATA_FILE = "data.toml"
 _KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")
@@ -68,6 +69,7 @@ class DataSource(Protocol):
 
         Raises:
             UserError: if there is no such split.
+            AbsentError: if its folder or list is not there.
             DataError: if its files cannot be read, or as ``strict`` says.
         """
         ...
@@ -164,6 +166,15 @@ def _open_folder(folder: Path, name: str) -> FileSource:
     )
 
 
+def absent(message: str) -> Read:
+    """Reader of a split that is not there."""
+
+    def read(name: str, strict: bool) -> tuple[Annotations, Report]:
+        raise AbsentError(message)
+
+    return read
+
+
 # ---------------------------------------------------------------------- COCO
 
 
@@ -252,13 +263,6 @@ def _named(folder: Path) -> Path:
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
-def image_sets(tree: VocTree) -> list[str]:
-    """The splits of a tree; without any of the usual names, all its lists."""
-    stems = [path.stem for path in sorted((tree.folder / "ImageSets" / "Main").glob("*.txt"))]
-    usual = [s for s in ("train", *VAL_NAMES, "trainval", "test") if s in stems]
-    return usual or stems
-
-
 def voc_splits(
     trees: list[VocTree], classes: tuple[str, ...] | None = None, image_set: str | None = None
 ) -> dict[str, Read]:
@@ -266,7 +270,7 @@ def voc_splits(
     readers: dict[str, Read] = {}
     for tree in trees:
         year = tree.folder.name.removeprefix("VOC") if len(trees) > 1 else ""
-        sets: list[str | None] = [*image_sets(tree)] if image_set is None else [image_set]
+        sets: list[str | None] = [*tree.lists()] if image_set is None else [image_set]
         for chosen in sets or [None]:
             readers[printable(_canonical(chosen or "all") + year)] = partial(_read_voc, [(tree, chosen)], classes)
     return readers
@@ -301,8 +305,17 @@ def _yolo_files(folder: Path) -> list[Path]:
 
 def yolo_source(data: YoloData, name: str) -> FileSource:
     """The data set that a ``data.yaml`` describes."""
-    readers: dict[str, Read] = {split: partial(_read_yolo, data, split) for split in data.splits}
+    readers = {
+        split: absent(data.absent[split]) if split in data.absent else yolo_reader(data, split)
+        for split in SPLITS
+        if split in data.absent or split in data.splits
+    }
     return FileSource(name, "yolo", readers, data.class_names)
+
+
+def yolo_reader(data: YoloData, split: str) -> Read:
+    """Reader of one split."""
+    return partial(_read_yolo, data, split)
 
 
 def _read_yolo(data: YoloData, split: str, name: str, strict: bool) -> tuple[Annotations, Report]:

@@ -20,7 +20,7 @@ from PIL import Image
 from drloss.data.annotations import Annotations
 from drloss.data.paths import clean_name
 from drloss.data.problems import shown
-from drloss.data.sources import DATA_FILE, image_sets
+from drloss.data.sources import DATA_FILE
 from drloss.data.voc import PASCAL_TREE, VocTree
 from drloss.data.yolo import SPLITS
 from drloss.errors import DataError, UserError
@@ -79,7 +79,7 @@ def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     write_text(listing, "".join(f"{Path(name).stem}\n" for name in names))
     classes = ", ".join(json.dumps(name) for name in annotations.class_names)
     lines = ['format = "voc"', f"classes = [{classes}]", "one_based = false"]
-    for known in image_sets(VocTree(folder)):
+    for known in VocTree(folder).lists():
         lines += ["", f"[splits.{json.dumps(known)}]", 'trees = ["."]', f"image_set = {json.dumps(known)}"]
     write_text(folder / DATA_FILE, "\n".join(lines) + "\n")
 
