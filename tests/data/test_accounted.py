@@ -76,6 +76,14 @@ def test_a_folder_that_is_a_link_is_noted(tmp_path, made):
     assert kinds(read(tree)[1]) == {"folder that is a link, not searched": 1}
 
 
+def test_odd_names_are_shown_escaped(tmp_path, made):
+    made.yolo(tmp_path)
+    (tmp_path / "images/train/x.\x1b[2J").touch()
+    report = read(tmp_path)[1]
+    assert len(report.problems) == 1
+    assert report.text().replace("\n", "").isprintable()
+
+
 def test_a_listing_of_no_folder_is_empty(tmp_path):
     assert list_files(tmp_path / "no").images == []
 
@@ -317,6 +325,21 @@ def test_a_split_of_a_data_file_that_is_not_there_matters_to_those_who_ask_for_i
     with pytest.raises(AbsentError, match=r"splits\.test\..*, got .*; allowed: a path that exists"):
         open_data(path).read("test")
     assert check_data(path).ok
+
+
+def test_two_lists_for_val_are_two_splits(tmp_path, made):
+    tree = made.voc(tmp_path / "tree")
+    for name, text in (("val", "a\n"), ("valid", "b\n"), ("test", "c\n")):
+        (tree / f"ImageSets/Main/{name}.txt").write_text(text)
+    assert open_data(tree).splits == ("train", "val", "valid", "test")
+    assert names_of(open_data(tree).read("valid")[0]) == ["JPEGImages/b.png"]
+    assert names_of(open_data(tree).read("validation")[0]) == ["JPEGImages/a.png"]
+
+
+def test_a_second_key_for_val_is_noted(tmp_path, made):
+    path = made.yolo(tmp_path)
+    path.write_text("val: images/train\nvalid: images\nnames: [cat, dog]\n")
+    assert kinds(read(path, "val")[1]) == {"key passed over, val is taken": 1}
 
 
 # ---------------------------------------------------------------------- boxes that are normalised

@@ -7,6 +7,7 @@ an image that is in two splits, byte for byte, is noted: what a detector has see
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 from drloss.data.annotations import Annotations
 from drloss.data.images import check_images
+from drloss.data.paths import IMAGE_SUFFIXES, suffix_of
 from drloss.data.problems import SHOWN_PER_KIND, Problem, Report, printable, problem_lines
 from drloss.data.remarks import InputSize, class_remarks, size_remarks
 from drloss.data.sources import open_data
@@ -36,6 +38,7 @@ class CheckResult:
         unreadable: split to the error that stopped its reading.
         twins: groups of the same image in several splits, each as ``"split: file"``.
         differing_classes: messages, one for each pair of neighbouring splits whose classes differ.
+        unlisted: image files beside those of a COCO data set that are in no split.
         absent: split to why it cannot be read, of those that are not there and were not asked for.
         remarks: what the data may not be good for.
     """
@@ -46,6 +49,7 @@ class CheckResult:
     unreadable: dict[str, str]
     twins: tuple[tuple[str, ...], ...]
     differing_classes: tuple[str, ...]
+    unlisted: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
@@ -85,6 +89,11 @@ class CheckResult:
             lines += ["    " + " = ".join(printable(t) for t in twin) for twin in self.twins[:SHOWN_PER_KIND]]
             if len(self.twins) > SHOWN_PER_KIND:
                 lines.append(f"    ... and {len(self.twins) - SHOWN_PER_KIND:,} more, all in {report_path}")
+        if self.unlisted:
+            more = len(self.unlisted) - SHOWN_PER_KIND
+            lines += ["", f"{len(self.unlisted):,} image files beside those of the splits are in none of them (note)"]
+            lines += [f"    {printable(path)}" for path in self.unlisted[:SHOWN_PER_KIND]]
+            lines += [f"    ... and {more:,} more, all in {report_path}"] if more > 0 else []
         if self.remarks:
             lines += ["", "remarks", *(f"  {remark}" for remark in self.remarks)]
         return "\n".join([*lines, "", self._verdict()])
@@ -192,6 +201,7 @@ def check_data(
         unreadable=unreadable,
         twins=_twins(kept),
         differing_classes=tuple(_differing(kept)),
+        unlisted=_unlisted(kept, reports) if source.format == "coco" and splits is None and not unreadable else (),
         absent=absent,
         remarks=tuple(remarks),
     )
@@ -231,6 +241,18 @@ def _twins(kept: dict[str, Annotations]) -> tuple[tuple[str, ...], ...]:
                 places.setdefault(digest, []).append((split, name))
     groups = (group for group in places.values() if _leaks({split for split, _ in group}))
     return tuple(tuple(f"{split}: {name}" for split, name in group) for group in groups)
+
+
+def _unlisted(kept: dict[str, Annotations], reports: dict[str, Report]) -> tuple[str, ...]:
+    """Image files in the folders of the images that no split has; those that a problem names aside."""
+    named = {p.file for report in reports.values() for p in report.problems}
+    used: dict[str, set[str]] = {}
+    for annotations in kept.values():
+        for i in range(len(annotations)):
+            folder, name = os.path.split(annotations.image_path(i))
+            used.setdefault(folder, set()).add(name)
+    found = [f"{folder}/{name}" for folder, names in used.items() for name in set(os.listdir(folder)) - names]
+    return tuple(sorted(f for f in found if suffix_of(f) in IMAGE_SUFFIXES and f not in named))
 
 
 def _leaks(splits: set[str]) -> bool:

@@ -91,7 +91,7 @@ class FileSource:
 
     def read(self, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
         """Read a split; see :meth:`DataSource.read`."""
-        wanted = VAL_NAMES if split in VAL_NAMES else (split,)
+        wanted = (split, *VAL_NAMES) if split in VAL_NAMES else (split,)
         own = next((name for name in wanted if name in self.readers), None)
         if own is None:
             raise UserError(f"{printable(self.name)}: split, got {shown(split)}; allowed: {', '.join(self.splits)}")
@@ -270,9 +270,13 @@ def voc_splits(
     readers: dict[str, Read] = {}
     for tree in trees:
         year = tree.folder.name.removeprefix("VOC") if len(trees) > 1 else ""
-        sets: list[str | None] = [*tree.lists()] if image_set is None else [image_set]
-        for chosen in sets or [None]:
-            readers[printable(_canonical(chosen or "all") + year)] = partial(_read_voc, [(tree, chosen)], classes)
+        sets = tree.lists() if image_set is None else [image_set]
+        alike = [_canonical(chosen) for chosen in sets]
+        for chosen in sets:
+            split = _canonical(chosen) if alike.count(_canonical(chosen)) == 1 else chosen
+            readers[printable(split + year)] = partial(_read_voc, [(tree, chosen)], classes)
+        if not sets:
+            readers["all" + year] = partial(_read_voc, [(tree, None)], classes)
     return readers
 
 

@@ -62,7 +62,7 @@ def write_coco(annotations: Annotations, folder: Path, split: str) -> None:
 def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     """Write a tree (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``) and a data file with classes.
 
-    An image ``a/b.png`` becomes ``a_b.png``: the format has no subfolders.
+    An image ``a/b.png`` becomes ``a_b.png``: not every tool reads subfolders of this format.
 
     Raises:
         DataError: if an image cannot be read, or a file to write is there already.

@@ -122,7 +122,8 @@ def open_yolo(path: Path) -> YoloData:
             absent[split] = str(error)
             continue
         splits[split] = tuple(p for p, _ in found)
-        notes[split] = tuple(("folder in the data set, not the one beside it, is taken", n) for _, n in found if n)
+        beside = [("folder in the data set, not the one beside it, is taken", value) for _, value in found if value]
+        notes[split] = tuple(beside + [(f"key passed over, {keys[0]} is taken", key) for key in keys[1:]])
     if not splits:
         none = f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path"
         raise DataError(next(iter(absent.values()), none))
