@@ -46,7 +46,7 @@ from drloss.data.problems import printable, shown, shown_path
 from drloss.data.reading import Most, read_text
 from drloss.data.sources import FileSource, Read, absent, coco_reader, is_tree, voc_reader, yolo_reader
 from drloss.data.voc import VocTree
-from drloss.data.yolo import YoloData, keypoints
+from drloss.data.yolo_file import YoloData, keypoints
 from drloss.errors import AbsentError, DataError
 
 MAX_BYTES = 1024**2

@@ -33,7 +33,8 @@ from drloss.data.coco import CocoPart, read_coco
 from drloss.data.paths import require_inside
 from drloss.data.problems import Report, printable, shown
 from drloss.data.voc import PASCAL_TREE, VocTree, read_voc
-from drloss.data.yolo import SPLITS, VAL_NAMES, YoloData, open_yolo, read_yolo
+from drloss.data.yolo import read_yolo
+from drloss.data.yolo_file import SPLITS, VAL_NAMES, YoloData, open_yolo
 from drloss.errors import AbsentError, DataError, UserError
 
 DATA_FILE = "data.toml"

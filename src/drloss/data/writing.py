@@ -22,7 +22,7 @@ from drloss.data.paths import clean_name
 from drloss.data.problems import shown
 from drloss.data.sources import DATA_FILE
 from drloss.data.voc import PASCAL_TREE, VocTree
-from drloss.data.yolo import SPLITS
+from drloss.data.yolo_file import SPLITS
 from drloss.errors import DataError, UserError
 from drloss.files import write_atomic, write_text
 
