@@ -315,7 +315,7 @@ def test_train_needs_only_the_splits_that_it_reads(tmp_path, capsys):
 
 def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
     from drloss.cli import options
-    from drloss.data import images
+    from drloss.data.checks import images
 
     def check(annotations, report, *, strict, progress):
         for done in range(1, 1201):

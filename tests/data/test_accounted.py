@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drloss.data.check import check_data
-from drloss.data.decoding import FORMATS
-from drloss.data.images import check_images
-from drloss.data.paths import IMAGE_SUFFIXES, list_files
-from drloss.data.problems import BOX_LEFT_OUT, NOTE
-from drloss.data.sources import open_data
+from drloss.data.checks.images import check_images
+from drloss.data.checks.inspection import check_data
+from drloss.data.checks.problems import BOX_LEFT_OUT, NOTE
+from drloss.data.files.paths import IMAGE_SUFFIXES, list_files
+from drloss.data.formats.opening import open_data
+from drloss.data.images.decoding import FORMATS
 from drloss.errors import AbsentError, DataError
 
 

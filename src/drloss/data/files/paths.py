@@ -1,0 +1,171 @@
+"""Paths that a data set's files name: they may lead nowhere but into the data set's own folder.
+
+A name is a relative path with ``/`` between folders. Refused before anything is touched on disk: absolute paths,
+``..``, drives (``C:``), UNC and other backslash forms, URLs, control characters, names that no file system takes, and
+Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself may be one.
+
+The same holds for the folders of a layout (``train2017``, ``JPEGImages``, ``images/train``): they may be links within
+the data set only. Whoever keeps images elsewhere says so in a ``.toml`` data file: what it names may be anywhere.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drloss.data.checks.problems import printable
+from drloss.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm"),
+    )
+)
+"""By these a file in a folder is taken for an image: of every format that :mod:`drloss.data.images.decoding` reads."""
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))})
+_LONGEST_PART = 255
+_LONGEST_NAME = 1024
+
+
+def clean_name(name: object) -> str:
+    """A file name from a data set as a plain relative path: no ``.`` parts, single ``/``.
+
+    >>> clean_name("./images//a.jpg")
+    'images/a.jpg'
+
+    Raises:
+        ValueError: with the reason, if the name could lead out of the folder or cannot be a file's name.
+    """
+    if not isinstance(name, str):
+        raise ValueError("not a string")
+    if not name.strip():
+        raise ValueError("empty")
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise ValueError("control character in the name")
+    if "\\" in name:
+        raise ValueError("backslash; folders are separated by /")
+    if name.startswith("/") or _DRIVE.match(name):
+        raise ValueError("absolute path")
+    if _URL.match(name):
+        raise ValueError("a URL, not a file")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts:
+        raise ValueError("names a folder, not a file")
+    for part in parts:
+        if not part.strip(". "):
+            raise ValueError("leads out of the image folder" if part.strip() == ".." else "only dots and blanks")
+        if part.split(".")[0].rstrip().lower() in _DEVICES:
+            raise ValueError(f"{part!r} is a device on Windows")
+        if len(_utf8(part)) > _LONGEST_PART:
+            raise ValueError(f"longer than {_LONGEST_PART} bytes")
+    joined = "/".join(parts)
+    if len(_utf8(joined)) > _LONGEST_NAME:
+        raise ValueError(f"longer than {_LONGEST_NAME} bytes")
+    return joined
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a character (a lone surrogate)") from None
+
+
+class Inside:
+    """Whether files lie in a folder once symbolic links are followed; each parent folder is looked at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._resolved = os.path.realpath(root)
+        self._parents: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        """Whether ``root / name`` (a :func:`clean_name`) stays below ``root``; true also if it does not exist."""
+        path = os.path.join(self.root, name)
+        parent = os.path.dirname(path)
+        if parent not in self._parents:
+            self._parents[parent] = self._below(os.path.realpath(parent))
+        if not self._parents[parent]:
+            return False
+        return not os.path.islink(path) or self._below(os.path.realpath(path))
+
+    def _below(self, resolved: str) -> bool:
+        return resolved == self._resolved or resolved.startswith(self._resolved.rstrip(os.sep) + os.sep)
+
+
+def require_inside(path: Path, root: Path) -> None:
+    """Raise :class:`DataError` if a part of the data set in ``root`` is a link that leads out of it.
+
+    A ``path`` that is not below ``root`` by its name is none of its parts, and passed over.
+    """
+    name = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
+    if name != "." and name.split("/")[0] != ".." and not Inside(root)(name):
+        raise DataError(
+            f"{printable(str(path))}: a link out of the data set, to {printable(os.path.realpath(path))}; "
+            "allowed: a folder or file in it, or a .toml data file that names where it is"
+        )
+
+
+def common_folder(folders: Iterable[Path]) -> Path:
+    """The deepest folder that holds all of ``folders``."""
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+
+
+@dataclass
+class Listing:
+    """What is below a folder, as sorted names relative to it.
+
+    Hidden folders are not searched, and hidden files are none of these but for images.
+
+    Attributes:
+        images: files with one of :data:`IMAGE_SUFFIXES`, in any case.
+        others: all other files, and hidden images.
+        links: folders that are links, and not searched.
+    """
+
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+
+    def with_suffix(self, suffix: str) -> Iterator[str]:
+        """Those of ``others`` with a suffix, in any case, that are not hidden."""
+        return (n for n in self.others if suffix_of(n) == suffix and not n.rpartition("/")[2].startswith("."))
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+def passed_over(name: str) -> str:
+    """In words, why one of a listing's ``others`` is not read as an image."""
+    suffix = printable(suffix_of(name))
+    if suffix in IMAGE_SUFFIXES:
+        return "hidden image file, not read"
+    return f"file {f'with suffix {suffix}' if suffix else 'without a suffix'}, not taken for an image"
+
+
+def list_files(folder: Path) -> Listing:
+    """All files below ``folder``; nothing where it is none."""
+    found = Listing()
+    for base, folders, files in os.walk(folder):
+        inner = os.path.relpath(base, folder).replace(os.sep, "/")
+        prefix = "" if inner == "." else f"{inner}/"
+        searched = [f for f in folders if not f.startswith(".")]
+        found.links += [prefix + f for f in searched if os.path.islink(os.path.join(base, f))]
+        folders[:] = searched  # of which os.walk passes over the links
+        for file in files:
+            hidden, image = file.startswith("."), suffix_of(file) in IMAGE_SUFFIXES
+            if image and not hidden:
+                found.images.append(prefix + file)
+            elif image or not hidden:
+                found.others.append(prefix + file)
+    for names in (found.images, found.others, found.links):
+        names.sort()
+    return found
