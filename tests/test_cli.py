@@ -267,6 +267,52 @@ def test_predict_reads_every_kind_of_image_that_training_does(workshop, tmp_path
     assert {p.name for p in (tmp_path / "o").glob("*.png")} == {"a.pgm.png", "b.PPM.png"}
 
 
+def test_predict_counts_what_it_passes_over(workshop, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.jfif", "b.MPO"):
+        Image.new("RGB", (60, 90)).save(images / name, format="JPEG")
+    for name in ("c.heic", "d.heic", "e", ".f.jpg"):
+        (images / name).write_bytes(b"x")
+    (images / "g").symlink_to(tmp_path)
+    arguments = ["predict", str(workshop / "run"), str(images), "--out", str(images / "o"), "--device", "cpu"]
+    for _ in range(2):
+        assert main(arguments) == 0
+        assert [r["image"] for r in json.loads((images / "o/predictions.json").read_text())] == ["a.jfif", "b.MPO"]
+        assert capsys.readouterr().out.splitlines()[:4] == [
+            f"{images}: 1 x hidden image file, not read",
+            f"{images}: 2 x file with suffix .heic, not taken for an image",
+            f"{images}: 1 x file without a suffix, not taken for an image",
+            f"{images}: 1 x folder that is a link, not searched",
+        ]
+
+
+def test_check_data_says_what_a_preset_makes_of_the_objects(tmp_path, capsys):
+    data = tmp_path / "data"
+    assert main(["make-shapes", str(data), "--data", "shapes:train=40,val=2,test=1"]) == 0
+    assert main(["check-data", str(data), "--preset", "cpu"]) == 0
+    assert "good: strict reading takes all of it" in capsys.readouterr().out
+    assert main(["check-data", str(data), "--short-side", "32"]) == 0
+    said = capsys.readouterr().out
+    assert "train: with --preset cpu --short-side 32, " in said
+    assert "readable: strict reading takes all of it, but mind the remark above" in said
+    assert main(["check-data", str(data), "--preset", "r50"]) == 2
+    assert "--preset must be one of cpu, " in capsys.readouterr().err
+
+
+def test_train_needs_only_the_splits_that_it_reads(tmp_path, capsys):
+    data = tmp_path / "data"
+    make = ["make-shapes", str(data), "--format", "yolo", "--data", "shapes:train=4,val=2,test=1,size=64"]
+    assert main(make) == 0
+    text = (data / "data.yaml").read_text()
+    (data / "data.yaml").write_text(text.replace("images/test", "../test/images"))
+    run = ["--preset", "cpu", "--short-side", "64", *SMALL]
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *run]) == 0
+    (data / "data.yaml").write_text(text.replace("images/val", "../valid/images"))
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "other"), *run]) == 2
+    assert f"val, got '../valid/images'; allowed: a folder or list that exists (not {data}" in capsys.readouterr().err
+
+
 def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
     from drloss.cli import options
     from drloss.data.checks import images

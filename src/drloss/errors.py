@@ -16,6 +16,10 @@ class DataError(UserError):
     """A data set, an annotation file or an image cannot be used as it is."""
 
 
+class AbsentError(DataError):
+    """A split's folder or file is not there, which matters to those who ask for that split."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of another library says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,11 +1,13 @@
 """``check_data`` finds everything in one go, and its reports balance."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from drloss.data.checks.inspection import check_data
 from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, printable, report_of, shown
+from drloss.data.checks.remarks import InputSize
 from drloss.data.formats.opening import open_data
 from drloss.errors import DataError, UserError
 
@@ -25,8 +27,9 @@ def test_a_good_set_is_good(tmp_path, made):
     assert result.ok
     assert list(result.reports) == ["train", "val"]
     assert result.twins == ()
-    assert "good: strict reading takes all of it" in result.text()
     assert "cat" in result.text()
+    text = check_data("shapes:train=40,val=2,test=1").text()
+    assert text.endswith("\ngood: strict reading takes all of it")
 
 
 def test_everything_is_found_in_one_go(tmp_path, made):
@@ -49,7 +52,7 @@ def test_everything_is_found_in_one_go(tmp_path, made):
     assert written["splits"]["val"]["boxes_left_out"] == 2
     assert len(written["splits"]["val"]["problems"]) == 2
     assert seen == {("train", 3), ("val", 3)}
-    assert "not good" in result.text()
+    assert "not good: the 3 problems above would stop a training; --skip-bad goes on without" in result.text()
 
 
 def test_the_same_image_in_two_splits_is_noted(tmp_path, made):
@@ -152,6 +155,125 @@ def test_messages_never_hold_control_characters():
     assert len(shown("x" * 10_000)) < 100
     assert len(shown([0] * 10_000)) < 100
     assert shown(10**5000) == "an integer of 16,610 bits"
+
+
+# ---------------------------------------------------------------------- remarks
+
+
+def photographs(folder, made, boxes):
+    """Three images of 2048 x 1536 pixels, and the boxes (category, side) in the first."""
+    content = made.coco_content()
+    for image in content["images"]:
+        image |= {"width": 2048, "height": 1536}
+    content["annotations"] = [
+        {"id": k, "image_id": 1, "category_id": c, "bbox": [10 * k, 20, side, side]}
+        for k, (c, side) in enumerate(boxes)
+    ]
+    made.coco(folder, content)
+    for name in made.names:
+        made.image(folder / "train" / name, size=(2048, 1536))
+
+
+SIZE = InputSize("cpu", short_side=128, max_side=256, smallest_anchor=20, positive_iou=0.5)
+
+
+def test_objects_that_the_preset_makes_too_small_are_remarked_on(tmp_path, made):
+    photographs(tmp_path, made, [(3, 140)] * 10 + [(7, 160)] * 10)
+    (remark,) = check_data(tmp_path, size=SIZE).remarks
+    # 140 * 128 / 1536 = 11.7; the least is 20 * sqrt(0.5) = 14.1, for which 140 px need 1536 * 14.1 / 140 = 155.
+    assert remark.startswith("train: with --preset cpu, 100% of the objects are smaller than 14 px")
+    assert "its short side of 128 px objects have 12 px in the median, 12 px at 5 %" in remark
+    assert "--short-side 160 would do" in remark
+    result = check_data(tmp_path, size=replace(SIZE, short_side=160, max_side=320))
+    assert result.remarks == ()
+    assert result.text().endswith("good: strict reading takes all of it")
+
+
+def test_one_class_of_small_objects_is_remarked_on(tmp_path, made):
+    photographs(tmp_path, made, [(3, 600)] * 90 + [(7, 60)] * 10)
+    (remark,) = check_data(tmp_path, size=SIZE).remarks
+    assert "10% of the objects, most of dog among them," in remark
+    assert "--short-side 384 would do" in remark
+
+
+def test_objects_too_small_for_any_preset_are_said_to_need_tiles(tmp_path, made):
+    photographs(tmp_path, made, [(3, 5)] * 10 + [(7, 5)] * 10)
+    (remark,) = check_data(tmp_path, size=SIZE).remarks
+    assert "cut the images into tiles" in remark
+
+
+@pytest.mark.parametrize(
+    ("dogs", "cows", "words"),
+    [
+        (12, 0, "a class without a box in any split, never learnt and in no AP: cow"),
+        (1, 12, "a class with less than 10 boxes in train: dog (1)"),
+        (0, 0, "2 classes without a box in any split, never learnt and in no AP: dog, cow"),
+    ],
+)
+def test_classes_with_few_boxes_or_none_are_remarked_on(dogs, cows, words, tmp_path, made):
+    photographs(tmp_path, made, [(3, 600)] * 20 + [(7, 600)] * dogs + [(9, 600)] * cows)
+    path = tmp_path / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 9, "name": "cow"})
+    path.write_text(json.dumps(content))
+    result = check_data(tmp_path, size=SIZE)
+    assert result.ok
+    assert result.remarks == (words,)
+    assert words in result.text()
+    assert result.text().endswith("readable: strict reading takes all of it, but mind the remark above")
+    assert result.to_json()["remarks"] == (words,)
+
+
+def test_roboflows_super_category_is_named_as_such(tmp_path, made):
+    photographs(tmp_path, made, [(7, 600)] * 20)
+    (remark,) = check_data(tmp_path, size=SIZE).remarks
+    assert remark.endswith("in no AP: cat; an export of Roboflow lists its super-category so")
+
+
+def test_a_class_of_the_other_splits_only_is_remarked_on(tmp_path, made):
+    two_splits(tmp_path, made)
+    path = tmp_path / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [{"id": k, "image_id": 1, "category_id": 3, "bbox": [k, 2, 9, 9]} for k in range(12)]
+    content["annotations"].append({"id": 99, "image_id": 1, "category_id": 7, "bbox": [1, 2, 9, 9], "iscrowd": 1})
+    path.write_text(json.dumps(content))
+    assert check_data(tmp_path).remarks == ("a class without a box in train, never learnt: dog",)
+
+
+def test_image_files_of_no_split_are_noted(tmp_path, made):
+    two_splits(tmp_path, made)
+    made.image(tmp_path / "val/extra.png", colour=7)
+    (tmp_path / "val/b.png").write_bytes(b"x")
+    result = check_data(tmp_path)
+    assert result.unlisted == (f"{tmp_path}/val/extra.png",)
+    assert "1 image files beside those of the splits are in none of them (note)" in result.text()
+
+
+# ---------------------------------------------------------------------- messages
+
+
+def test_a_message_says_a_thing_once(tmp_path, made):
+    """The file names the image, not its number, and what reading it said comes in its own words."""
+    made.voc(tmp_path / "tree", made.boxes | {"d": []})
+    for name, size in (("a", (31, 20)), ("b", (30, 20))):
+        made.image(tmp_path / f"tree/JPEGImages/{name}.png", size=size)
+    (tmp_path / "tree/Annotations/c.xml").write_text("<annotation>")
+    (tmp_path / "tree/JPEGImages/b.png").write_bytes(b"x")
+    first, second, third = sorted(
+        p.message.removeprefix(f"{tmp_path}/tree/") for p in check_data(tmp_path / "tree").problems
+    )
+    assert first == (
+        "Annotations/c.xml: annotation file not readable: line 1, column 13: not well-formed XML (no element found); "
+        "allowed: a VOC XML file"
+    )
+    assert second == (
+        "JPEGImages/a.png: image size differs from the listed one: got 20 x 31; "
+        "the data set lists 20 x 30 (height x width)"
+    )
+    assert (
+        third
+        == "JPEGImages/b.png: image not readable: not an image of a known format; allowed: an image that decodes"
+    )
 
 
 def test_report_of_flawless_data_balances(tmp_path, made):

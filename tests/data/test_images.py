@@ -502,9 +502,9 @@ def test_bad_images_are_left_out_with_their_boxes(tmp_path, made):
 def test_bad_images_are_refused_by_default(tmp_path, made):
     damage(tmp_path, made)
     annotations, report = open_data(tmp_path).read("train")
-    with pytest.raises(DataError, match=r"a\.png: image 1: image not readable(.|\n)*first of 2 problems"):
+    with pytest.raises(DataError, match=r"a\.png: image not readable: (?!size)(.|\n)*first of 2 problems"):
         check_images(annotations, report)
-    with pytest.raises(DataError, match=r"b\.png: image 2: image file missing"):
+    with pytest.raises(DataError, match=r"b\.png: image file missing"):
         require_images(annotations, report)
 
 

@@ -121,6 +121,19 @@ COCO = {
     "iscrowd a string": (note("iscrowd neither 0 nor 1"), put("iscrowd", "yes")),
     "half a pixel outside": (note("at most 1 px"), put("bbox", [-0.5, 2, 8, 10])),
     "names that differ in case": (note("in case only"), put_image("file_name", "A.PNG", 1)),
+    "as if normalised": (box("box within 0..1, as if normalised"), put("bbox", [0.1, 0.2, 0.3, 0.4])),
+    "all as if normalised": (
+        file("4 of 4 boxes"),
+        lambda c: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in c["annotations"]],
+    ),
+    "a segmentation only": (
+        box("there is a segmentation"),
+        lambda c: c["annotations"].__setitem__(0, {"id": 1, "image_id": 1, "category_id": 3, "segmentation": []}),
+    ),
+    "file name in coco_url only": (
+        note("the end of coco_url"),
+        lambda c: c["images"][0].update(coco_url="http://x/train/" + c["images"][0].pop("file_name")),
+    ),
     "five pixels outside": (clip("box partly outside"), put("bbox", [25, 2, 10, 10])),
     "wholly outside": (box("box outside its image"), put("bbox", [500, 2, 10, 10])),
     "left of the image": (box("box outside its image"), put("bbox", [-50, 2, 10, 10])),
@@ -281,6 +294,23 @@ VOC = {
         note("several image files"),
         lambda t: (t / "JPEGImages/a.jpg").write_bytes((t / "JPEGImages/a.png").read_bytes()),
     ),
+    "XML file without an image and a list": (
+        image("image file missing", 3),
+        lambda t: ((t / "JPEGImages/a.png").unlink(), listing(b"a\nb\nc\n")(t)),
+    ),
+    "XML file of no list": (note("no list in ImageSets/Main names"), listing(b"a\nb\n")),
+    "image without an XML file": (
+        note("image without an XML file"),
+        in_tree("JPEGImages/d.png", lambda p: p.write_bytes(b"x")),
+    ),
+    "file of another suffix": (note("suffix .heic"), in_tree("JPEGImages/d.heic", lambda p: p.write_bytes(b"x"))),
+    "as if normalised": (
+        box("box within 0..1, as if normalised"),
+        xml(
+            "<xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>12<",
+            "<xmin>0</xmin><ymin>.2</ymin><xmax>1</xmax><ymax>1<",
+        ),
+    ),
     "one pixel over": (note("at most 1 px"), xml("<xmax>30<", "<xmax>31<")),
     "difficult Unspecified": (note("difficult neither 0 nor 1"), xml("<difficult>0<", "<difficult>Unspecified<")),
     "difficult true": (note("difficult neither 0 nor 1"), xml("<difficult>0<", "<difficult>true<")),
@@ -324,7 +354,13 @@ VOC = {
     "list not UTF-8": (file("not UTF-8"), listing(b"\xe9\n")),
     "list UTF-16": (file("UTF-16"), listing("a\n".encode("utf-16"))),
 }
-VOC_BOXES = {"stem twice": 7, "image missing": 4, "width a word": 4, "width negative": 4}
+VOC_BOXES = {
+    "stem twice": 7,
+    "XML file without an image and a list": 4,
+    "image missing": 4,
+    "width a word": 4,
+    "width negative": 4,
+}
 
 
 @pytest.mark.parametrize("row", VOC)
@@ -397,6 +433,16 @@ YOLO = {
     "commas": (box("number of columns"), label(b"0,0.5,0.5,0.2,0.2")),
     "zero width": (box("without width or height"), label(b"0 0.5 0.5 0 0.2")),
     "flat polygon": (box("without width or height"), label(b"1 0.1 0.1 0.5 0.1 0.3 0.1")),
+    "label of no image": (
+        box("label file that no image takes"),
+        lambda f: (f / "labels/train/x.txt").write_text("0 0.5 0.5 0.2 0.2"),
+    ),
+    "empty label of no image": (
+        note("label file without a line that no image takes"),
+        lambda f: (f / "labels/train/x.txt").touch(),
+    ),
+    "list of classes among the labels": (FINE, lambda f: (f / "labels/train/classes.txt").write_text("cat\ndog\n")),
+    "file of another suffix": (note("suffix .heic"), lambda f: (f / "images/train/d.heic").touch()),
     "label not UTF-8": (image("label file not readable"), whole_label(b"\xff\xfe\x00")),
     "image damaged": (
         image("image not readable", 3),
@@ -408,7 +454,7 @@ YOLO = {
     ),
     "no image at all": (file("no image file"), lambda f: [p.unlink() for p in (f / "images/train").iterdir()]),
 }
-YOLO_BOXES = {"empty label file": 1, "label not UTF-8": 1}
+YOLO_BOXES = {"empty label file": 1, "label not UTF-8": 1, "label of no image": 5}
 
 
 @pytest.mark.parametrize("row", YOLO)

@@ -5,13 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drloss.cli.options import Command
+from drloss.cli.options import Command, preset_name
 from drloss.errors import UserError
+from drloss.training.config import override
+from drloss.training.presets import PRESETS
 
 
 def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("data", metavar="DATA", help="as for train --data")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        type=preset_name,
+        metavar="NAME",
+        help="as for train: say whether objects are large enough for its anchors (default: cpu)",
+    )
+    parser.add_argument("--short-side", type=int, metavar="INT", help="as for train, in the place of the preset's")
     return _check_data
 
 
@@ -22,6 +32,8 @@ def _check_data(options: argparse.Namespace) -> int:
     from drloss.data.checks.inspection import check_data
     from drloss.io.atomic import write_json
 
+    size = _input_size(options.preset, options.short_side)
+
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
@@ -30,12 +42,22 @@ def _check_data(options: argparse.Namespace) -> int:
                 tasks[split] = progress.add_task(f"images of {split}", total=total)
             progress.update(tasks[split], completed=done)
 
-        result = check_data(options.data, progress=advance)
+        result = check_data(options.data, size=size, progress=advance)
     print(result.text())
     if options.report:
         write_json(options.report, result.to_json())
         print(f"all of it is in {options.report}")
     return 0 if result.ok else 1
+
+
+def _input_size(preset: str, short_side: int | None) -> Any:
+    """What a training with this preset makes of images, as plain numbers."""
+    from drloss.data.checks.remarks import InputSize
+
+    config = override(PRESETS[preset], {} if short_side is None else {"short_side": short_side}).detector
+    smallest = config.strides[0] * config.anchor_scale
+    name = preset if short_side is None else f"{preset} --short-side {short_side}"
+    return InputSize(name, config.short_side, config.max_side, smallest, config.positive_iou)
 
 
 def add_make_shapes(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:

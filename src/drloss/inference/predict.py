@@ -1,5 +1,6 @@
 """``drloss predict``: pictures with boxes, and the same as JSON."""
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from drloss.data.checks.images import read_image
-from drloss.data.files.paths import IMAGE_SUFFIXES
+from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, passed_over
 from drloss.data.transforms import pad, padded_size, resize, resized_size
 from drloss.detector.detections import Detection, Frame, detect
 from drloss.detector.model import RetinaNet
@@ -28,7 +29,8 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
 
     Args:
         run: run folder or exported ``.safetensors`` file.
-        images: an image file or a folder, searched with its subfolders but ``out``.
+        images: an image file or a folder, searched with its subfolders but ``out``; what is passed over there
+            (other files, hidden images, linked folders) is counted and named.
         out: folder for the pictures, named as the images are; not that of the images.
         ranks: for the device.
         threshold: least score of what is drawn; the JSON holds everything above the detector's own threshold.
@@ -37,7 +39,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
         UserError: if there is no image, ``out`` holds other files of these names, the run cannot be loaded, or images
             could not be read (the rest is written).
     """
-    paths = _find(images, out)
+    paths = _find(images, out, console)
     root = images if images.is_dir() else images.parent
     pictures = {path: out / f"{path.relative_to(root)}.png" for path in paths}
     _require_place(out, root, pictures.values())
@@ -73,12 +75,21 @@ def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) ->
     return {key: value.cpu() for key, value in detection.items()}
 
 
-def _find(images: Path, out: Path) -> list[Path]:
+def _find(images: Path, out: Path, console: Console) -> list[Path]:
     if images.is_file():
         return [images]
-    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if out.resolve() != images.resolve():
-        found = [p for p in found if out.resolve() not in p.resolve().parents]  # what was drawn before
+    drawn = out.resolve()  # in which are the pictures of an earlier call
+
+    def kept(names: list[str]) -> list[Path]:
+        paths = [images / name for name in names]
+        return paths if drawn == images.resolve() else [p for p in paths if drawn not in p.resolve().parents]
+
+    listing = list_files(images)
+    found = kept(listing.images)
+    passed = Counter(passed_over(path.name) for path in kept(listing.others))
+    passed.update({"folder that is a link, not searched": len(listing.links)} if listing.links else {})
+    for kind, count in passed.items():
+        console.print(f"{images}: {count:,} x {kind}", markup=False, soft_wrap=True)
     if not found:
         what = (
             f"no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})" if images.is_dir() else "no such file or folder"

@@ -15,6 +15,10 @@ ROUNDING = 1.0
 """Pixels by which a box may pass its image's border as a matter of rounding."""
 DUST = 0.01
 """Pixels by which it may pass it without a note: files with six digits do."""
+_ONE = 1.001
+"""Up to which a share of the image's size may be rounded."""
+_LEAST_SIDE = 8
+"""Pixels of an image in which a box of 1 px in the corner is none."""
 _INT64 = 2**63
 _NOT_SET = frozenset({"", "0", "no", "false", "none", "null", "unspecified"})
 
@@ -65,6 +69,18 @@ def fit_box(box: Box, height: int, width: int) -> Misfit | None:
     if excess <= ROUNDING:
         return Misfit("box over the image border by at most 1 px", allowed, False, clipped)
     return Misfit("box partly outside its image", allowed, True, clipped)
+
+
+def is_normalised(box: Box, height: int, width: int) -> bool:
+    """Whether a box, as its file has it, looks like shares of the image's size: none is that small at the corner.
+
+    >>> is_normalised((0.25, 0.5, 0.75, 1.0), height=480, width=640)
+    True
+    >>> is_normalised((0.25, 0.5, 8.75, 9.0), height=480, width=640)
+    False
+    """
+    x1, y1, x2, y2 = box
+    return min(height, width) >= _LEAST_SIDE and 0 <= x1 < x2 <= _ONE and 0 <= y1 < y2 <= _ONE
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, printable, report_of, without_images
+from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, reason_of, report_of, without_images
 from drloss.data.files.paths import Inside
 from drloss.data.images.decoding import SizeError, check_image, image_size, quiet, read_image
 from drloss.errors import DataError
@@ -104,7 +104,7 @@ def _result(
 
 
 _Reason = tuple[str, str, str]
-"""Kind, value, allowed."""
+"""Kind, reason in full, allowed."""
 
 
 def _missing(annotations: Annotations, inside: Inside, index: int) -> _Reason | None:
@@ -133,14 +133,12 @@ def _unusable(annotations: Annotations, inside: Inside, decode: bool, index: int
     try:
         return None, check_image(path, height, width, pixels=decode)
     except DataError as error:
-        reason = str(error).removeprefix(f"{printable(str(path))}: ")
+        reason = reason_of(error, str(path))
         if isinstance(error, SizeError):
-            return ("image size differs from the listed one", reason, ""), False
+            return ("image size differs from the listed one", reason.removeprefix("size, "), ""), False
         return ("image not readable", reason, "an image that decodes"), False
 
 
 def _problem(annotations: Annotations, index: int, reason: _Reason) -> Problem:
-    kind, value, allowed = reason
-    file = f"{annotations.image_root}/{annotations.image_name(index)}"
-    record = f"image {annotations.image_ids[index]}"
-    return Problem(file, record, kind, value, allowed, IMAGE_LEFT_OUT)
+    kind, why, allowed = reason
+    return Problem(annotations.image_path(index), "", kind, "", allowed, IMAGE_LEFT_OUT, reason=why)

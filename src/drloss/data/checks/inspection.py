@@ -1,13 +1,16 @@
 """``drloss check-data``: read every split and every image, and say what is in them and what is wrong.
 
-Reading is lenient here, so that everything is found in one go. Across the splits, the classes must be the same, and
+Reading is lenient here, so that everything is found in one go. A split that the data set names and that is not there
+is noted, unless it was asked for. What the data may not be good for is remarked on (:mod:`drloss.data.checks.remarks`).
+Across the splits, the classes must be the same, and
 an image that is in two splits, byte for byte, is noted: what a detector has seen in training says little in a test.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ from typing import Any
 from drloss.data.annotations import Annotations
 from drloss.data.checks.images import check_images
 from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, printable, problem_lines
+from drloss.data.checks.remarks import InputSize, class_remarks, size_remarks
+from drloss.data.files.paths import IMAGE_SUFFIXES, suffix_of
 from drloss.data.formats.opening import open_data
-from drloss.errors import DataError
+from drloss.errors import AbsentError, DataError
 from drloss.io.atomic import write_json
 
 MOST_CLASSES_SHOWN = 30
@@ -33,6 +38,9 @@ class CheckResult:
         unreadable: split to the error that stopped its reading.
         twins: groups of the same image in several splits, each as ``"split: file"``.
         differing_classes: messages, one for each pair of neighbouring splits whose classes differ.
+        unlisted: image files beside those of a COCO data set that are in no split.
+        absent: split to why it cannot be read, of those that are not there and were not asked for.
+        remarks: what the data may not be good for.
     """
 
     name: str
@@ -41,10 +49,13 @@ class CheckResult:
     unreadable: dict[str, str]
     twins: tuple[tuple[str, ...], ...]
     differing_classes: tuple[str, ...]
+    unlisted: tuple[str, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether strict reading takes all of it; notes do not count."""
+        """Whether strict reading takes all of it; notes and remarks do not count."""
         return not (self.unreadable or self.differing_classes or any(r.refused for r in self.reports.values()))
 
     @property
@@ -70,14 +81,34 @@ class CheckResult:
                 lines += problem_lines(report.problems, report_path)
         for split, message in self.unreadable.items():
             lines += ["", f"{split}: cannot be read", f"  {message}"]
+        for split, message in self.absent.items():
+            lines += ["", f"{split}: not there (note)", f"  {message}"]
         lines += ["", *self.differing_classes] if self.differing_classes else []
         if self.twins:
             lines += ["", f"{len(self.twins):,} images are in several splits (note: a leak between them)"]
             lines += ["    " + " = ".join(printable(t) for t in twin) for twin in self.twins[:SHOWN_PER_KIND]]
             if len(self.twins) > SHOWN_PER_KIND:
                 lines.append(f"    ... and {len(self.twins) - SHOWN_PER_KIND:,} more, all in {report_path}")
-        lines += ["", "good: strict reading takes all of it" if self.ok else "not good: see above"]
-        return "\n".join(lines)
+        if self.unlisted:
+            more = len(self.unlisted) - SHOWN_PER_KIND
+            lines += ["", f"{len(self.unlisted):,} image files beside those of the splits are in none of them (note)"]
+            lines += [f"    {printable(path)}" for path in self.unlisted[:SHOWN_PER_KIND]]
+            lines += [f"    ... and {more:,} more, all in {report_path}"] if more > 0 else []
+        if self.remarks:
+            lines += ["", "remarks", *(f"  {remark}" for remark in self.remarks)]
+        return "\n".join([*lines, "", self._verdict()])
+
+    def _verdict(self) -> str:
+        remarks = "remark above" if len(self.remarks) == 1 else f"{len(self.remarks)} remarks above"
+        if self.ok:
+            can = "strict reading takes all of it"
+            return f"readable: {can}, but mind the {remarks}" if self.remarks else f"good: {can}"
+        if self.unreadable or self.differing_classes:
+            return "not good: see above"
+        count = sum(p.count for r in self.reports.values() for p in r.refused)
+        what = "the problem above" if count == 1 else f"the {count:,} problems above"
+        also = f"; mind the {remarks}, too" if self.remarks else ""
+        return f"not good: {what} would stop a training; --skip-bad goes on without these boxes and images{also}"
 
     def _table(self) -> list[str]:
         head = (
@@ -126,6 +157,7 @@ def check_data(
     splits: Sequence[str] | None = None,
     *,
     decode: bool = True,
+    size: InputSize | None = None,
     report_path: Path | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> CheckResult:
@@ -135,6 +167,7 @@ def check_data(
         spec: as for :func:`drloss.data.formats.opening.open_data`.
         splits: the splits to check; None for all.
         decode: read all pixels of every image; else the headers alone.
+        size: also remark on objects that are too small for a detector with these settings.
         report_path: also write :meth:`CheckResult.to_json` to this file.
         progress: called with the split, the number of its images done, and their number.
 
@@ -146,6 +179,7 @@ def check_data(
     kept: dict[str, Annotations] = {}
     reports: dict[str, Report] = {}
     unreadable: dict[str, str] = {}
+    absent: dict[str, str] = {}
     for split in source.splits if splits is None else splits:
         try:
             annotations, report = source.read(split, strict=False)
@@ -153,8 +187,13 @@ def check_data(
             kept[split], reports[split] = check_images(
                 annotations, report, strict=False, decode=decode, progress=step
             )
+        except AbsentError as error:
+            (absent if splits is None else unreadable)[split] = str(error)
         except DataError as error:
             unreadable[split] = str(error)
+    remarks = class_remarks(kept)
+    if size is not None and kept:  # of the first split, which is the one to learn from
+        remarks += size_remarks(*next(iter(kept.items())), size)
     result = CheckResult(
         name=source.name,
         format=source.format,
@@ -162,6 +201,9 @@ def check_data(
         unreadable=unreadable,
         twins=_twins(kept),
         differing_classes=tuple(_differing(kept)),
+        unlisted=_unlisted(kept, reports) if source.format == "coco" and splits is None and not unreadable else (),
+        absent=absent,
+        remarks=tuple(remarks),
     )
     if report_path is not None:
         write_json(report_path, result.to_json())
@@ -199,6 +241,18 @@ def _twins(kept: dict[str, Annotations]) -> tuple[tuple[str, ...], ...]:
                 places.setdefault(digest, []).append((split, name))
     groups = (group for group in places.values() if _leaks({split for split, _ in group}))
     return tuple(tuple(f"{split}: {name}" for split, name in group) for group in groups)
+
+
+def _unlisted(kept: dict[str, Annotations], reports: dict[str, Report]) -> tuple[str, ...]:
+    """Image files in the folders of the images that no split has; those that a problem names aside."""
+    named = {p.file for report in reports.values() for p in report.problems}
+    used: dict[str, set[str]] = {}
+    for annotations in kept.values():
+        for i in range(len(annotations)):
+            folder, name = os.path.split(annotations.image_path(i))
+            used.setdefault(folder, set()).add(name)
+    found = [f"{folder}/{name}" for folder, names in used.items() for name in set(os.listdir(folder)) - names]
+    return tuple(sorted(f for f in found if suffix_of(f) in IMAGE_SUFFIXES and f not in named))
 
 
 def _leaks(splits: set[str]) -> bool:

@@ -9,6 +9,7 @@ A problem is *refused* if strict reading, the default, stops because of it. The 
 knowing that changes nothing, or a change below one pixel.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ CONSEQUENCES = (BOX_LEFT_OUT, IMAGE_LEFT_OUT, BOX_CLIPPED, NOTE)
 SHOWN_PER_KIND = 20
 """Problems of one kind that the terminal lists; the JSON report has all."""
 _LONGEST_VALUE = 80
+_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Problem:
         refused: whether strict reading stops at it.
         boxes: boxes left out because of it: 1 for a box, all the boxes of an image that is left out.
         count: records it stands for; notes of one kind are gathered into one.
+        reason: in full why a file is no good, as reading it said.
     """
 
     file: str
@@ -57,19 +60,26 @@ class Problem:
     refused: bool = True
     boxes: int = 0
     count: int = 1
+    reason: str = ""
 
     @property
     def message(self) -> str:
-        """File, record, what is wrong, the value, what is allowed: one line."""
+        """File, record, what is wrong, the reason or value, what is allowed: one line."""
         where = ": ".join(printable(part) for part in (self.file, self.record) if part)
-        value = f", got {self.value}" if self.value else ""
-        allowed = f"; allowed: {printable(self.allowed)}" if self.allowed else ""
+        value = f": {printable(self.reason)}" if self.reason else f", got {self.value}" if self.value else ""
+        said = not self.allowed or "; allowed: " in self.reason
+        allowed = "" if said else f"; allowed: {printable(self.allowed)}"
         more = f" (and {self.count - 1:,} more)" if self.count > 1 else ""
         return f"{where}: {self.kind}{value}{allowed}{more}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``message`` as well, so that the file can be read without this package."""
         return asdict(self) | {"message": self.message}
+
+
+def reason_of(error: DataError, file: str) -> str:
+    """What an error says of a file, without the file's name."""
+    return str(error).removeprefix(f"{printable(file)}: ")
 
 
 def printable(text: str) -> str:
@@ -90,6 +100,12 @@ def shown(value: object) -> str:
     except (RecursionError, ValueError):
         return f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST_VALUE + 2 else text[:_LONGEST_VALUE] + "..."
+
+
+def shown_path(path: Path) -> str:
+    """A path as messages show it: whole, without ``..`` parts, but for one that no file system takes."""
+    text = os.path.normpath(path)
+    return printable(text) if len(text) <= _LONGEST_PATH else shown(text)
 
 
 MAX_PROBLEMS = 200_000
@@ -126,7 +142,7 @@ class ProblemLog:
             )
         text = "" if value is None else shown(value)
         if isinstance(value, DataError):
-            text = str(value).removeprefix(f"{printable(file)}: ")
+            text, more["reason"] = "", reason_of(value, file)
         self.problems.append(Problem(file, record, kind, text, allowed, consequence, **more))
         return len(self.problems) - 1
 

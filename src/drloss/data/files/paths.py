@@ -10,13 +10,21 @@ the data set only. Whoever keeps images elsewhere says so in a ``.toml`` data fi
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from drloss.data.checks.problems import printable
 from drloss.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm"),
+    )
+)
+"""By these a file in a folder is taken for an image: of every format that :mod:`drloss.data.images.decoding` reads."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -109,13 +117,55 @@ def common_folder(folders: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
 
 
-def list_images(folder: Path) -> list[str]:
-    """Names of the image files below ``folder``, relative to it, sorted; hidden files and folders are passed over."""
-    names: list[str] = []
+@dataclass
+class Listing:
+    """What is below a folder, as sorted names relative to it.
+
+    Hidden folders are not searched, and hidden files are none of these but for images.
+
+    Attributes:
+        images: files with one of :data:`IMAGE_SUFFIXES`, in any case.
+        others: all other files, and hidden images.
+        links: folders that are links, and not searched.
+    """
+
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+
+    def with_suffix(self, suffix: str) -> Iterator[str]:
+        """Those of ``others`` with a suffix, in any case, that are not hidden."""
+        return (n for n in self.others if suffix_of(n) == suffix and not n.rpartition("/")[2].startswith("."))
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+def passed_over(name: str) -> str:
+    """In words, why one of a listing's ``others`` is not read as an image."""
+    suffix = printable(suffix_of(name))
+    if suffix in IMAGE_SUFFIXES:
+        return "hidden image file, not read"
+    return f"file {f'with suffix {suffix}' if suffix else 'without a suffix'}, not taken for an image"
+
+
+def list_files(folder: Path) -> Listing:
+    """All files below ``folder``; nothing where it is none."""
+    found = Listing()
     for base, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        inner = os.path.relpath(base, folder)
+        inner = os.path.relpath(base, folder).replace(os.sep, "/")
+        prefix = "" if inner == "." else f"{inner}/"
+        searched = [f for f in folders if not f.startswith(".")]
+        found.links += [prefix + f for f in searched if os.path.islink(os.path.join(base, f))]
+        folders[:] = searched  # of which os.walk passes over the links
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
-                names.append(file if inner == "." else f"{inner.replace(os.sep, '/')}/{file}")
-    return sorted(names)
+            hidden, image = file.startswith("."), suffix_of(file) in IMAGE_SUFFIXES
+            if image and not hidden:
+                found.images.append(prefix + file)
+            elif image or not hidden:
+                found.others.append(prefix + file)
+    for names in (found.images, found.others, found.links):
+        names.sort()
+    return found

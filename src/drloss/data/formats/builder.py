@@ -10,8 +10,13 @@ width or height below 0.01 px, or negative    box left out                  yes
 box wholly outside its image                  box left out                  yes
 box outside by more than 1 px                 box clipped                   yes
 box outside by at most 1 px (rounding)        box clipped                   no
+box within 0..1 of an image of 8 px or more   box left out                  yes
+... and so are nine in ten, three at least    all is refused                yes
 unknown class                                 box left out                  yes
 image of a box not listed                     box left out                  yes
+label or XML file with boxes, no such image   its boxes left out            yes
+label file beside another that was taken      its boxes left out            yes
+file that is no image by its suffix, or link  note                          no
 image id not an integer, or missing           image left out                yes
 image id twice, same file and size            the second is left out        yes
 image id twice, different images              both left out                 yes
@@ -36,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import Box, BoxColumns, fit_box, whole
+from drloss.data.checks.boxes import Box, BoxColumns, fit_box, is_normalised, whole
 from drloss.data.checks.problems import (
     BOX_CLIPPED,
     BOX_LEFT_OUT,
@@ -57,6 +62,9 @@ MAX_NAMES = 200_000_000
 """Bytes of all file names, each counted as the longest; 1.7 million names of 100 bytes fit."""
 MAX_SIDE = 65_535
 """Pixels; the largest side that a JPEG can have."""
+_NORMALISED = "box within 0..1, as if normalised"
+_MOST_NORMALISED, _LEAST_NORMALISED = 0.9, 3
+"""Share of the boxes that look normalised from which on all are taken to be, and the least number of them."""
 
 
 @dataclass
@@ -104,6 +112,7 @@ class AnnotationsBuilder:
         self._boxes = BoxColumns()
         self._log = ProblemLog()
         self._boxes_in = 0
+        self._normalised, self._first_normalised = 0, ""
         self._known = known_classes(f"{c} ({printable(n)})" for c, n in zip(category_ids, class_names, strict=True))
         self._renumber = False
 
@@ -111,10 +120,10 @@ class AnnotationsBuilder:
         """Add something that is not refused and leaves nothing out."""
         self._log.note(file, record, kind, value)
 
-    def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str) -> None:
-        """Count a box that cannot even be handed to :meth:`add_box`, and leave it out."""
-        self._boxes_in += 1
-        self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1)
+    def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str, boxes: int = 1) -> None:
+        """Count one or several boxes that cannot even be handed to :meth:`add_box`, and leave them out."""
+        self._boxes_in += boxes
+        self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=boxes)
 
     # ------------------------------------------------------------------ images
 
@@ -225,6 +234,7 @@ class AnnotationsBuilder:
         box: Box,
         ignore: bool = False,
         area: float | None = None,
+        written: Box | None = None,
     ) -> None:
         """Add one box.
 
@@ -235,6 +245,7 @@ class AnnotationsBuilder:
             box: xyxy in absolute pixels.
             ignore: neither target nor background.
             area: square pixels, where the file has it; else width times height.
+            written: xyxy as the file has it, where the format wants pixels; shares of the image are refused.
         """
         self._boxes_in += 1
         position = self._by_key.get(key)
@@ -256,6 +267,10 @@ class AnnotationsBuilder:
             )
             image.boxes -= 1
             return
+        if written is not None and is_normalised(written, image.height, image.width):
+            image.boxes -= 1
+            self._leave_out_normalised(file, record, written)
+            return
         fit = fit_box(box, image.height, image.width)
         if fit is not None:
             values, consequence = [float(f"{v:.10g}") for v in box], BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
@@ -272,14 +287,32 @@ class AnnotationsBuilder:
             box = fit.box
         self._boxes.append(position, box, label, ignore, area)
 
+    def _leave_out_normalised(self, file: str, record: str, box: Box) -> None:
+        allowed = "pixels; shares of the image's width and height have to be multiplied by them"
+        values = [float(f"{v:.10g}") for v in box]
+        position = self._log.add(
+            file, record, _NORMALISED, value=values, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
+        )
+        self._first_normalised = self._first_normalised or self._log.problems[position].message
+        self._normalised += 1
+
+    def _refuse_normalised(self) -> None:
+        found = self._normalised
+        if found >= max(_LEAST_NORMALISED, _MOST_NORMALISED * self._boxes_in):
+            raise DataError(
+                f"{self._first_normalised}\n{found:,} of {self._boxes_in:,} boxes in {printable(self.name)} are so: "
+                "write them in pixels, or as a YOLO data set, which has shares of the image's size"
+            )
+
     # ------------------------------------------------------------------ the store
 
     def finish(self, *, strict: bool) -> tuple[Annotations, Report]:
         """The store of what is good, and the report of all.
 
         Raises:
-            DataError: if ``strict`` and a problem is refused, or if no image is left.
+            DataError: if ``strict`` and a problem is refused, if no image is left, or if the boxes are normalised.
         """
+        self._refuse_normalised()
         self._too_many_boxes()
         for image in self._images:
             if image.bad is not None:

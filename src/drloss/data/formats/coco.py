@@ -8,7 +8,9 @@ Rules:
 - ``iscrowd``, and ``difficult`` where a converter kept it, mark a box to ignore.
 - Ids of annotations are not used: the evaluator numbers boxes anew. Missing, repeated or odd ids are noted, id 0
   is fine. The same annotation twice (same id, image, class and box) is a problem, and the second is left out.
-- ``width``, ``height``, ``id`` and ``file_name`` of images are required. Segmentations and captions are not read.
+- ``width``, ``height``, ``id`` and ``file_name`` of images are required. Where ``file_name`` is missing, as in LVIS,
+  the end of ``coco_url`` takes its place, which is noted: its last two parts if there is such a file, else the last.
+  Segmentations and captions are not read; an annotation that has nothing else is a box left out.
 - The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects and 20 million
   lists. What is no data set is refused before it is parsed: an image has a ``"file_name"`` and an annotation a
   ``"bbox"``, and beyond 32 MB, half a million objects and a million lists there may be 1 MB, 4 and 20 more for each
@@ -20,6 +22,7 @@ import codecs
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -44,6 +47,7 @@ MAX_MARKS = {
 """Bytes, objects, lists, values and keys in a file: in all five times what COCO's largest has."""
 RECORDS = (b'"bbox"', b'"file_name"')
 _TWICE = "\0key given twice"
+_SEGMENTED = "\0a segmentation"
 _UNUSED = ("segmentation", "keypoints", "caption")
 _PROBED = 20
 """Image names tried when the folder of the images has to be found."""
@@ -129,6 +133,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         result[_TWICE] = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+    if "segmentation" in result and "bbox" not in result:
+        result[_SEGMENTED] = True
     for key in _UNUSED:
         result.pop(key, None)
     return result
@@ -161,15 +167,22 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
 
 def _image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
     """The first candidate that holds one of the first images; the first of all if none does."""
-    names = []
-    for record in content["images"][:_PROBED] if isinstance(content.get("images"), list) else []:
-        try:
-            names.append(clean_name(record.get("file_name") if isinstance(record, dict) else None))
-        except ValueError:
-            continue
     if len(part.images) == 1:
         return part.images[0]
+    names = []
+    for record in content["images"][:_PROBED] if isinstance(content.get("images"), list) else []:
+        for name in _names(record) if isinstance(record, dict) else ():
+            with suppress(ValueError):
+                names.append(clean_name(name))
     return next((f for f in part.images if any(os.path.isfile(f / n) for n in names)), part.images[0])
+
+
+def _names(record: dict[str, Any]) -> list[object]:
+    """What the file of an image may be called: its ``file_name``, else by the end of ``coco_url``."""
+    url = record.get("coco_url")
+    if "file_name" in record or not isinstance(url, str) or "/" not in url:
+        return [record.get("file_name")]
+    return ["/".join(url.split("/")[-2:]), url.rpartition("/")[2]]
 
 
 class _Part:
@@ -200,13 +213,21 @@ class _Part:
             self.file,
             where,
             key=None if own is None else self.key(own),
-            name=record.get("file_name"),
+            name=self._name(where, record) if bad is None else None,
             height=record.get("height"),
             width=record.get("width"),
             image_id=own if self.number is None and own is not None else None,
             folder=self.folder,
             bad=bad,
         )
+
+    def _name(self, where: str, record: dict[str, Any]) -> object:
+        *first, name = _names(record)
+        if first:
+            self.builder.note(self.file, where, "file_name missing, the end of coco_url instead", record["coco_url"])
+            with suppress(ValueError):
+                name = first[0] if os.path.isfile(self.folder / clean_name(first[0])) else name
+        return name
 
     def annotation(self, position: int, record: Any) -> None:
         where = f"annotations[{position}]"
@@ -228,6 +249,7 @@ class _Part:
         box = _xywh(record.get("bbox"))
         if box is None:
             what = "bbox not usable" if "bbox" in record else "bbox missing"
+            what += " (there is a segmentation, which is not read)" if _SEGMENTED in record else ""
             drop(self.file, where, what, record.get("bbox"), "four numbers: x, y, width, height")
             return
         if self._repeated(where, own, record, (image, category, box)):
@@ -241,6 +263,7 @@ class _Part:
             box=(x, y, x + width, y + height),
             ignore=self._flag(where, record, "iscrowd") or self._flag(where, record, "difficult"),
             area=self._area(where, record),
+            written=(x, y, x + width, y + height),
         )
 
     def _repeated(self, where: str, own: int | None, record: dict[str, Any], what: tuple[Any, ...]) -> bool:

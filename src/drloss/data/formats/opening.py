@@ -16,6 +16,7 @@
   parts of it that are links out of it: a data file may name where they are.
 - A ``.toml`` data file (:mod:`drloss.data.formats.toml`), or YOLO's ``.yaml`` file.
 
+A split whose folder or list is not there can be opened with the others, and is refused when it is read.
 Splits called ``valid`` or ``validation`` are shown as ``val``; any of the three names opens it.
 """
 
@@ -32,8 +33,9 @@ from drloss.data.checks.problems import Report, printable, shown
 from drloss.data.files.paths import require_inside
 from drloss.data.formats.coco import CocoPart, read_coco
 from drloss.data.formats.voc import PASCAL_TREE, VocTree, read_voc
-from drloss.data.formats.yolo import VAL_NAMES, YoloData, open_yolo, read_yolo
-from drloss.errors import DataError, UserError
+from drloss.data.formats.yolo import read_yolo
+from drloss.data.formats.yolo_yaml import SPLITS, VAL_NAMES, YoloData, open_yolo
+from drloss.errors import AbsentError, DataError, UserError
 
 DATA_FILE = "data.toml"
 _KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")
@@ -68,6 +70,7 @@ class DataSource(Protocol):
 
         Raises:
             UserError: if there is no such split.
+            AbsentError: if its folder or list is not there.
             DataError: if its files cannot be read, or as ``strict`` says.
         """
         ...
@@ -89,7 +92,7 @@ class FileSource:
 
     def read(self, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
         """Read a split; see :meth:`DataSource.read`."""
-        wanted = VAL_NAMES if split in VAL_NAMES else (split,)
+        wanted = (split, *VAL_NAMES) if split in VAL_NAMES else (split,)
         own = next((name for name in wanted if name in self.readers), None)
         if own is None:
             raise UserError(f"{printable(self.name)}: split, got {shown(split)}; allowed: {', '.join(self.splits)}")
@@ -162,6 +165,15 @@ def _open_folder(folder: Path, name: str) -> FileSource:
     raise DataError(
         f"{shown_name}: looks like {seen}; choose with a .toml data file, or name the file or inner folder"
     )
+
+
+def absent(message: str) -> Read:
+    """Reader of a split that is not there."""
+
+    def read(name: str, strict: bool) -> tuple[Annotations, Report]:
+        raise AbsentError(message)
+
+    return read
 
 
 # ---------------------------------------------------------------------- COCO
@@ -252,13 +264,6 @@ def _named(folder: Path) -> Path:
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
-def image_sets(tree: VocTree) -> list[str]:
-    """The splits of a tree; without any of the usual names, all its lists."""
-    stems = [path.stem for path in sorted((tree.folder / "ImageSets" / "Main").glob("*.txt"))]
-    usual = [s for s in ("train", *VAL_NAMES, "trainval", "test") if s in stems]
-    return usual or stems
-
-
 def voc_splits(
     trees: list[VocTree], classes: tuple[str, ...] | None = None, image_set: str | None = None
 ) -> dict[str, Read]:
@@ -266,9 +271,13 @@ def voc_splits(
     readers: dict[str, Read] = {}
     for tree in trees:
         year = tree.folder.name.removeprefix("VOC") if len(trees) > 1 else ""
-        sets: list[str | None] = [*image_sets(tree)] if image_set is None else [image_set]
-        for chosen in sets or [None]:
-            readers[printable(_canonical(chosen or "all") + year)] = partial(_read_voc, [(tree, chosen)], classes)
+        sets = tree.lists() if image_set is None else [image_set]
+        alike = [_canonical(chosen) for chosen in sets]
+        for chosen in sets:
+            split = _canonical(chosen) if alike.count(_canonical(chosen)) == 1 else chosen
+            readers[printable(split + year)] = partial(_read_voc, [(tree, chosen)], classes)
+        if not sets:
+            readers["all" + year] = partial(_read_voc, [(tree, None)], classes)
     return readers
 
 
@@ -301,8 +310,17 @@ def _yolo_files(folder: Path) -> list[Path]:
 
 def yolo_source(data: YoloData, name: str) -> FileSource:
     """The data set that a ``data.yaml`` describes."""
-    readers: dict[str, Read] = {split: partial(_read_yolo, data, split) for split in data.splits}
+    readers = {
+        split: absent(data.absent[split]) if split in data.absent else yolo_reader(data, split)
+        for split in SPLITS
+        if split in data.absent or split in data.splits
+    }
     return FileSource(name, "yolo", readers, data.class_names)
+
+
+def yolo_reader(data: YoloData, split: str) -> Read:
+    """Reader of one split."""
+    return partial(_read_yolo, data, split)
 
 
 def _read_yolo(data: YoloData, split: str, name: str, strict: bool) -> tuple[Annotations, Report]:

@@ -29,7 +29,8 @@ YOLO names image folders or lists, and the classes::
     [splits.train]
     images = ["images/train"]
 
-Unknown keys are refused. The paths may lead anywhere: the file is the user's own word on where the data are. It is at
+Unknown keys are refused. A path that is not there matters to those who read its split, or if no split is there. The
+paths may lead anywhere: the file is the user's own word on where the data are. It is at
 most 1 MB, with at most 5,000 dots.
 """
 
@@ -39,14 +40,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drloss.data.checks.problems import printable, shown
+from drloss.data.checks.problems import printable, shown, shown_path
 from drloss.data.files.paths import clean_name
 from drloss.data.files.reading import Most, read_text
 from drloss.data.formats.coco import CocoPart
-from drloss.data.formats.opening import FileSource, Read, coco_reader, is_tree, voc_reader, yolo_source
+from drloss.data.formats.opening import FileSource, Read, absent, coco_reader, is_tree, voc_reader, yolo_reader
 from drloss.data.formats.voc import VocTree
-from drloss.data.formats.yolo import YoloData, keypoints
-from drloss.errors import DataError
+from drloss.data.formats.yolo_yaml import YoloData, keypoints
+from drloss.errors import AbsentError, DataError
 
 MAX_BYTES = 1024**2
 MAX_MARKS = {b".": Most(5000)}
@@ -88,17 +89,27 @@ def open_datafile(path: Path, name: str) -> FileSource:
     classes = _classes(file, kind, content)
     for split, table in splits.items():
         _only(file, f"splits.{split}.", table, _SPLIT[kind])
-    if kind == "yolo":
-        assert classes is not None
-        folders = {s: tuple(_paths(file, f"splits.{s}.images", t.get("images"), root)) for s, t in splits.items()}
-        shape = keypoints(file, content.get("kpt_shape"))
-        return yolo_source(YoloData(path, root, classes, folders, shape), name)
-    if kind == "coco":
-        return FileSource(name, kind, {s: _coco(file, s, table, root) for s, table in splits.items()})
+    shape = keypoints(file, content.get("kpt_shape"))
     one_based = content.get("one_based")
     if one_based is not None and not isinstance(one_based, bool):
         raise DataError(f"{file}: one_based, got {shown(one_based)}; allowed: true, false")
-    readers = {s: _voc(file, s, table, root, one_based=one_based, classes=classes) for s, table in splits.items()}
+    readers: dict[str, Read] = {}
+    missing: dict[str, AbsentError] = {}
+    for split, table in splits.items():
+        try:
+            if kind == "coco":
+                readers[split] = _coco(file, split, table, root)
+            elif kind == "voc":
+                readers[split] = _voc(file, split, table, root, one_based=one_based, classes=classes)
+            else:
+                assert classes is not None
+                folders = tuple(_paths(file, f"splits.{split}.images", table.get("images"), root))
+                readers[split] = yolo_reader(YoloData(path, root, classes, {split: folders}, shape), split)
+        except AbsentError as error:
+            missing[split] = error
+            readers[split] = absent(str(error))
+    if len(missing) == len(splits):
+        raise next(iter(missing.values()))
     return FileSource(name, kind, readers, classes)
 
 
@@ -108,7 +119,7 @@ def _coco(file: str, split: str, table: dict[str, Any], root: Path) -> Read:
     images = _paths(file, f"{key}images", table.get("images"), root)
     for folder in images:
         if not folder.is_dir():
-            raise DataError(f"{file}: {key}images, got {shown(str(folder))}; allowed: a folder, or a list of folders")
+            raise DataError(f"{file}: {key}images, got {shown_path(folder)}; allowed: a folder, or a list of folders")
     if len(images) != len(annotations):
         raise DataError(
             f"{file}: {key}images, got {len(images)} for {len(annotations)} annotations; allowed: one for each"
@@ -135,7 +146,7 @@ def _voc(
     for tree, own in zip(trees, images, strict=True):
         if not (is_tree(tree) if own is None else own.is_dir() and (tree / "Annotations").is_dir()):
             raise DataError(
-                f"{file}: {key}trees, got {shown(str(tree))}; allowed: a folder with Annotations, JPEGImages"
+                f"{file}: {key}trees, got {shown_path(tree)}; allowed: a folder with Annotations, JPEGImages"
             )
     image_set = table.get("image_set")
     if image_set is not None:
@@ -166,7 +177,7 @@ def _paths(file: str, key: str, value: object, root: Path) -> list[Path]:
     paths = [root / _text(file, key, v) for v in values]
     for path in paths:
         if not os.path.exists(path):  # Path.exists raises on names that are too long
-            raise DataError(f"{file}: {key}, got {shown(str(path))}; allowed: a path that exists")
+            raise AbsentError(f"{file}: {key}, got {shown_path(path)}; allowed: a path that exists")
     return paths
 
 

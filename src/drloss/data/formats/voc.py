@@ -3,7 +3,13 @@
 Rules:
 
 - A split is the lines of its list; the image and the XML file are found by that stem. Where no image has it, a mark
-  (-1, 0, 1) or a suffix at its end, which some lists have, is passed over. The XML's own ``<filename>`` is not
+  (-1, 0, 1), a suffix at its end or quotes around it, which some lists have, are passed over. A list of which every
+  line has a mark is no split but PASCAL's list of a class, unless it is called ``train``, ``val``, ``trainval`` or
+  ``test``.
+- Both folders may have subfolders, the same in both, as CVAT writes them; a list then says ``sub/a``. Without lists
+  every XML file is of the one split. XML files that no list names, and, without lists, images without an XML file,
+  are noted: they are not read.
+- The XML's own ``<filename>`` is not
   trusted: tools copy and rename files without changing it. Where it differs, that is noted.
 - Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are what PASCAL wrote: counted from 1, both ends
   inside the box, so 1 is subtracted from xmin and ymin. In every other tree they are taken as they stand, as the
@@ -18,16 +24,25 @@ Rules:
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box, flag
 from drloss.data.checks.problems import Report, printable, shown
-from drloss.data.files.paths import IMAGE_SUFFIXES, Inside, clean_name, common_folder, require_inside
+from drloss.data.files.paths import (
+    IMAGE_SUFFIXES,
+    Inside,
+    clean_name,
+    common_folder,
+    list_files,
+    passed_over,
+    require_inside,
+)
 from drloss.data.files.reading import Most, read_bytes, read_lines
 from drloss.data.formats.builder import AnnotationsBuilder, known_classes
 from drloss.data.images.decoding import image_size
@@ -45,6 +60,10 @@ MAX_MARKS = {b"<": Most(500_000), b"=": Most(100_000)}
 _MAX_LIST_BYTES = 64 * 1024**2
 _MAX_LINES = {b"\n": Most(1_000_000), b"\r": Most(1_000_000)}
 """Of the list of a split."""
+USUAL_SETS = ("train", "val", "valid", "validation", "trainval", "test")
+_PROBED = 1000
+"""Lines of a list that are looked at to see whether it is one of a class."""
+_MARK = re.compile(r"\s+(-1|0|1)$")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -54,14 +73,13 @@ class VocTree:
 
     Attributes:
         folder: the folder that holds ``Annotations``.
-        image_folder: the folder of the images where it is not ``JPEGImages``.
+        image_folder: the folder of the images where it is not ``JPEGImages``, searched with its subfolders.
         one_based: whether coordinates count from 1 and include both ends; None to tell by the folder's name.
     """
 
     folder: Path
     one_based: bool | None = None
     image_folder: Path | None = None
-    _files: dict[Path, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
     @property
     def pascal(self) -> bool:
@@ -78,44 +96,76 @@ class VocTree:
         """The folder of the images."""
         return self.folder / "JPEGImages" if self.image_folder is None else self.image_folder
 
+    @cached_property
+    def annotations(self) -> dict[str, list[str]]:
+        """The XML files by stem, relative to ``Annotations``, sorted."""
+        return _by_stem(list_files(self.folder / "Annotations").with_suffix(".xml"))
+
+    @cached_property
+    def image_files(self) -> dict[str, list[str]]:
+        """The image files by stem, relative to :attr:`images`, sorted."""
+        return _by_stem(list_files(self.images).images)
+
     def image_names(self, stem: str) -> list[str]:
         """The image files of a stem, relative to :attr:`images`: none, one, or several."""
         try:
-            inner, _, last = clean_name(stem).rpartition("/")
+            return self.image_files.get(clean_name(stem), [])
         except ValueError:
             return []
-        folder = self.images / inner
-        if folder not in self._files:
-            by_stem: dict[str, list[str]] = {}
-            for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    by_stem.setdefault(path.stem, []).append(path.name)
-            self._files[folder] = by_stem
-        names = self._files[folder].get(last, [])
-        return [f"{inner}/{name}" if inner else name for name in names]
+
+    def lists(self) -> list[str]:
+        """Names of the lists that are splits, the usual ones first."""
+        stems = [path.stem for path in sorted((self.folder / "ImageSets" / "Main").glob("*.txt"))]
+        usual = [stem for stem in USUAL_SETS if stem in stems]
+        return usual + [stem for stem in stems if stem not in usual and not self._of_a_class(stem, stems)]
+
+    def _of_a_class(self, image_set: str, stems: Sequence[str]) -> bool:
+        """Whether every line of a list has a mark and names no image with it; of an empty one, by its name."""
+        try:
+            lines = [text for line in self._lines(image_set)[1] if (text := line.strip())]
+        except DataError:  # which reading the split will say
+            return False
+        if not lines:
+            return any(image_set.endswith(f"_{stem}") for stem in stems)
+        return all(_MARK.search(line) and not self.image_names(line) for line in lines[:_PROBED])
+
+    def _lines(self, image_set: str) -> tuple[Path, list[str]]:
+        path = self.folder / "ImageSets" / "Main" / f"{image_set}.txt"
+        return path, read_lines(path, _MAX_LIST_BYTES, _MAX_LINES)
 
     def stems(self, image_set: str | None) -> tuple[Path, list[tuple[str, str]]]:
         """The list's file, and (record, stem) of each entry; of all XML files without a list."""
         if image_set is None:
-            folder = self.folder / "Annotations"
-            return folder, [("", path.stem) for path in sorted(folder.glob("*.xml"))]
-        path = self.folder / "ImageSets" / "Main" / f"{image_set}.txt"
-        lines = read_lines(path, _MAX_LIST_BYTES, _MAX_LINES)
-        found = []
-        for k, line in enumerate(lines, start=1):
-            if line.strip():
-                found.append((f"line {k}", self._stem(line.strip())))
-        return path, found
+            return self.folder / "Annotations", [("", stem) for stem in sorted(self.annotations)]
+        path, lines = self._lines(image_set)
+        return path, [(f"line {k}", self._stem(e)) for k, line in enumerate(lines, start=1) if (e := line.strip())]
 
     def _stem(self, entry: str) -> str:
         """The stem that a line of a list names: all of it if there is such an image, else without what lists add."""
         if self.image_names(entry):
             return entry
-        stem = re.sub(r"\s+(-1|0|1)$", "", entry)
+        stem = _MARK.sub("", entry)
+        if len(stem) > 2 and stem[0] == stem[-1] == '"':
+            stem = stem[1:-1]
         suffix = Path(stem).suffix
         if suffix.lower() in IMAGE_SUFFIXES and not self.image_names(stem):
             return stem[: -len(suffix)]
         return stem
+
+    def named(self, image_set: str) -> set[str]:
+        """The stems that a list, or another of the tree's lists, names."""
+        found: set[str] = set()
+        for name in {image_set, *self.lists()}:
+            with suppress(DataError):  # which reading that split will say
+                found.update(os.path.normpath(stem) for _, stem in self.stems(name)[1])
+        return found
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(os.path.splitext(name)[0], []).append(name)
+    return found
 
 
 def read_voc(
@@ -154,11 +204,12 @@ def read_voc(
         path, entries = tree.stems(image_set)
         for record, stem in entries:
             reader.image(path, record, stem)
+        reader.account(image_set)
     return builder.finish(strict=strict)
 
 
 def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
-    """All object names in the trees' ``Annotations``, sorted.
+    """All object names in the trees' ``Annotations`` and their subfolders, sorted.
 
     Files that cannot be read, and links out of a tree, are passed over.
 
@@ -168,16 +219,16 @@ def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
     names: set[str] = set()
     for folder in folders:
         inside = Inside(folder)
-        for path in (folder / "Annotations").glob("*.xml"):
-            if not inside(f"Annotations/{path.name}"):
+        for name in list_files(folder / "Annotations").with_suffix(".xml"):
+            if not inside(f"Annotations/{name}"):
                 continue
             try:
-                root = parse_xml(path)
+                root = parse_xml(folder / "Annotations" / name)
             except DataError:
                 continue
             names.update(text for item in root.findall("object") if (text := _text(item, "name")))
     if not names:
-        raise DataError(f"{printable(str(folders[0]))}: no object with a name in any file of Annotations")
+        raise DataError(f"{printable(str(folders[0]))}: no object with a name in any .xml file of Annotations")
     return tuple(sorted(names))
 
 
@@ -204,9 +255,12 @@ class _Reader:
             bad = (f"file name refused ({error})", stem, "the stem of a file in Annotations")
             add(str(listing), record, key=None, name=None, height=None, width=None, bad=bad)
             return
-        path = self.tree.folder / "Annotations" / f"{stem}.xml"
+        files = self.tree.annotations.get(stem, [f"{stem}.xml"])
+        path = self.tree.folder / "Annotations" / files[0]
+        if len(files) > 1:
+            self.builder.note(str(path), "", "several XML files of one stem, the first is taken", files)
         try:
-            if not self.inside(f"Annotations/{stem}.xml"):
+            if not self.inside(f"Annotations/{files[0]}"):
                 raise DataError("a link out of the tree")
             root = parse_xml(path)
         except DataError as error:
@@ -231,6 +285,22 @@ class _Reader:
         )
         for k, item in enumerate(root.findall("object"), start=1):
             self._object(str(path), f"object {k}", key, item)
+
+    def account(self, image_set: str | None) -> None:
+        """Note what is in the tree and not read."""
+        note, tree, xmls = self.builder.note, self.tree, self.tree.folder / "Annotations"
+        named = None if image_set is None else tree.named(image_set)
+        for stem, names in tree.annotations.items():
+            if named is not None and stem not in named:
+                note(str(xmls / names[0]), "", "XML file that no list in ImageSets/Main names, not read")
+        for stem, names in tree.image_files.items():
+            if stem not in tree.annotations and (named is None or stem not in named):
+                note(str(tree.images / names[0]), "", "image without an XML file, not read")
+        for folder in (xmls, tree.images):
+            for name in list_files(folder).links:
+                note(str(folder / name), "", "folder that is a link, not searched")
+        for name in list_files(tree.images).others:
+            note(str(tree.images / name), "", passed_over(name))
 
     def _check_filename(self, path: Path, root: ElementTree.Element, stem: str) -> None:
         named = _text(root, "filename")
@@ -264,9 +334,12 @@ class _Reader:
             if not usual:
                 kind = "difficult neither 0 nor 1 (taken as 0 if it says so, else as 1)"
                 self.builder.note(file, record, kind, difficult)
-            self.builder.add_box(file, record, key=key, category=label, box=box, ignore=ignore)
+            offset = self.tree.offset
+            turned = (box[0] - offset, box[1] - offset, box[2], box[3])
+            self.builder.add_box(file, record, key=key, category=label, box=turned, ignore=ignore, written=box)
 
     def _box(self, file: str, record: str, item: ElementTree.Element) -> Box | None:
+        """The box as it is written."""
         values = []
         for side in _SIDES:
             text = _text(item, f"bndbox/{side}")
@@ -276,8 +349,7 @@ class _Reader:
                 self.builder.drop_box(file, record, f"{side} {what}", text, "a number of pixels")
                 return None
             values.append(value)
-        offset = self.tree.offset
-        return values[0] - offset, values[1] - offset, values[2], values[3]
+        return values[0], values[1], values[2], values[3]
 
 
 def _text(element: ElementTree.Element, path: str) -> str | None:

@@ -20,9 +20,9 @@ from PIL import Image
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import shown
 from drloss.data.files.paths import clean_name
-from drloss.data.formats.opening import DATA_FILE, image_sets
+from drloss.data.formats.opening import DATA_FILE
 from drloss.data.formats.voc import PASCAL_TREE, VocTree
-from drloss.data.formats.yolo import SPLITS
+from drloss.data.formats.yolo_yaml import SPLITS
 from drloss.errors import DataError, UserError
 from drloss.io.atomic import write_atomic, write_text
 
@@ -62,7 +62,7 @@ def write_coco(annotations: Annotations, folder: Path, split: str) -> None:
 def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     """Write a tree (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``) and a data file with classes.
 
-    An image ``a/b.png`` becomes ``a_b.png``: the format has no subfolders.
+    An image ``a/b.png`` becomes ``a_b.png``: not every tool reads subfolders of this format.
 
     Raises:
         DataError: if an image cannot be read, or a file to write is there already.
@@ -79,7 +79,7 @@ def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     write_text(listing, "".join(f"{Path(name).stem}\n" for name in names))
     classes = ", ".join(json.dumps(name) for name in annotations.class_names)
     lines = ['format = "voc"', f"classes = [{classes}]", "one_based = false"]
-    for known in image_sets(VocTree(folder)):
+    for known in VocTree(folder).lists():
         lines += ["", f"[splits.{json.dumps(known)}]", 'trees = ["."]', f"image_set = {json.dumps(known)}"]
     write_text(folder / DATA_FILE, "\n".join(lines) + "\n")
 

@@ -8,6 +8,12 @@ Rules:
   executed.
 - The labels of ``.../images/x.jpg`` are ``.../labels/x.txt`` (the last folder named ``images`` counts), or ``x.txt``
   beside the image. No such file: an image without objects, which is noted. No label file for any image is an error.
+- In a folder of images, a label file (by its content) that no image takes is refused with its boxes: no image of that
+  name, or another label file of it taken before. Files that are no images by their suffix, and folders that are
+  links, are noted.
+- ``train: ../train/images`` is what exports of Roboflow write for the folder ``train/images`` in the data set. It is
+  taken if it is there, which is noted where the folder beside the data set is there as well.
+- Of the splits that the YAML file names, those that are read have to be there.
 - A line is ``class cx cy w h``, in shares of the image's width and height, within 0..1. A longer line is a polygon,
   ``class x1 y1 x2 y2 x3 y3 ...``; its bounding box is taken, which is noted. Where the YAML file has ``kpt_shape``,
   K keypoints of 2 or 3 numbers, a longer line is a pose: they follow the four numbers of the box and are passed over,
@@ -15,17 +21,16 @@ Rules:
 - Without ``kpt_shape``, a split whose longer lines may all be poses is refused, because a pose read as a polygon is a
   wrong box. A line may be one if the first four numbers are a box within the image and all further points lie in it
   (to 0.01; missing ones at 0 0 aside). A split may if three in four of its longer lines do, with the same number of
-  columns. About one polygon in four passes for a pose, so that hardly ever three in four of a split do.
+  columns. About one polygon in four passes for a pose, so that hardly ever three in four of a split do. A line of an
+  even number of columns is no polygon, and a pose of 3 numbers a keypoint if it may be one.
 - Sizes come from the image headers, after EXIF rotation.
 - The YAML file is at most 1 MB, without anchors, aliases or tags. Label files are at most 10 MB.
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from math import isfinite
@@ -33,16 +38,23 @@ from pathlib import Path
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box
-from drloss.data.checks.problems import Report, printable, shown
-from drloss.data.files.paths import Inside, clean_name, common_folder, list_images, require_inside
+from drloss.data.checks.problems import Report, printable
+from drloss.data.files.paths import (
+    Inside,
+    Listing,
+    clean_name,
+    common_folder,
+    list_files,
+    passed_over,
+    require_inside,
+    suffix_of,
+)
 from drloss.data.files.reading import Most, read_lines
 from drloss.data.formats.builder import AnnotationsBuilder
-from drloss.data.formats.yaml import Plain, read_yaml
+from drloss.data.formats.yolo_yaml import YoloData
 from drloss.data.images.decoding import header_size, quiet
 from drloss.errors import DataError
 
-SPLITS = ("train", "val", "test")
-VAL_NAMES = ("val", "valid", "validation")
 _MAX_LABEL_BYTES = 10 * 1024**2
 _MAX_LIST_BYTES = 256 * 1024**2
 _MAX_LINES = {b"\n": Most(2_000_000), b"\r": Most(2_000_000)}
@@ -55,102 +67,12 @@ _SLACK, _MOST = 0.01, 0.75
 """Of what may be a pose: by how much points may leave the box, and the box the image; the share of the lines."""
 
 
-@dataclass(frozen=True)
-class YoloData:
-    """What a ``data.yaml`` says.
-
-    Attributes:
-        file: the YAML file, or another file that says the same.
-        root: the folder that ``splits`` are relative to.
-        class_names: K names.
-        splits: split to image folders and lists.
-        keypoints: numbers that follow the four of each box, and are not read; 0 if longer lines are polygons, None
-            if nobody has said what they are.
-    """
-
-    file: Path
-    root: Path
-    class_names: tuple[str, ...]
-    splits: dict[str, tuple[Path, ...]]
-    keypoints: int | None = None
-
-
-def open_yolo(path: Path) -> YoloData:
-    """Read a ``data.yaml``.
-
-    Raises:
-        DataError: if it is not usable, with the key, the value and what is allowed.
-    """
-    content = read_yaml(path)
-    file = printable(str(path))
-    base = _string(file, content, "path")
-    root = path.parent / base if base else path.parent
-    splits = {}
-    for split in SPLITS:
-        keys = [key for key in (VAL_NAMES if split == "val" else (split,)) if content.get(key)]
-        value = content[keys[0]] if keys else None
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(v, str) and v for v in values):
-            raise DataError(f"{file}: {split}, got {shown(value)}; allowed: a path or a list of paths")
-        splits[split] = tuple(_existing(file, split, root, str(v)) for v in values)
-    if not splits:
-        raise DataError(f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path")
-    return YoloData(path, root, _names(file, content), splits, keypoints(file, content.get("kpt_shape")))
-
-
-def keypoints(file: str, shape: object) -> int | None:
-    """Numbers of the keypoints in a line, by the file's ``kpt_shape``: K keypoints of 2 or 3; None if it has none."""
-    if shape is None:
-        return None
-    if isinstance(shape, list) and len(shape) == 2:
-        sides = [int(s) if re.fullmatch("[0-9]{1,4}", s) else -1 for s in map(str, shape)]
-        if sides == [0, 0] or (sides[0] > 0 and sides[1] in (2, 3)):
-            return sides[0] * sides[1]
-    allowed = "the number of keypoints, and 2 or 3; 0 and 0 for polygons"
-    raise DataError(f"{file}: kpt_shape, got {shown(shape)}; allowed: {allowed}")
-
-
-def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
-    value = content.get(key)
-    if value is not None and not isinstance(value, str):
-        raise DataError(f"{file}: {key}, got {shown(value)}; allowed: a string")
-    return value
-
-
-def _existing(file: str, split: str, root: Path, value: str) -> Path:
-    # Exports write ../train/images next to a folder train: tried second, as other readers do.
-    candidates = [root / value] + ([root / value[3:]] if value.startswith("../") else [])
-    for path in candidates:
-        if os.path.exists(path):  # Path.exists raises on names that are too long
-            require_inside(path, root)
-            return path
-    raise DataError(
-        f"{file}: {split}, got {shown(value)}; allowed: a folder or list that exists (not {candidates[0]})"
-    )
-
-
-def _names(file: str, content: dict[str, Plain]) -> tuple[str, ...]:
-    names, nc = content.get("names"), _string(file, content, "nc")
-    if isinstance(names, dict):
-        order = [str(k) for k in range(len(names))]
-        if set(names) != set(order):
-            raise DataError(f"{file}: keys of names, got {shown(list(names))}; allowed: 0 to {len(names) - 1}")
-        names = [names[k] for k in order]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise DataError(f"{file}: names, got {shown(names)}; allowed: a list of class names, or a dict of 0..K-1")
-    if nc is not None and nc != str(len(names)):
-        raise DataError(f"{file}: nc, got {shown(nc)}; allowed: {len(names)}, the number of names")
-    return tuple(str(n) for n in names)
-
-
 def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
     """Read one split.
 
     Args:
         name: what messages call it.
-        data: from :func:`open_yolo`.
+        data: from :func:`drloss.data.formats.yolo_yaml.open_yolo`.
         split: a key of ``data.splits``.
         strict: raise at the first problem once everything is read, instead of leaving bad records out.
 
@@ -163,14 +85,22 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
     ids = range(len(data.class_names))
     builder = AnnotationsBuilder(name, data.class_names, ids, root, str(data.file))
     reader = _Reader(builder, root, data.keypoints)
+    for kind, value in data.notes.get(split, ()):
+        builder.note(str(data.file), split, kind, value)
+    listings: list[tuple[Path, Listing]] = []
     for source, folder in zip(sources, folders, strict=True):
         reader.named = common_folder([source]) if source.is_dir() else folder
-        entries = _listed(source, data.root) if source.is_file() else _in_folder(source)
+        listing = Listing() if source.is_file() else list_files(source)
+        entries = _listed(source, data.root) if source.is_file() else _in_folder(source, listing.images)
         with quiet(), ThreadPoolExecutor(8) as pool:
             while part := list(islice(entries, _AT_ONCE)):
                 sizes = pool.map(partial(_header, Inside(folder)), part)
                 for (file, record, image), size in zip(part, sizes, strict=True):
                     reader.image(file, record, folder, image, size)
+        listings.append((source, listing))
+    for source, listing in listings:
+        if not source.is_file():
+            reader.account(common_folder([source]), listing)
     if reader.images and not reader.labelled:
         raise DataError(
             f"{printable(name)}: no label file for any of {reader.images:,} images, looked for {reader.looked_for}; "
@@ -194,8 +124,7 @@ _Entry = tuple[str, str, str]
 """File and record that list an image, and its name relative to its folder (as it stands, unchecked)."""
 
 
-def _in_folder(folder: Path) -> Iterator[_Entry]:
-    names = list_images(folder)
+def _in_folder(folder: Path, names: list[str]) -> Iterator[_Entry]:
     if not names:
         raise DataError(f"{printable(str(folder))}: no image file in this folder or below")
     return ((str(folder / name), "", name) for name in names)
@@ -245,6 +174,7 @@ class _Reader:
         self.images = 0
         self.labelled = 0
         self.looked_for: Path | None = None
+        self.taken: dict[str, str] = {}  # label file to the image that took it first
         self.long_lines = 0
         self.poses: Counter[int] = Counter()
         self.first_pose: dict[int, str] = {}
@@ -280,29 +210,62 @@ class _Reader:
 
     def _label_file(self, name: str) -> Path | None:
         path = self.named / name
-        parts = list(path.parts)
-        beside = path.with_suffix(".txt")
-        candidates = [beside]
-        if "images" in parts[:-1]:
-            last = len(parts) - 2 - parts[:-1][::-1].index("images")
-            candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
+        candidates = [p.with_suffix(suffix) for p in (_of_labels(path), path) if p for suffix in (".txt", ".TXT")]
         self.looked_for = self.looked_for or candidates[0]
         found = next((c for c in candidates if os.path.isfile(c)), None)
         if found is not None:
+            if self.taken.setdefault(str(found), name) != name:
+                self.builder.note(str(found), "", "label file of several images", name)
             base = self.root if found.is_relative_to(self.root) else found.parent
             if not Inside(base)(found.relative_to(base).as_posix()):
                 raise DataError(f"{printable(str(found))}: a link out of {printable(str(base))}")
         return found
 
+    def account(self, folder: Path, listing: Listing) -> None:
+        """Account for what a folder of images, and that of its labels, have and no image took."""
+        note = self.builder.note
+        for name in listing.links:
+            note(str(folder / name), "", "folder that is a link, not searched")
+        for name in listing.others:
+            if suffix_of(name) != ".txt":
+                note(str(folder / name), "", passed_over(name))
+        places = [(folder, listing)]
+        labels = _of_labels(folder / "x")
+        if labels is not None:
+            places.append((labels.parent, list_files(labels.parent)))
+        for place, files in places:
+            for name in files.with_suffix(".txt"):
+                path = place / name
+                if str(path) not in self.taken:
+                    self.taken[str(path)] = ""
+                    self._not_taken(path)
+
+    def _not_taken(self, path: Path) -> None:
+        base = self.root if path.is_relative_to(self.root) else path.parent
+        try:
+            if not Inside(base)(path.relative_to(base).as_posix()):
+                raise DataError("a link out of the data set")
+            rows = [words for line in read_lines(path, _MAX_LABEL_BYTES) if (words := line.split())]
+        except DataError as error:
+            self.builder.note(str(path), "", "label file that no image takes, not readable", error)
+            return
+        if not rows:
+            self.builder.note(str(path), "", "label file without a line that no image takes")
+        elif any(len(row) >= 5 and all(_number(word) is not None for word in row) for row in rows):
+            kind, allowed = "label file that no image takes", "an image of that name, and one label file for each"
+            self.builder.drop_box(str(path), "", kind, f"{len(rows):,} lines", allowed, boxes=len(rows))
+
     def refuse_poses(self, data_file: Path) -> None:
         """Raise if longer lines may be polygons as well as poses, by the module's rule."""
         columns = max(self.poses, key=self.poses.__getitem__, default=0)
         if columns and self.poses[columns] >= _MOST * self.long_lines:
-            file = printable(str(data_file))
+            file, rest = printable(str(data_file)), columns - 5
+            shapes = [f"[{rest // size}, {size}]" for size in (3, 2) if rest % size == 0]
             raise DataError(
                 f"{self.first_pose[columns]}: a pose or a polygon, got {columns} columns, as in "
-                f"{self.poses[columns]:,} such lines; allowed: either, with kpt_shape in {file}: "
-                "[K, 2] or [K, 3] for K keypoints, [0, 0] for polygons"
+                f"{self.poses[columns]:,} such lines: they look like poses, a box and keypoints in it, and the key "
+                f"kpt_shape is missing; allowed: either, with kpt_shape in {file}: {' or '.join(shapes)} for poses, "
+                "[0, 0] for polygons"
             )
 
     def _line(self, file: str, record: str, key: int, words: list[str], *, size: tuple[int, int]) -> None:
@@ -311,6 +274,8 @@ class _Reader:
             self.builder.note(file, record, "keypoints, which are not read")
             words = words[:5]
         allowed = "class cx cy w h, or class and at least three points; for poses, kpt_shape in the data file"
+        if self.keypoints is None and len(words) > 5:
+            self._count_long(f"{printable(file)}: {record}", words)
         if self.keypoints:
             allowed = f"class cx cy w h, and {self.keypoints} numbers of keypoints or none, by kpt_shape"
         if len(words) != 5 and (self.keypoints or len(words) < 7 or len(words) % 2 == 0):
@@ -323,11 +288,6 @@ class _Reader:
                 return
         numbers = [v for v in values if v is not None]
         category, shares = numbers[0], numbers[1:]
-        if len(shares) > 4 and self.keypoints is None:
-            self.long_lines += 1
-            if _may_be_pose(shares):
-                self.poses[len(words)] += 1
-                self.first_pose.setdefault(len(words), f"{printable(file)}: {record}")
         outside = next((v for v in shares if not -_TOLERANCE <= v <= 1 + _TOLERANCE), None)
         if outside is not None:
             drop(file, record, "coordinate outside 0..1", outside, "shares of the image's width and height")
@@ -336,6 +296,26 @@ class _Reader:
             self.builder.note(file, record, "polygon, of which the bounding box is taken")
         box = _xyxy(shares, *size)
         self.builder.add_box(file, record, key=key, category=category, box=box)
+
+    def _count_long(self, where: str, words: list[str]) -> None:
+        """Count a line that may be a polygon or a pose."""
+        shares = [value for word in words[1:] if (value := _number(word)) is not None and isfinite(value)]
+        if len(shares) != len(words) - 1 or len(shares) < 6:
+            return
+        pose = _may_be_pose(shares)
+        self.long_lines += pose or len(words) % 2
+        if pose:
+            self.poses[len(words)] += 1
+            self.first_pose.setdefault(len(words), where)
+
+
+def _of_labels(path: Path) -> Path | None:
+    """``path`` with ``labels`` for the last folder named ``images``, if there is one."""
+    parts = path.parts
+    if "images" not in parts[:-1]:
+        return None
+    last = len(parts) - 2 - parts[:-1][::-1].index("images")
+    return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
 def _may_be_pose(shares: Sequence[float]) -> bool:

@@ -1,0 +1,123 @@
+"""What a YOLO data set's ``data.yaml`` says: where its splits are, and what its classes are called.
+
+The rules are those of :mod:`drloss.data.formats.yolo`.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drloss.data.checks.problems import printable, shown, shown_path
+from drloss.data.files.paths import require_inside
+from drloss.data.formats.yaml import Plain, read_yaml
+from drloss.errors import AbsentError, DataError
+
+SPLITS = ("train", "val", "test")
+VAL_NAMES = ("val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class YoloData:
+    """What a ``data.yaml`` says.
+
+    Attributes:
+        file: the YAML file, or another file that says the same.
+        root: the folder that ``splits`` are relative to.
+        class_names: K names.
+        splits: split to image folders and lists.
+        absent: split to why it cannot be read, of those that name what is not there.
+        notes: split to (kind, value) of what is worth knowing of how it was found.
+        keypoints: numbers that follow the four of each box, and are not read; 0 if longer lines are polygons, None
+            if nobody has said what they are.
+    """
+
+    file: Path
+    root: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[Path, ...]]
+    keypoints: int | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+
+
+def open_yolo(path: Path) -> YoloData:
+    """Read a ``data.yaml``.
+
+    Raises:
+        DataError: if it is not usable, with the key, the value and what is allowed; or if no split is there.
+    """
+    content = read_yaml(path)
+    file = printable(str(path))
+    base = _string(file, content, "path")
+    root = path.parent / base if base else path.parent
+    splits: dict[str, tuple[Path, ...]] = {}
+    absent: dict[str, str] = {}
+    notes: dict[str, tuple[tuple[str, str], ...]] = {}
+    for split in SPLITS:
+        keys = [key for key in (VAL_NAMES if split == "val" else (split,)) if content.get(key)]
+        value = content[keys[0]] if keys else None
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, str) and v for v in values):
+            raise DataError(f"{file}: {split}, got {shown(value)}; allowed: a path or a list of paths")
+        try:
+            found = [_existing(file, keys[0], root, str(v)) for v in values]
+        except AbsentError as error:
+            absent[split] = str(error)
+            continue
+        splits[split] = tuple(p for p, _ in found)
+        beside = [("folder in the data set, not the one beside it, is taken", value) for _, value in found if value]
+        notes[split] = tuple(beside + [(f"key passed over, {keys[0]} is taken", key) for key in keys[1:]])
+    if not splits:
+        none = f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path"
+        raise DataError(next(iter(absent.values()), none))
+    shape = keypoints(file, content.get("kpt_shape"))
+    return YoloData(path, root, _names(file, content), splits, shape, absent, notes)
+
+
+def keypoints(file: str, shape: object) -> int | None:
+    """Numbers of the keypoints in a line, by the file's ``kpt_shape``: K keypoints of 2 or 3; None if it has none."""
+    if shape is None:
+        return None
+    if isinstance(shape, list) and len(shape) == 2:
+        sides = [int(s) if re.fullmatch("[0-9]{1,4}", s) else -1 for s in map(str, shape)]
+        if sides == [0, 0] or (sides[0] > 0 and sides[1] in (2, 3)):
+            return sides[0] * sides[1]
+    allowed = "the number of keypoints, and 2 or 3; 0 and 0 for polygons"
+    raise DataError(f"{file}: kpt_shape, got {shown(shape)}; allowed: {allowed}")
+
+
+def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
+    value = content.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{file}: {key}, got {shown(value)}; allowed: a string")
+    return value
+
+
+def _existing(file: str, key: str, root: Path, value: str) -> tuple[Path, str]:
+    """Where a split is, and the value if there is another folder that it could mean, by the module's rule."""
+    candidates = [root / value]
+    if value.startswith("../") and not value.startswith("../.."):
+        candidates.insert(0, root / value[3:])
+    there = [path for path in candidates if os.path.exists(path)]  # Path.exists raises on names that are too long
+    if there:
+        require_inside(there[0], root)
+        return there[0], value if len(there) > 1 else ""
+    looked = " or ".join(map(shown_path, candidates))
+    raise AbsentError(f"{file}: {key}, got {shown(value)}; allowed: a folder or list that exists (not {looked})")
+
+
+def _names(file: str, content: dict[str, Plain]) -> tuple[str, ...]:
+    names, nc = content.get("names"), _string(file, content, "nc")
+    if isinstance(names, dict):
+        order = [str(k) for k in range(len(names))]
+        if set(names) != set(order):
+            raise DataError(f"{file}: keys of names, got {shown(list(names))}; allowed: 0 to {len(names) - 1}")
+        names = [names[k] for k in order]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise DataError(f"{file}: names, got {shown(names)}; allowed: a list of class names, or a dict of 0..K-1")
+    if nc is not None and nc != str(len(names)):
+        raise DataError(f"{file}: nc, got {shown(nc)}; allowed: {len(names)}, the number of names")
+    return tuple(str(n) for n in names)
