@@ -1,7 +1,7 @@
 """``drloss check-data``: read every split and every image, and say what is in them and what is wrong.
 
 Reading is lenient here, so that everything is found in one go. A split that the data set names and that is not there
-is noted, unless it was asked for. What the data may not be good for is remarked on (:mod:`drloss.data.checks.remarks`).
+is noted, unless it was asked for. Remarks say what the data may not be good for (:mod:`drloss.data.checks.remarks`).
 Across the splits, the classes must be the same, and
 an image that is in two splits, byte for byte, is noted: what a detector has seen in training says little in a test.
 """

@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = frozenset(
         *("ppm", "pgm", "pbm", "pnm"),
     )
 )
-"""By these a file in a folder is taken for an image: of every format that :mod:`drloss.data.images.decoding` reads."""
+"""Suffixes of image files, of every format that :mod:`drloss.data.images.decoding` reads."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
