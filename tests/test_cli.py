@@ -296,8 +296,9 @@ def test_check_data_says_what_a_preset_makes_of_the_objects(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "train: with --preset cpu --short-side 32, " in said
     assert "readable: strict reading takes all of it, but mind the remark above" in said
-    assert main(["check-data", str(data), "--preset", "r50"]) == 2
-    assert "--preset must be one of cpu, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["check-data", str(data), "--preset", "r50"])
+    assert "--preset: invalid choice: 'r50', did you mean 'r50_1x'?" in capsys.readouterr().err
 
 
 def test_train_needs_only_the_splits_that_it_reads(tmp_path, capsys):
