@@ -85,8 +85,8 @@ def test_the_planned_padding_holds_every_image_of_the_batch(data):
     images = TrainingImages(data, AUGMENTATION, seed=0)
     for keys in first(TrainingOrder(data, AUGMENTATION, 3, seed=0), 6):
         batch = collate([images[k] for k in keys])
-        assert batch.images.shape == (3, 3, *keys[0].padded)
-        assert keys[0].padded == padded_size([f.resized for f in batch.frames])
+        assert batch.sizes == [k.padded for k in keys] == [padded_size(f.resized) for f in batch.frames]
+        assert batch.images.shape == (3, 3, *(max(side) for side in zip(*batch.sizes, strict=True)))
         assert batch.indices == [k.index for k in keys]
 
 
