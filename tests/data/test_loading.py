@@ -137,7 +137,8 @@ def test_evaluation_sees_every_image_once_in_fixed_batches(data):
     images = EvaluationImages(data, 64, 100)
     batches = images.batches(4)
     assert sorted(k.index for b in batches for k in b) == list(range(10))
-    assert max(len(b) for b in batches) == 4
+    assert [len(b) for b in batches] == [4, 4, 1, 1]
+    assert all(len({k.padded for k in b}) == 1 for b in batches)
     batch = collate([images[k] for k in batches[0]])
     assert batch.images.shape[2:] == batches[0][0].padded
 

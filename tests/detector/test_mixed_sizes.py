@@ -77,13 +77,12 @@ def test_images_of_one_size_are_a_plain_batch():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "loss", [name for name in LOSSES if name != "ap"]
-)  # which ranks all images of a batch as one
+@pytest.mark.parametrize("loss", LOSSES)
 def test_an_image_teaches_the_same_beside_any_neighbour(loss):
     model = model_of()
     alone, batch = images_of(SIZES)
-    objective = Objective(LOSSES[loss](), model.config)
+    options = {"scope": "per_image"} if loss == "ap" else {}  # or it ranks all images of a batch as one
+    objective = Objective(LOSSES[loss](**options), model.config)
     gradients = []
     for outputs in ([model(batch, SIZES)], [model(image) for image in alone]):
         model.zero_grad()
