@@ -16,7 +16,8 @@ class DetectorConfig:
     Attributes:
         backbone: one of :data:`drloss.detector.backbone.BACKBONES`.
         norm: ``"frozen"`` batch norm, for pretrained weights; ``"group"`` norm, which trains from scratch and does
-            not look at the rest of the batch; or ``"auto"``: frozen where there are pretrained weights, group where there are none.
+            not look at the rest of the batch; or ``"auto"``: frozen where there are pretrained weights, group where
+            there are none.
         fpn_channels: channels of every pyramid level.
         top_level: last pyramid level, 7 (P3-P7, as in the paper) or 5 (P3-P5, for small images).
         head_depth: hidden convolutions of each head.
