@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from drloss.data.shapes import open_shapes
+from drloss.data.formats.shapes import open_shapes
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
-from drloss.evaluation.inference import merge_detections, run_detector, run_multi_scale
-from drloss.ranks import Ranks, join_ranks
-from drloss.studies.predict import detect_image
+from drloss.distributed.ranks import Ranks, join_ranks
+from drloss.evaluation.running import merge_detections, run_detector, run_multi_scale
+from drloss.inference.predict import detect_image
 from drloss.training.presets import CPU
 
 
