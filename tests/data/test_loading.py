@@ -85,8 +85,8 @@ def test_the_planned_padding_holds_every_image_of_the_batch(data):
     images = TrainingImages(data, AUGMENTATION, seed=0)
     for keys in first(TrainingOrder(data, AUGMENTATION, 3, seed=0), 6):
         batch = collate([images[k] for k in keys])
-        assert batch.images.shape == (3, 3, *keys[0].padded)
-        assert keys[0].padded == padded_size([f.resized for f in batch.frames])
+        assert batch.sizes == [k.padded for k in keys] == [padded_size(f.resized) for f in batch.frames]
+        assert batch.images.shape == (3, 3, *(max(side) for side in zip(*batch.sizes, strict=True)))
         assert batch.indices == [k.index for k in keys]
 
 
@@ -137,7 +137,8 @@ def test_evaluation_sees_every_image_once_in_fixed_batches(data):
     images = EvaluationImages(data, 64, 100)
     batches = images.batches(4)
     assert sorted(k.index for b in batches for k in b) == list(range(10))
-    assert max(len(b) for b in batches) == 4
+    assert [len(b) for b in batches] == [4, 4, 1, 1]
+    assert all(len({k.padded for k in b}) == 1 for b in batches)
     batch = collate([images[k] for k in batches[0]])
     assert batch.images.shape[2:] == batches[0][0].padded
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from drloss.detector.anchors import level_anchors
+from drloss.detector.anchors import anchor_shapes, level_anchors
 from drloss.detector.backbone import BACKBONES, ResNetFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import Frame, detect
@@ -16,7 +16,6 @@ from drloss.losses import LOSSES, DRLoss, FocalLoss, QualityFocalLoss
 SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_scale=2.0
 )
-CPU = torch.device("cpu")
 
 
 def objects(*boxes, labels=None, ignore=None):
@@ -33,15 +32,15 @@ def objects(*boxes, labels=None, ignore=None):
 
 def test_the_papers_grid_has_its_201600_anchors():
     config = DetectorConfig()
-    grids = tuple((math.ceil(800 / s), math.ceil(1344 / s)) for s in config.strides)
-    levels = level_anchors(config, grids, CPU)
+    grids = [(math.ceil(800 / s), math.ceil(1344 / s)) for s in config.strides]
+    levels = level_anchors(config, anchor_shapes(config), grids)
     assert sum(len(a) for a in levels) == 201_600
     assert config.anchors_per_location == 9
 
 
 def test_anchors_sit_on_cell_centres_with_the_stated_sizes_and_ratios():
     config = DetectorConfig(anchor_octaves=2, anchor_ratios=(0.5, 1.0))
-    (first, *_) = level_anchors(config, ((2, 3), (1, 2), (1, 1), (1, 1), (1, 1)), CPU)
+    (first, *_) = level_anchors(config, anchor_shapes(config), [(2, 3), (1, 2), (1, 1), (1, 1), (1, 1)])
     centres = (first[:, :2] + first[:, 2:]) / 2
     cells = [[x, y] for y in (4.0, 12.0) for x in (4.0, 12.0, 20.0) for _ in range(4)]
     torch.testing.assert_close(centres, torch.tensor(cells))
@@ -296,7 +295,7 @@ def test_a_loss_that_uses_quality_is_given_it():
     outputs, found = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), [objects((10, 10, 30, 30))]
     plain = QualityFocalLoss()
     terms = Objective(plain, SMALL)(outputs, found)
-    labels, targets = assign_batch(outputs.anchors, found, SMALL)
+    labels, targets = assign_batch(outputs, found, SMALL)
     quality = box_quality(torch.cat(outputs.deltas, 1), targets, labels, torch.cat(outputs.anchors))
     assert 0 < quality[labels > 0].min() < quality[labels > 0].max() <= 1
     torch.testing.assert_close(terms.cls, plain(outputs.logits, labels, quality=quality))

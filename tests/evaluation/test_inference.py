@@ -1,15 +1,17 @@
-"""Running a detector at several scales."""
+"""Running a detector over a split, at one scale and several."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from drloss.data.formats.shapes import open_shapes
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
-from drloss.distributed.ranks import join_ranks
+from drloss.distributed.ranks import Ranks, join_ranks
 from drloss.evaluation.running import merge_detections, run_detector, run_multi_scale
+from drloss.inference.predict import detect_image
 from drloss.training.presets import CPU
 
 
@@ -63,3 +65,50 @@ def test_the_models_own_scale_alone_finds_what_a_single_scale_test_finds(trained
         for a, b in zip(once, more, strict=True)
     )
     assert (model.config.short_side, model.config.max_side) == (64, 128)
+
+
+SHAPES = [(64, 64), (40, 64), (64, 24), (64, 40), (8, 64), (64, 61), (40, 63), (63, 5)]
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Images of many shapes, some of which are padded to the same size; of noise, or scores would tie."""
+    data = open_shapes(f"shapes:train=1,val={2 * len(SHAPES)},size=64").read("val")[0]
+    sizes = np.array(SHAPES * 2, dtype=np.int32)
+
+    def draw(index):
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(256, (3, *sizes[index].tolist()), dtype=torch.uint8, generator=generator)
+
+    return replace(data, sizes=sizes, draw=draw)
+
+
+@pytest.mark.parametrize("changes", [{"norm": "group"}, {"norm": "frozen"}, {"norm": "group", "max_side": 72}])
+def test_an_image_is_told_the_same_in_every_batch_and_alone(mixed, changes):
+    torch.manual_seed(0)
+    config = replace(CPU.detector, **{"short_side": 48, "max_side": 160, "score_threshold": 0.3} | changes)
+    model = RetinaNet(config, 3, prior_probability=0.5).eval()
+    torch.nn.init.normal_(model.cls_head.predict.weight, std=0.1)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    alone = [detect_image(model, mixed.load_image(i), ranks.device) for i in range(len(mixed))]
+    assert sum(len(d["scores"]) for d in alone) > 100
+    for batch_size in (1, 3, 16):
+        seen = []
+        found = run_detector(model, mixed, ranks, batch_size=batch_size, progress=seen.append)
+        assert sum(seen) == len(mixed)
+        assert max(seen) <= batch_size
+        for one, wanted in zip(found, alone, strict=True):
+            for name in wanted:
+                torch.testing.assert_close(one[name], wanted[name], rtol=1e-4, atol=1e-3)
+
+
+def test_several_scales_find_the_same_in_every_batch(mixed):
+    torch.manual_seed(0)
+    config = replace(CPU.detector, short_side=48, max_side=160, score_threshold=0.3, norm="group")
+    model = RetinaNet(config, 3, prior_probability=0.5).eval()
+    torch.nn.init.normal_(model.cls_head.predict.weight, std=0.1)
+    with join_ranks("cpu") as ranks:
+        one, many = (run_multi_scale(model, mixed, ranks, [32, 48], batch_size=size) for size in (1, 16))
+    for a, b in zip(one, many, strict=True):
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-3)

@@ -453,3 +453,26 @@ def test_two_processes_of_torchrun_equal_one_to_the_bit(tmp_path):
     # Evaluation, too: every image once, on both.
     one, two = (read_scalars(tmp_path / name / EVALUATIONS) for name in ("one", "two"))
     assert one.keys() == two.keys()
+
+
+def test_an_image_is_trained_on_as_it_is_alone(tmp_path, data):
+    sizes = np.array([(64, 64), (24, 64), (64, 30), (40, 64)] * 6, dtype=np.int32)
+
+    def draw(index):
+        height, width = sizes[index]
+        return data[0].draw(index)[:, :height, :width].contiguous()
+
+    boxes = np.minimum(data[0].boxes, 23)
+    mixed = replace(data[0], sizes=sizes, draw=draw, boxes=boxes)
+    config = override(TINY, {"max_side": 128, "train_short_sides": (24, 64), "batch_size": 8, "micro_batch": 8})
+    trainer = _Trainer(config, mixed, None, tmp_path / "run", ranks=ALONE, console=Console(quiet=True))
+    trainer.parallel = trainer.model
+    with trainer._batches() as batches:
+        batch = next(batches)
+    assert len(set(batch.sizes)) > 2
+    _, together = trainer._forward(batch)
+    alone = [
+        trainer.objective(trainer.model(image[None, :, :height, :width]), [objects]).total
+        for image, (height, width), objects in zip(batch.images, batch.sizes, batch.objects, strict=True)
+    ]
+    torch.testing.assert_close(together.total, torch.stack(alone).mean(), rtol=1e-5, atol=0)

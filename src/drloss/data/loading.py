@@ -38,7 +38,7 @@ _LOST: list[Any] = []
 
 @dataclass(frozen=True)
 class Key:
-    """One image of one batch: which, in which epoch, and the size (height, width) its batch is padded to."""
+    """One image of one batch: which, in which epoch, and the size (height, width) that it is padded to by itself."""
 
     epoch: int
     index: int
@@ -50,7 +50,7 @@ class Batch:
     """Images of one step on one device.
 
     Attributes:
-        images: (N, 3, H, W) uint8, padded.
+        images: (N, 3, H, W) uint8, each padded as it would be by itself, and then to the largest of them.
         objects: N, in pixels of the padded images; empty for evaluation.
         frames: N, the images' sizes before and after resizing.
         indices: N positions in the annotations.
@@ -60,6 +60,11 @@ class Batch:
     objects: list[Objects]
     frames: list[Frame]
     indices: list[int]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """N, each image's height and width with its own padding."""
+        return [padded_size(frame.resized) for frame in self.frames]
 
     def pin_memory(self) -> "Batch":
         """The batch with its images in page-locked memory; a DataLoader calls this."""
@@ -106,9 +111,7 @@ class TrainingOrder:
     def batches(self, start: int = 0) -> Iterator[list[Key]]:
         """Batches of iterations ``start``, ``start`` + 1, ... without end."""
         for samples in islice(self._groups(), start, None):
-            sizes = [self._size(epoch, index) for epoch, index in samples]
-            padded = padded_size(sizes)
-            yield [Key(epoch, index, padded) for epoch, index in samples]
+            yield [Key(epoch, index, padded_size(self._size(epoch, index))) for epoch, index in samples]
 
     def _groups(self) -> Iterator[list[tuple[int, int]]]:
         wide = self.annotations.sizes[:, 1] > self.annotations.sizes[:, 0]
@@ -145,7 +148,7 @@ class TrainingImages(Dataset[Sample | UserError]):
 
 
 class EvaluationImages(Dataset[Sample | UserError]):
-    """Images by position: read, resized to the test size and padded as their batch needs."""
+    """Images by position: read, resized to the test size and padded."""
 
     def __init__(self, annotations: Annotations, short_side: int, max_side: int) -> None:
         self.annotations = annotations
@@ -153,11 +156,13 @@ class EvaluationImages(Dataset[Sample | UserError]):
         self.max_side = max_side
 
     def batches(self, batch_size: int) -> list[list[Key]]:
-        """All images once, in batches of similar shape; the same batches on any number of devices."""
-        sizes = self.annotations.sizes
-        order = np.argsort(sizes[:, 1] / np.maximum(sizes[:, 0], 1), kind="stable").tolist()
-        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        return [[Key(0, i, padded_size([self._size(j) for j in chunk])) for i in chunk] for chunk in chunks]
+        """All images once, in batches of one padded size, the fullest first; the same on any number of devices."""
+        groups: dict[tuple[int, int], list[Key]] = {}
+        for index in range(len(self.annotations)):
+            padded = padded_size(self._size(index))
+            groups.setdefault(padded, []).append(Key(0, index, padded))
+        batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
+        return sorted(batches, key=len, reverse=True)
 
     def _size(self, index: int) -> tuple[int, int]:
         height, width = (int(s) for s in self.annotations.sizes[index])
@@ -168,7 +173,7 @@ class EvaluationImages(Dataset[Sample | UserError]):
 
 
 def _sample(annotations: Annotations, key: Key, size: tuple[int, int], flip: bool) -> Sample | UserError:
-    """Read an image and lay it and its objects into the batch; one that cannot be read comes back as its error."""
+    """Read an image, with its objects, and pad it; one that cannot be read comes back as its error."""
     try:
         image = annotations.load_image(key.index)
     except UserError as error:
@@ -188,14 +193,15 @@ def _sample(annotations: Annotations, key: Key, size: tuple[int, int], flip: boo
 
 
 def collate(samples: list[Sample | UserError]) -> Batch | UserError:
-    """Stack images of one padded size; the first error among them wins."""
+    """Stack images, padded to the largest of them; the first error among them wins."""
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
     images, objects, frames, indices = zip(*good, strict=True)
-    return Batch(torch.stack(images), list(objects), list(frames), list(indices))
+    size = (max(image.shape[1] for image in images), max(image.shape[2] for image in images))
+    return Batch(torch.stack([pad(image, size) for image in images]), list(objects), list(frames), list(indices))
 
 
 @contextmanager

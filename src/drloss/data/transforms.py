@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 PAD_MULTIPLE = 32
-"""Batches are padded to a multiple of the coarsest backbone stride."""
+"""Images are padded to a multiple of the coarsest backbone stride."""
 PAD_VALUES = (124, 116, 104)
 """ImageNet's mean colour, which the model's normalisation maps to 0 within half a grey level."""
 
@@ -48,9 +48,13 @@ def resized_size(height: int, width: int, short_side: int, max_side: int) -> tup
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def padded_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Smallest multiple of 32 that holds every (height, width)."""
-    height, width = (-(-max(s[i] for s in sizes) // PAD_MULTIPLE) * PAD_MULTIPLE for i in (0, 1))
+def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Smallest multiples of 32 that hold (height, width).
+
+    >>> padded_size((333, 1333))
+    (352, 1344)
+    """
+    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
     return height, width
 
 
@@ -61,6 +65,8 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def pad(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 (3, H, W) to (3, *size): the image in the top left corner, the mean colour elsewhere."""
+    if tuple(image.shape[1:]) == size:
+        return image
     canvas = torch.tensor(PAD_VALUES, dtype=torch.uint8).reshape(3, 1, 1).repeat(1, *size)
     canvas[:, : image.shape[1], : image.shape[2]] = image
     return canvas

@@ -1,6 +1,6 @@
 """Anchor boxes of every pyramid level."""
 
-from functools import lru_cache
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -8,30 +8,38 @@ from torch import Tensor
 from drloss.detector.config import DetectorConfig
 
 
-@lru_cache(maxsize=32)
-def level_anchors(config: DetectorConfig, grids: tuple[tuple[int, int], ...], device: torch.device) -> list[Tensor]:
+def anchor_shapes(config: DetectorConfig, device: torch.device | None = None) -> Tensor:
+    """Width and height (B, 2) float32 of the anchors of a location, in sides of its level's smallest square anchor.
+
+    Ratio by ratio, each in all octaves.
+    """
+    octaves = [2 ** (octave / config.anchor_octaves) for octave in range(config.anchor_octaves)]
+    shapes = [(octave / sqrt(ratio), octave * sqrt(ratio)) for ratio in config.anchor_ratios for octave in octaves]
+    return torch.tensor(shapes, dtype=torch.float32, device=device)
+
+
+def level_anchors(config: DetectorConfig, shapes: Tensor, grids: list[tuple[int, int]]) -> list[Tensor]:
     """Anchors of each level, centred on the cells of its grid.
 
     Paper: §4.1, "each location has 3 scales and 3 aspect ratios". torchvision's generator is not used: it rounds the
     corners to whole pixels, which is 5 % of the side of a 16-pixel anchor, and centres anchors on cell corners.
+    Made anew each time: a tensor that is kept would stay one of the mode that it was made in (tracing, inference).
 
     Args:
-        config: strides, scale, octaves and ratios.
+        config: strides and scale.
+        shapes: of :func:`anchor_shapes`, on the device where the anchors are to live.
         grids: height and width of each level's feature map.
-        device: where the anchors live.
     Returns:
         One (H_l * W_l * B, 4) float32 xyxy tensor per level, in pixels of the padded image; the B anchors of a
-        location are neighbours, as in the heads' outputs: ratio by ratio, each in all octaves.
+        location are neighbours, as in the heads' outputs.
     """
-    octaves = 2 ** (torch.arange(config.anchor_octaves) / config.anchor_octaves)
-    ratios = torch.tensor(config.anchor_ratios).reshape(-1, 1)
-    shapes = torch.stack([octaves / ratios.sqrt(), octaves * ratios.sqrt()], dim=2).reshape(
-        -1, 2
-    )  # (B, 2) width, height
+    device = shapes.device
     levels = []
     for stride, (height, width) in zip(config.strides, grids, strict=True):
-        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
+        x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
+        y, x = torch.meshgrid(y, x, indexing="ij")
         centres = stride * torch.stack([x, y], dim=2).reshape(-1, 1, 2)
         half = config.anchor_scale * stride * shapes / 2
-        levels.append(torch.cat([centres - half, centres + half], dim=2).reshape(-1, 4).to(device))
+        levels.append(torch.cat([centres - half, centres + half], dim=2).reshape(-1, 4))
     return levels

@@ -18,7 +18,7 @@ class DetectorConfig:
     """Backbone: resnet10 (for CPUs), resnet18, resnet34, resnet50, resnet101 or resnext101_32x8d."""
     norm: Literal["auto", "frozen", "group"] = "auto"
     """Norm layers: frozen batch norm, for pretrained weights; group norm, which trains from random weights and does
-    not look at the rest of the batch; auto is frozen where there are pretrained weights."""
+    not look at the rest of the batch; auto is frozen where there are pretrained weights, group where not."""
     fpn_channels: int = 256
     """Channels of every pyramid level."""
     top_level: Literal[5, 7] = 7

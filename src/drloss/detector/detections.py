@@ -34,13 +34,16 @@ def detect(outputs: HeadOutputs, frames: Sequence[Frame], config: DetectorConfig
     """Detections of each image, best first.
 
     Paper: §C and [17]: per level the scores above ``score_threshold``, at most ``level_candidates`` of them; decode,
-    clip to the image, NMS per class over all levels, and the best ``max_detections``.
+    clip to the image, NMS per class over all levels, and the best ``max_detections``. A box outside the image, in its
+    padding, is no candidate.
 
     Args:
         outputs: of N images.
         frames: their sizes.
         config: thresholds and numbers.
     """
+    if len(frames) != len(outputs.maps[0]):
+        raise ValueError(f"frames must be {len(outputs.maps[0])}, one for each image of outputs, got {len(frames)}")
     return [_detect_image(outputs, i, frame, config) for i, frame in enumerate(frames)]
 
 
@@ -48,18 +51,17 @@ def _detect_image(outputs: HeadOutputs, index: int, frame: Frame, config: Detect
     boxes, scores, labels = [], [], []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
         num_classes = logits.shape[2]
-        flat = logits[index].float().sigmoid().flatten()
-        kept = torch.nonzero(flat > config.score_threshold).squeeze(1)
-        best, order = flat[kept].topk(min(config.level_candidates, len(kept)))
+        decoded = BOX_CODER.decode_single(deltas[index].float(), anchors)
+        box = clip_boxes_to_image(decoded, frame.resized)
+        solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+        score = logits[index].float().sigmoid()
+        kept = ((score > config.score_threshold) & solid[:, None]).flatten().nonzero().squeeze(1)
+        best, order = score.flatten()[kept].topk(min(config.level_candidates, len(kept)))
         kept = kept[order]
-        anchor = kept // num_classes
-        boxes.append(BOX_CODER.decode_single(deltas[index][anchor].float(), anchors[anchor]))
+        boxes.append(box[kept // num_classes])
         scores.append(best)
         labels.append(kept % num_classes + 1)
-    box = clip_boxes_to_image(torch.cat(boxes), frame.resized)
-    score, label = torch.cat(scores), torch.cat(labels)
-    solid = ((box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])).nonzero().squeeze(1)
-    box, score, label = box[solid], score[solid], label[solid]
+    box, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
     keep = batched_nms(box, score, label, config.nms_threshold)[: config.max_detections]
     scale = box.new_tensor([o / r for o, r in zip(frame.original[::-1], frame.resized[::-1], strict=True)] * 2)
     return {"boxes": box[keep] * scale, "scores": score[keep], "labels": label[keep]}

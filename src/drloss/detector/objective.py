@@ -74,11 +74,26 @@ def box_quality(deltas: Tensor, targets: Tensor, labels: Tensor, anchors: Tensor
     return torch.where(labels > 0, (overlap / union).clamp(0, 1).view_as(labels), 0.0)
 
 
-def assign_batch(anchors: list[Tensor], objects: list[Objects], config: DetectorConfig) -> tuple[Tensor, Tensor]:
-    """Labels (N, A) and box deltas (N, A, 4) of N images over all levels; see :func:`assign_targets`."""
-    joined = torch.cat(anchors)
-    assigned = [assign_targets(joined, o, config) for o in objects]
+def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorConfig) -> tuple[Tensor, Tensor]:
+    """Labels (N, A) and box deltas (N, A, 4) of N images over all levels; see :func:`assign_targets`.
+
+    Anchors that are not an image's own, but a larger neighbour's, match nothing and are ignored.
+    """
+    joined = torch.cat(outputs.anchors)
+    if outputs.inside is None:
+        assigned = [assign_targets(joined, o, config) for o in objects]
+    else:
+        assigned = [_assign_inside(joined, own, o, config) for own, o in zip(outputs.inside, objects, strict=True)]
     return torch.stack([labels for labels, _ in assigned]), torch.stack([deltas for _, deltas in assigned])
+
+
+def _assign_inside(
+    anchors: Tensor, inside: Tensor, objects: Objects, config: DetectorConfig
+) -> tuple[Tensor, Tensor]:
+    own = inside.nonzero().squeeze(1)
+    found, distances = assign_targets(anchors[own], objects, config)
+    labels = found.new_full((len(anchors),), -1).index_copy(0, own, found)
+    return labels, torch.zeros_like(anchors).index_copy(0, own, distances)
 
 
 class Objective(nn.Module):
@@ -102,7 +117,7 @@ class Objective(nn.Module):
             outputs: of :class:`drloss.detector.model.RetinaNet` on the N images.
             objects: the annotated objects of each image.
         """
-        labels, targets = assign_batch(outputs.anchors, objects, self.config)
+        labels, targets = assign_batch(outputs, objects, self.config)
         box = box_loss(torch.cat(outputs.deltas, dim=1), targets, labels)
         per_batch = {}
         if getattr(self.loss, "uses_quality", False):

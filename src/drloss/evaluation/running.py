@@ -28,13 +28,14 @@ def run_detector(
 ) -> list[Detection]:
     """Detections of every image of a split, in the order of the annotations, on every rank.
 
-    The batches do not depend on the number of ranks, and no image is seen twice.
+    The batches do not depend on the number of ranks, and no image is seen twice. What is found in one does not depend
+    on the others of its batch, to float rounding.
 
     Args:
         model: on ``ranks.device``; it is put into evaluation mode and left as it was.
         annotations: the split.
         ranks: this process among its peers; each takes every ``ranks.size``-th batch.
-        batch_size: images of a batch.
+        batch_size: most images of a batch.
         workers: data-loading processes.
         observe: called with each of this rank's batches, for statistics of its scores.
         progress: called with the number of images of each batch of this rank.
@@ -49,7 +50,7 @@ def run_detector(
     with load_batches(images, batches, workers, ranks.device) as loaded:
         for batch in loaded:
             ranks.at("detecting", slow=compiled)  # a compiler may begin at any new size
-            outputs = model(batch.images.to(ranks.device, non_blocking=True))
+            outputs = model(batch.images.to(ranks.device, non_blocking=True), batch.sizes)
             detections = detect(outputs, batch.frames, model.config)
             own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
             if observe is not None:

@@ -115,7 +115,7 @@ def require_own_results(out: Path) -> None:
 def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
     """Add a batch's scores to a histogram, sorted by the labels that training would give its anchors."""
     device = outputs.logits[0].device
-    labels, _ = assign_batch(outputs.anchors, [o.to(device) for o in batch.objects], model.config)
+    labels, _ = assign_batch(outputs, [o.to(device) for o in batch.objects], model.config)
     histogram.update(outputs.logits, labels)
 
 

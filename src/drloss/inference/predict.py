@@ -70,7 +70,7 @@ def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) ->
     """Detections of one uint8 image (3, H, W), in its own pixels, on the CPU."""
     original = (image.shape[1], image.shape[2])
     size = resized_size(*original, model.config.short_side, model.config.max_side)
-    batch = pad(resize(image, size), padded_size([size])).unsqueeze(0)
+    batch = pad(resize(image, size), padded_size(size)).unsqueeze(0)
     (detection,) = detect(model(batch.to(device)), [Frame(original, size)], model.config)
     return {key: value.cpu() for key, value in detection.items()}
 

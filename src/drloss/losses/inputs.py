@@ -46,8 +46,9 @@ class Inputs:
 
 def maps_to_rows(maps: Tensor, classes: int) -> Tensor:
     """(N, B·K, H, W) to (N, H·W·B, K)."""
-    n, _, h, w = maps.shape
-    return maps.reshape(n, -1, classes, h, w).permute(0, 3, 4, 1, 2).reshape(n, -1, classes)
+    n, channels, h, w = maps.shape
+    per_place = channels // classes
+    return maps.reshape(n, per_place, classes, h, w).permute(0, 3, 4, 1, 2).reshape(n, h * w * per_place, classes)
 
 
 def check_inputs(

@@ -336,7 +336,7 @@ class _Trainer:
         device, precision = self.ranks.device, self.config.precision
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
-            outputs = self.parallel(batch.images.to(device, non_blocking=True))
+            outputs = self.parallel(batch.images.to(device, non_blocking=True), batch.sizes)
         return outputs, self.objective(outputs, [o.to(device) for o in batch.objects])
 
     def _agree(self, totals: Tensor, norm: Tensor, micro_batches: list[Batch]) -> None:

@@ -217,7 +217,7 @@ def _cost(
 
     with torch.no_grad():
         outputs = forward()
-    labels, _ = assign_batch(outputs.anchors, objects, model.config)
+    labels, _ = assign_batch(outputs, objects, model.config)
     maps = [m.detach().requires_grad_() for m in outputs.maps]
     quality = {"quality": (labels > 0).float()} if getattr(loss, "uses_quality", False) else {}
 
