@@ -1,5 +1,6 @@
 """The fused backends: however the logits lie, whatever surrounds the loss, they give the definition's numbers."""
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -391,6 +392,27 @@ def test_processes_that_compile_at_the_same_time_do_not_meet(tmp_path):
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
     assert len(list((tmp_path / "drloss").iterdir())) == 1
+
+
+@pytest.mark.skipif(not cpu.available(), reason="there is no C compiler")
+def test_a_library_that_is_not_whole_is_made_anew(tmp_path, monkeypatch):
+    # Not loaded here: one that was cut ends the process by a bus error.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler, flags = shutil.which("cc") or shutil.which("gcc"), ("-std=c11", "-O0", "-shared", "-fPIC")
+    library = cpu._compiled(compiler, flags)
+    whole = library.read_bytes()
+    changed = whole[:8000] + bytes([whole[8000] ^ 1]) + whole[8001:]
+    for damaged in (whole[:8000], b"", changed):
+        library.write_bytes(damaged)
+        assert cpu._compiled(compiler, flags) == library
+        made = library.read_bytes()
+        assert len(made) == len(whole)
+        assert made[-32:] == hashlib.sha256(made[:-32]).digest()
+    ctypes.CDLL(str(library))
+    age = library.stat().st_mtime_ns
+    cpu._compiled(compiler, flags)
+    assert library.stat().st_mtime_ns == age
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
