@@ -398,9 +398,8 @@ def test_a_library_that_is_not_whole_is_made_anew(tmp_path, monkeypatch):
     # Loading one that was cut would end the process by a bus error.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     compiler = tmp_path / "cc"
-    compiler.write_text(
-        '#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\n[ "$1" = --version ] || echo a library > "$1"\n'
-    )
+    last = "while [ $# -gt 1 ]; do shift; done"
+    compiler.write_text(f'#!/bin/sh\n{last}\n[ "$1" = --version ] || echo a library > "$1"\n')
     compiler.chmod(0o755)
     library = cpu._compiled(str(compiler), ())
     whole = library.read_bytes()

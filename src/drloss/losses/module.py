@@ -76,7 +76,7 @@ class ImageLoss(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         given = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in given.items():
             moved: Tensor = getattr(self, name)
             if torch.promote_types(value.dtype, moved.dtype) != moved.dtype:
