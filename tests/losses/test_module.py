@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from drloss import LOSSES, DRLoss, FocalLoss, ImageLoss, dr_loss, focal_loss
 from drloss.losses import make_loss
-from drloss.losses.watch import watch
+from drloss.losses.call_log import watch
 from losses.cases import random_case
 
 
