@@ -2,15 +2,22 @@
 
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection._utils import Matcher
 
 from drloss import DRLoss, check, dr_loss
 from drloss.adapters import adapt
+from drloss.adapters.classifier import labels_of
 from small_detectors import CLASSES, MODELS, batch, make
+from small_hosts import needs
 
 
 class Head(nn.Module):
@@ -682,3 +689,264 @@ def test_a_step_that_trains_is_refused_and_undone(trains):
 def test_another_loss_of_this_package_is_named():
     report = check(adapt(make("retinanet"), "focal"), batch())
     assert "the model has FocalLoss, and check looks at the DR loss alone" in str(report)
+
+
+MATCHER_CALL = Matcher.__call__
+
+
+def monai_detector(matcher):
+    """A 2-D RetinaNet of MONAI, whose classification loss is ours."""
+    needs("monai")
+    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from monai.apps.detection.networks.retinanet_network import RetinaNet, resnet_fpn_feature_extractor
+    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+    from monai.networks.nets import resnet
+
+    class Detector(RetinaNetDetector):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.drloss = DRLoss()
+
+        def compute_cls_loss(self, cls_logits, targets, matched_idxs):
+            labels = [
+                labels_of(m, t[self.target_label_key] + 1, ignored=-2)
+                for m, t in zip(matched_idxs, targets, strict=True)
+            ]
+            return self.drloss(cls_logits, torch.stack(labels))
+
+    torch.manual_seed(0)
+    body = resnet.ResNet("basic", [1, 1, 1, 1], [8, 16, 32, 64], spatial_dims=2, n_input_channels=1, conv1_t_stride=2)
+    pyramid = resnet_fpn_feature_extractor(body, 2, False, returned_layers=[1, 2], trainable_backbone_layers=None)
+    shapes = AnchorGeneratorWithAnchorShape((1, 2, 4), ((8, 8), (16, 12), (12, 16)))
+    network = RetinaNet(2, num_classes=3, num_anchors=3, feature_extractor=pyramid, size_divisible=16)
+    nn.init.zeros_(network.classification_head.cls_logits.bias)
+    model = Detector(network=network, anchor_generator=shapes)
+    if matcher == "atss":
+        model.set_atss_matcher(num_candidates=4)
+    else:
+        model.set_regular_matcher(0.5, 0.4)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")  # of the host
+@pytest.mark.parametrize("matcher", ["regular", "atss"])
+def test_a_detector_of_monai_that_asks_for_its_matchers_type_is_checked(matcher):
+    model = monai_detector(matcher)
+    model.set_target_keys(box_key="boxes", label_key="labels")
+    images = [torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    targets = [
+        {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2])},
+        {"boxes": torch.tensor([[4.0, 4, 20, 16], [30, 20, 60, 60]]), "labels": torch.tensor([0, 1])},
+    ]
+    report = check(model, (images, targets), num_classes=3)
+    assert report.ok, str(report)
+    assert verdicts(report)["ignored anchors"] is (True if matcher == "regular" else None)
+
+
+class Subclassed(Matcher):
+    pass
+
+
+class Slots:
+    __slots__ = ()
+    BETWEEN_THRESHOLDS = -2
+
+    def __call__(self, boxes):
+        return torch.tensor([0, -1, -2])
+
+
+class Overlaps(Slots):
+    """As MONAI's: overlaps and indices."""
+
+    def __call__(self, boxes):
+        return torch.full((3,), -2.0), super().__call__(boxes)
+
+
+class Layer(nn.Module):
+    BETWEEN_THRESHOLDS = -2
+
+    def forward(self, boxes):
+        return torch.tensor([0, -1, -2])
+
+
+@dataclass(frozen=True)
+class Frozen:
+    BETWEEN_THRESHOLDS: int = -2
+
+    @staticmethod
+    def __call__(boxes):
+        return torch.tensor([0, -1, -2])
+
+
+class Asking(Loop):
+    """A host that looks at what its matcher is, as MONAI's does."""
+
+    def __init__(self, matcher):
+        super().__init__(lambda self, x, y: self.loss(joined(x), joined(y).clamp(min=0)), loss=DRLoss())
+        self.proposal_matcher = matcher
+        self.kind = type(matcher)
+
+    def forward(self, images, targets):
+        matcher = self.proposal_matcher
+        assert type(matcher) is self.kind
+        assert matcher.__class__.__name__ == self.kind.__name__
+        if isinstance(matcher, Matcher):
+            matcher(torch.tensor([[0.9, 0.1, 0.45]]))
+        else:
+            matcher(images)
+        return super().forward(images, targets)
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [Matcher(0.5, 0.4), Subclassed(0.5, 0.4), Slots(), Overlaps(), Layer(), Frozen()],
+    ids=lambda matcher: type(matcher).__name__,
+)
+def test_a_watched_matcher_is_still_what_it_was(matcher):
+    kind = type(matcher)
+    before, own = dict(matcher.__dict__) if hasattr(matcher, "__dict__") else None, dict(vars(kind))
+    model = Asking(matcher)
+    report = check(model, images_and_targets(), num_classes=3)
+    assert "the model's matcher leaves some undecided" in str(report)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        check(model, images_and_targets(), step=failing)
+    assert model.proposal_matcher is matcher
+    assert before is None or matcher.__dict__.keys() == before.keys()
+    assert vars(kind).keys() == own.keys()
+    assert all(vars(kind)[name] is value for name, value in own.items())
+    assert Matcher.__call__ is MATCHER_CALL
+
+
+def failing(model, batch):
+    model(*batch)
+    raise RuntimeError("in the middle")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_the_model_is_as_it_was_where_a_step_raises():
+    model = loop(lambda self, x, y: self.loss(joined(x), joined(y))).eval()
+    model.scripted = torch.jit.script(nn.BatchNorm2d(3))
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    bias, modes = model.layer.bias, [m.training for m in model.modules()]
+
+    def step(model, batch):
+        model.scripted(batch[0])
+        with torch.no_grad():
+            model.layer.weight.add_(1)
+        model.layer.bias = nn.Parameter(torch.ones(3))
+        model.loss = DRLoss(cls_weight=1)
+        return failing(model, batch)
+
+    criterion = model.loss
+    with pytest.raises(RuntimeError, match="in the middle"):
+        check(model, images_and_targets(), step=step)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert model.layer.bias is bias
+    assert model.loss is criterion
+    assert [m.training for m in model.modules()] == modes
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_step_is_one_of_training_whatever_the_caller_is_in(mode):
+    model, data = loop(lambda self, x, y: self.loss(joined(x), joined(y))), images_and_targets()
+    with mode():
+        report = check(model, data, num_classes=3)
+    assert all(ok is True for ok in verdicts(report).values()), str(report)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_parts_of_torchscript_are_left_as_they_were():
+    body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    for part in (torch.jit.script(body), torch.jit.trace(body, torch.rand(2, 3, 64, 64))):
+        model = nn.Sequential(part, loop(lambda self, x, y: self.loss(joined(x), joined(y)))).eval()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        report = check(model, images_and_targets(), step=lambda m, b: m[1](m[0](b[0]), b[1]), num_classes=3)
+        assert report.ok, str(report)
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+        assert not part.training
+
+
+def test_a_batch_is_given_to_a_model_as_it_takes_it():
+    images, targets = images_and_targets()
+
+    def put(self, x, y):
+        return self.loss(joined(x), joined(y))
+
+    class One(Loop):
+        def forward(self, batch):
+            return super().forward(batch["images"], batch["targets"])
+
+    class Images(Loop):
+        def forward(self, images):
+            return super().forward(images, targets)
+
+    class Pairs(Loop):
+        def forward(self, pairs):
+            return super().forward(torch.stack([image for image, _ in pairs]), [target for _, target in pairs])
+
+    class Item(Loop):
+        def forward(self, item):
+            return super().forward(item.images, item.targets)
+
+    for kind, given in (
+        (One, {"images": images, "targets": targets}),
+        (Images, images),
+        (Pairs, list(zip(images, targets, strict=True))),
+        (Loop, {"images": images, "targets": targets}),
+    ):
+        report = check(kind(put, loss=DRLoss()), given, num_classes=3)
+        assert all(ok is True for ok in verdicts(report).values()), str(report)
+    report = check(Item(put, loss=DRLoss()), SimpleNamespace(images=images, targets=targets), num_classes=3)
+    assert report.ok, str(report)
+    with pytest.raises(AssertionError, match="targets should not be none"):
+        check(adapt(make("retinanet")), [])  # torchvision's own words for a batch of nothing
+
+
+def test_a_module_that_answers_to_every_name_declares_nothing():
+    class Mimic(nn.Module):
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return lambda *args: None
+
+    model = loop(lambda self, x, y: self.loss(joined(x), joined(y)))
+    model.other = Mimic()
+    report = check(model, images_and_targets(), num_classes=3)
+    assert all(ok is True for ok in verdicts(report).values()), str(report)
+
+
+def test_steps_in_several_threads_do_not_see_each_other():
+    class Trains(Thread):
+        """Calls of a thread that had begun before."""
+
+        def __init__(self):
+            super().__init__(daemon=True)
+            self.goes_on = True
+
+        def run(self):
+            while self.goes_on:
+                DRLoss()(torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.int64))
+
+    def right(_):
+        return check(loop(lambda self, x, y: self.loss(joined(x), joined(y))), images_and_targets(), num_classes=3)
+
+    trains = Trains()
+    trains.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for report in pool.map(right, range(6)):
+                assert all(ok is True for ok in verdicts(report).values()), str(report)
+    finally:
+        trains.goes_on = False
+        trains.join()
+
+
+def test_a_step_may_have_threads_of_its_own():
+    def put(self, x, y):
+        with ThreadPoolExecutor(1) as pool:  # as DataParallel's replicas
+            return pool.submit(self.loss, joined(x), joined(y)).result()
+
+    report = check(loop(put), images_and_targets(), num_classes=3)
+    assert all(ok is True for ok in verdicts(report).values()), str(report)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import oracle
-from drloss import DRLoss, check_first_loss, dr_loss, dr_statistics
+from drloss import DRLoss, FocalLoss, check_first_loss, dr_loss, dr_statistics
 from drloss.losses import first_loss_problem
 from losses.cases import gradient_of, random_case
 
@@ -142,6 +142,15 @@ def test_the_words_for_one_image():
     )
 
 
+def test_labels_by_level_and_dense_targets_are_read_as_the_loss_reads_them():
+    dense = torch.nn.functional.one_hot(LABELS.clamp(min=0), 4)[..., 1:].float()
+    for labels in (list(LABELS.split([30, 20], dim=1)), dense, list(dense.split([30, 20], dim=1))):
+        assert first_loss_problem(2.03, DRLoss(), labels, 3) is None
+        assert "too small, and there are" in first_loss_problem(0.2, DRLoss(), labels, 3)
+    with pytest.raises(TypeError, match="loss must be a DRLoss, whose first value the theory knows, got FocalLoss"):
+        first_loss_problem(2.03, FocalLoss(), LABELS, 3)
+
+
 def test_the_warning_points_at_the_caller():
     with pytest.warns(UserWarning, match="times too small") as caught:
         check_first_loss(0.01, DRLoss(), LABELS, 3)
@@ -163,9 +172,11 @@ def test_a_loss_divided_by_its_positives_is_warned_of():
         assert not check_first_loss(2.0324 / n, DRLoss(), LABELS, 3)
 
 
-@pytest.mark.parametrize("value", [8.0, 0.0, -1.0, math.nan])
+@pytest.mark.parametrize("value", [8.0, 0.0, -1.0, math.nan, math.inf])
 def test_any_other_first_loss_is_warned_of(value):
-    with pytest.warns(UserWarning, match="a mean over images, and does the classifier start from scores of 0.5"):
+    words = "a mean over images, and does the classifier start from scores of 0.5"
+    words = words if math.isfinite(value) else "are the logits finite?"
+    with pytest.warns(UserWarning, match=words):
         assert not check_first_loss(value, DRLoss(), LABELS, 3)
 
 

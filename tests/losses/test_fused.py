@@ -393,6 +393,27 @@ def test_processes_that_compile_at_the_same_time_do_not_meet(tmp_path):
     assert len(list((tmp_path / "drloss").iterdir())) == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the compiler is a shell script")
+def test_a_library_that_is_not_whole_is_made_anew(tmp_path, monkeypatch):
+    # Loading one that was cut would end the process by a bus error.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiler = tmp_path / "cc"
+    last = "while [ $# -gt 1 ]; do shift; done"
+    compiler.write_text(f'#!/bin/sh\n{last}\n[ "$1" = --version ] || echo a library > "$1"\n')
+    compiler.chmod(0o755)
+    library = cpu._compiled(str(compiler), ())
+    whole = library.read_bytes()
+    assert whole[:-32] == b"a library\n"
+    for damaged in (whole[:8], whole[:-1], b"", b"A" + whole[1:]):
+        library.write_bytes(damaged)
+        assert cpu._compiled(str(compiler), ()) == library
+        assert library.read_bytes() == whole
+    made = library.stat().st_mtime_ns
+    cpu._compiled(str(compiler), ())
+    assert library.stat().st_mtime_ns == made
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.slow
 def test_triton_compiles_its_kernels_for_a_device_that_is_not_here():

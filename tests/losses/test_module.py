@@ -3,11 +3,16 @@
 import copy
 import inspect
 import io
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from drloss import LOSSES, DRLoss, FocalLoss, ImageLoss, dr_loss, focal_loss
+from drloss.losses import make_loss
+from drloss.losses.call_log import watch
 from losses.cases import random_case
 
 
@@ -90,3 +95,65 @@ def test_the_representation_names_what_is_set():
     assert "neg_lambda=0.0798236, " in repr(DRLoss())
     assert "pos_radius" not in repr(DRLoss())
     assert "pos_radius=0.1" in repr(DRLoss(pos_radius=0.1))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_loss_may_be_recomputed_by_a_checkpoint(name, reentrant):
+    logits, labels = random_case(5, dtype=torch.float32)
+    options = [{}, {"pairing": "all_pairs"}] if name == "dr" else [{}]
+    for module in (LOSSES[name](**own) for own in options):
+        own, other = (logits.clone().requires_grad_() for _ in range(2))
+        module(own, labels).backward()
+        checkpoint(module, other, labels, use_reentrant=reentrant).backward()
+        assert torch.equal(own.grad, other.grad)
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_weights_of_a_prior_stay_as_wide_as_they_were(narrow):
+    logits, labels = random_case(2, dtype=torch.float32)
+    counts = torch.tensor([120_000.0, 1e-9, 317.0])  # infinity, 0 and 317 in float16
+    model = torch.nn.Sequential(DRLoss(neg_prior=counts, pos_prior=torch.tensor([3, 1, 2])), torch.nn.Linear(1, 1))
+    wanted = model[0](logits, labels)
+    model.to(narrow)
+    assert model[1].weight.dtype == narrow
+    assert torch.equal(model[0].neg_prior, counts)
+    assert torch.equal(model[0](logits, labels), wanted)
+    assert model.to("meta")[0].neg_prior.device.type == "meta"
+
+
+def test_weights_of_a_prior_may_be_given_by_level():
+    logits, labels = random_case(2)
+    levels = [torch.rand(2, 20, dtype=torch.float64), torch.rand(2, 10, dtype=torch.float64)]
+    module = DRLoss(neg_prior=levels)
+    assert module.neg_prior.shape == (2, 30)
+    assert torch.equal(module(logits, labels), 4 * dr_loss(logits, labels, neg_prior=torch.cat(levels, dim=1)))
+    with pytest.raises(TypeError, match="neg_prior must be a tensor or a non-empty list or tuple of tensors, got"):
+        DRLoss(neg_prior=[1.0, 2.0, 3.0])
+
+
+def test_numbers_of_numpy_are_numbers_and_a_tensor_for_one_is_named():
+    logits, labels = random_case(2)
+    module = DRLoss(np.float32(2), smoothness=np.int64(6), neg_lambda=np.float32(0.5), neg_prior=np.int32(4))
+    assert (type(module.cls_weight), type(module.neg_lambda), type(module.neg_prior)) == (float, float, int)
+    assert torch.equal(module(logits, labels), DRLoss(2.0, neg_lambda=0.5, neg_prior=4)(logits, labels))
+    with pytest.raises(ValueError, match=r"^neg_lambda must be positive and finite, got tensor\(0.1000\)$"):
+        DRLoss(neg_lambda=torch.tensor(0.1))
+
+
+def test_a_name_with_spaces_is_read_and_one_that_is_none_is_refused():
+    assert make_loss("dr: neg_lambda = 0.2, margin=0.3").options == make_loss("dr:neg_lambda=0.2,margin=0.3").options
+    for other in (None, 3, DRLoss):
+        with pytest.raises(TypeError, match="a loss must be named by a string such as 'dr', got"):
+            make_loss(other)
+
+
+def test_modules_of_several_threads_are_made_and_called_at_once():
+    logits, labels = random_case(6, dtype=torch.float32)
+    wanted = DRLoss(neg_lambda=0.2)(logits, labels)
+
+    def work(_):
+        return DRLoss(neg_lambda=0.2)(logits, labels)
+
+    with watch(), ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, wanted) for found in pool.map(work, range(40)))

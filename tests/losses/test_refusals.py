@@ -202,3 +202,16 @@ def test_quality_counts_at_positive_anchors_alone():
 def test_appendix_a_wants_tensors():
     with pytest.raises(TypeError, match=r"^labels must be a tensor, got list"):
         dr_gradient(X, [[1, 0]])
+
+
+@pytest.mark.filterwarnings("ignore")  # of nested tensors, and of layouts that are in beta
+@pytest.mark.parametrize("loss", [dr_loss, focal_loss, cross_entropy_loss, ohem_loss, quality_focal_loss, ap_loss])
+def test_tensors_that_are_not_dense_are_refused_in_words(loss):
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor([X[0], X[1][:2]], layout=layout)
+        with pytest.raises(TypeError, match=r"^logits must be dense \(padded anchors are labelled -1\), got a nes"):
+            loss(nested, Y)
+    with pytest.raises(TypeError, match=r"^logits must be dense .*, got a tensor of layout torch.sparse_coo"):
+        loss(X.to_sparse(), Y)
+    with pytest.raises(TypeError, match=r"^labels must be dense .*, got a tensor of layout torch.sparse_coo"):
+        loss(X, Y.to_sparse())

@@ -42,14 +42,17 @@ def make_loss(spec: str) -> ImageLoss:
     Each loss starts from its best-known settings: its own defaults, but for :data:`BEST_KNOWN`.
 
     Raises:
+        TypeError: if it is no string.
         ValueError: if the loss or a parameter is unknown, a parameter is given twice or a value does not fit.
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"a loss must be named by a string such as 'dr', got {spec!r}")
     name, _, options = spec.partition(":")
     if name not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
     parameters: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
-        key, _, text = option.partition("=")
+        key, _, text = map(str.strip, option.partition("="))
         if key in parameters:
             raise ValueError(f"loss {spec}: {key} is given twice")
         parameters[key] = _number_or_text(text)

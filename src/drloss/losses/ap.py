@@ -105,7 +105,8 @@ class _AveragePrecision(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        found = zip(ctx.saved_tensors[:2], ctx.saved_tensors[2:], strict=True)
+        saved = ctx.saved_tensors  # to be read once, where a checkpoint recomputes them
+        found = zip(saved[:2], saved[2:], strict=True)
         return *(last_derivative(g * grad.to(g.dtype), x, "AP-loss") for x, g in found), None, None, None, None
 
 

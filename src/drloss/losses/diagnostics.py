@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from drloss.losses.candidates import REDUCTIONS, Candidates, CandidateSet, split_candidates
 from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
 from drloss.losses.dr import DRLoss
-from drloss.losses.inputs import Levels
+from drloss.losses.inputs import Levels, join
 from drloss.losses.parameters import require_choice
 from drloss.losses.ranking import Ranking
 from drloss.losses.summation import total
@@ -125,7 +125,7 @@ def _hard_mass(negative: CandidateSet, size: Tensor) -> Tensor:
     return total(size.gather(1, hardest) * among) / torch.where(whole > 0, whole, 1.0)
 
 
-def first_loss_problem(value: float, loss: DRLoss, labels: Tensor, num_classes: int) -> str | None:
+def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: int) -> str | None:
     r"""What is wrong with the first loss of a training run, in words; None where it is the theory's.
 
     Paper: §4.2. With every score at 0.5, where the classifier starts, each image with both kinds of candidates has
@@ -135,18 +135,24 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Tensor, num_classes: 
 
     Args:
         value: classification loss of the first step, weight included, as it enters the sum that is differentiated.
-        loss: the module that the loop uses.
-        labels: (N, A) integers of the batch; see :func:`drloss.dr_loss`.
+        loss: the module that the loop uses; another loss starts from another value.
+        labels: of the batch, (N, A) integers or dense targets, or their levels; see :func:`drloss.dr_loss`.
         num_classes: K.
     Raises:
+        TypeError: if ``loss`` is no DRLoss.
         ValueError: if ``labels`` do not fit.
     """
+    if not isinstance(loss, DRLoss):
+        raise TypeError(f"loss must be a DRLoss, whose first value the theory knows, got {type(loss).__name__}")
+    labels = join("labels", labels)
     with torch.no_grad():
-        expected = float(loss(torch.zeros(*labels.shape, num_classes, device=labels.device), labels).mean())
+        expected = float(loss(torch.zeros(*labels.shape[:2], num_classes, device=labels.device), labels).mean())
     if expected / 2 <= value <= expected * 2:
         return None
     hint = "is it a mean over images, and does the classifier start from scores of 0.5 (bias 0)?"
-    if 0 < value < expected:
+    if not isfinite(value):
+        hint = "are the logits finite?"
+    elif 0 < value < expected:
         positives = float((labels > 0).sum()) / max(labels.shape[0], 1)
         hint = (
             f"it is {expected / value:.3g} times too small, and there are {positives:.3g} positives an image: "
@@ -155,7 +161,7 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Tensor, num_classes: 
     return f"the first classification loss is {value:.4g}, where scores of 0.5 give {expected:.4g}; {hint}"
 
 
-def check_first_loss(value: float, loss: DRLoss, labels: Tensor, num_classes: int) -> bool:
+def check_first_loss(value: float, loss: DRLoss, labels: Levels, num_classes: int) -> bool:
     """Call once in a training loop: warns of what :func:`first_loss_problem` finds.
 
     Returns:

@@ -181,13 +181,16 @@ def _prior_weights(
 
 
 def _parts(name: str, parts: Levels) -> list[Tensor]:
-    if isinstance(parts, Tensor):
-        return [parts]
-    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(p, Tensor) for p in parts):
+    found = [parts] if isinstance(parts, Tensor) else parts
+    if not isinstance(found, (list, tuple)) or not found or not all(isinstance(p, Tensor) for p in found):
         raise TypeError(
             f"{name} must be a tensor or a non-empty list or tuple of tensors, got {type(parts).__name__}"
         )
-    return list(parts)
+    for part in found:
+        if part.is_nested or part.layout != torch.strided:
+            kind = "nested tensor" if part.is_nested else f"tensor of layout {part.layout}"
+            raise TypeError(f"{name} must be dense (padded anchors are labelled -1), got a {kind}")
+    return list(found)
 
 
 def join(name: str, parts: Levels) -> Tensor:

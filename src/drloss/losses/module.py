@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from drloss.losses.call_log import unwatched, weighed
-from drloss.losses.inputs import Levels
+from drloss.losses.inputs import Levels, join
 from drloss.losses.parameters import require_positive
 
 _PER_BATCH = ("ignore", "quality")  # what belongs to the images and is given with them
@@ -21,7 +22,8 @@ class ImageLoss(nn.Module):
 
     Args:
         cls_weight: weight beside the box loss, positive.
-        options: keyword options of ``function``. A tensor becomes a buffer and moves with the module.
+        options: keyword options of ``function``. A tensor of several numbers, or a list of tensors by level, becomes
+            a buffer, which moves with the module but is never narrowed: ``half()`` would make counts infinite.
     Raises:
         TypeError: if an option is unknown.
         ValueError: if a value is out of range.
@@ -51,14 +53,17 @@ class ImageLoss(nn.Module):
                 raise TypeError(
                     f"{type(self).__name__} has no option {name!r}; it has cls_weight, {', '.join(self.defaults)}"
                 )
+        cls_weight = _plain(cls_weight)
         require_positive(cls_weight=cls_weight)
         self.cls_weight = cls_weight
-        for name, value in (self.defaults | options).items():
-            if isinstance(value, Tensor):
+        for name, given in (self.defaults | options).items():
+            levels = isinstance(given, (list, tuple)) and given and all(isinstance(part, Tensor) for part in given)
+            value = join(name, given) if levels else _plain(given)
+            if isinstance(value, Tensor) and value.ndim:
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
-        numbers = {k: None if isinstance(v, Tensor) else v for k, v in self.options.items()}
+        numbers = {k: None if k in self._buffers else v for k, v in self.options.items()}
         with unwatched():
             self.function(
                 torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **numbers
@@ -68,6 +73,15 @@ class ImageLoss(nn.Module):
     def options(self) -> dict[str, Any]:
         """The function's options by name, as they are now."""
         return {name: getattr(self, name) for name in self.defaults}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        given = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in given.items():
+            moved: Tensor = getattr(self, name)
+            if torch.promote_types(value.dtype, moved.dtype) != moved.dtype:
+                self._buffers[name] = value.to(moved.device)
+        return self
 
     def forward(self, logits: Levels, labels: Levels, **per_batch: Any) -> Tensor:
         """Weighted loss; ``logits``, ``labels``, what may be given per batch and the result as in ``function``."""
@@ -80,3 +94,12 @@ class ImageLoss(nn.Module):
             f"{k}={tuple(v.shape) if isinstance(v, Tensor) else f'{v:.6g}' if isinstance(v, float) else repr(v)}"
             for k, v in shown.items()
         )
+
+
+def _plain(value: Any) -> Any:
+    """A number of another library, such as NumPy's, as one of Python."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value

@@ -108,7 +108,8 @@ class _AllPairs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        found = zip(ctx.saved_tensors[:2], ctx.saved_tensors[2:], strict=True)
+        saved = ctx.saved_tensors  # to be read once, where a checkpoint recomputes them
+        found = zip(saved[:2], saved[2:], strict=True)
         gradients = [last_derivative(g * grad.to(g.dtype), u, "pairing 'all_pairs'") for u, g in found]
         return *gradients, None, None, None
 

@@ -1,12 +1,14 @@
 """``drloss.check``: one step of a detector, and in words whether the DR loss is plugged in right."""
 
+import inspect
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from threading import RLock
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ CLASS_KEY = re.compile(r"cls|class|vfl|(?<![a-z])ce(?![a-z])")
 """What a key of a classification loss has in it: ``ce`` as a word of its own, not as in ``centerness``."""
 Run = Callable[[nn.Module, Any], Any]
 """A training step: the losses of a model on a batch."""
+_ALONE = RLock()
+"""Held while a step is watched: what is watched, and the random numbers, are those of the whole process."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def check(
         num_classes: K, the object classes alone, to find a background channel by.
         step: ``step(model, batch)`` returns the losses, a tensor or a mapping. By default the host's own step where
             its data loader's batches are no arguments (mmdetection, detectron2, ultralytics), else ``model(*batch)``,
-            or ``model(**batch)`` for a mapping.
+            or ``model(**batch)`` for a mapping; ``model(batch)`` for a tensor, and where the model takes but that.
         classification: key of the classification loss, where the losses are a mapping; by default the one key that
             speaks of classes. A tensor is taken for the sum of all losses. Of an output with a
             ``loss_dict``, as transformers has it, the losses are those, and each decoder layer's counts.
@@ -81,9 +85,9 @@ def check(
     """
     run = step or _own_step(model, batch)
     images = _image_tensors(batch)
-    with _as_it_was(model):
-        matcher = _watch_matcher(model)
-        calls, losses = _run(run, model, batch)
+    with _ALONE, _as_it_was(model):
+        with _matcher_watched(model) as undecided:
+            calls, losses = _run(run, model, batch)
         if not calls:
             others = [
                 type(m).__name__ for m in model.modules() if isinstance(m, ImageLoss) and not isinstance(m, DRLoss)
@@ -103,7 +107,7 @@ def check(
             total=total,
             images=_count(images),
             given=labels_given(batch, sets[0].logits.shape[1]),
-            undecided=None if matcher is None else matcher.undecided,
+            undecided=None if undecided is None else any(undecided),
         )
         found = findings_of(seen, num_classes)
         # The last: it may change what the first step left, such as buffers that its graph holds.
@@ -115,7 +119,7 @@ def check(
 
 def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
     """The calls of the loss in a step, but for those that only look, and the losses."""
-    weights = [(p, p._version) for p in model.parameters() if p.requires_grad]
+    weights = [(p, p._version) for p in model.parameters() if p.requires_grad and not p.is_inference()]
     # Of a compiled function, logits and loss come out together, and nothing says how the one depends on the other.
     with watch() as calls, torch.compiler.set_stance("force_eager"):
         losses = run(model, batch)
@@ -126,31 +130,48 @@ def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
     return calls, losses
 
 
-class _Matcher:
-    """A matcher of torchvision that notes whether it left anchors undecided."""
+@contextmanager
+def _matcher_watched(model: nn.Module) -> Iterator[list[bool] | None]:
+    """Whether each call of the model's matcher left anchors undecided; None where there is none like torchvision's.
 
-    def __init__(self, matcher: Any) -> None:
-        self.matcher = matcher
-        self.undecided = False
+    A host may ask for its matcher's type, so nothing stands in its place: until the context ends, the class has a
+    ``__call__`` that also looks at what this one object returns.
+    """
+    owned = [(m.__dict__ | dict(m.named_children())).get("proposal_matcher") for m in model.modules()]
+    found = list({id(matcher): matcher for matcher in owned if matcher is not None}.values())
+    if len(found) != 1 or not hasattr(found[0], "BETWEEN_THRESHOLDS") or not callable(found[0]):
+        yield None
+        return
+    kind: Any = type(found[0])
+    undecided: list[bool] = []
+    call, own = inspect.getattr_static(kind, "__call__"), vars(kind).get("__call__")
 
-    def __call__(self, qualities: Tensor) -> Any:
-        found = self.matcher(qualities)
-        self.undecided |= bool((found == self.matcher.BETWEEN_THRESHOLDS).any())
-        return found
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        matched = getattr(call, "__get__", lambda *_: call)(self, kind)(*args, **kwargs)
+        if self is found[0]:
+            undecided.append(_has(matched, self.BETWEEN_THRESHOLDS))
+        return matched
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.matcher, name)
+    try:
+        kind.__call__ = watched
+    except TypeError:  # of a class in C
+        yield None
+        return
+    try:
+        yield undecided
+    finally:
+        if own is None:
+            del kind.__call__
+        else:
+            kind.__call__ = own
 
 
-def _watch_matcher(model: nn.Module) -> _Matcher | None:
-    """Have the model's matcher note what it leaves undecided; None where it is no matcher of torchvision."""
-    owners: list[Any] = [m for m in model.modules() if "proposal_matcher" in m.__dict__]
-    if len(owners) != 1 or not hasattr(owners[0].proposal_matcher, "BETWEEN_THRESHOLDS"):
-        return None
-    owner = owners[0]
-    owner.proposal_matcher = _Matcher(owner.proposal_matcher)
-    watched: _Matcher = owner.proposal_matcher
-    return watched
+def _has(matched: Any, index: int) -> bool:
+    """Whether an index is among those that a matcher returns, alone or, as MONAI's, beside other tensors."""
+    parts = matched if isinstance(matched, (list, tuple)) else [matched]
+    return any(
+        bool((part == index).any()) for part in parts if isinstance(part, Tensor) and not part.is_floating_point()
+    )
 
 
 def _mixed_image(run: Run, model: nn.Module, batch: Any, given: Tensor | list[Tensor] | None) -> int | None:
@@ -200,12 +221,32 @@ def _reached(value: Tensor, images: list[Tensor], count: int) -> list[bool]:
 def _own_step(model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
     """A training step on what a data loader of the model's library gives."""
     host = host_of(unwrapped(model))
-    if host and (isinstance(batch, Mapping) or (isinstance(batch, list) and isinstance(batch[0], Mapping))):
+    if host and (isinstance(batch, Mapping) or (isinstance(batch, list) and batch and isinstance(batch[0], Mapping))):
         with suppress(ImportError):
             own = getattr(import_module(f"drloss.adapters.{host}"), "step", None)
             if own is not None:
                 return lambda m, b: own(unwrapped(m), b)
-    return lambda m, b: m(**b) if isinstance(b, Mapping) else m(*b)
+    return _forward
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    """What a model makes of a batch: its parts are the arguments, or it is the one argument where that alone fits."""
+    if isinstance(batch, Tensor):
+        return model(batch)
+    named = batch if isinstance(batch, Mapping) else {}
+    parts = () if named is batch else tuple(batch) if isinstance(batch, Iterable) else (batch,)
+    takes = inspect.signature(unwrapped(model).forward)
+    if not _fits(takes, *parts, **named) and _fits(takes, batch):
+        return model(batch)
+    return model(*parts, **named)
+
+
+def _fits(takes: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        takes.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _classification_loss(losses: Any, key: str | None) -> Tensor:
@@ -238,13 +279,17 @@ def _classification_loss(losses: Any, key: str | None) -> Tensor:
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Training mode inside; outside mode, attributes, buffers, gradients and random numbers as before."""
     parts = ("_parameters", "_buffers", "_modules")
-    modules = [(m, dict(m.__dict__), {name: dict(getattr(m, name)) for name in parts}) for m in model.modules()]
+    modes = [(m, m.training) for m in model.modules()]
+    # A module of TorchScript has no attributes of Python, and its parameters and buffers cannot be replaced.
+    own = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    modules = [(m, dict(m.__dict__), {name: dict(getattr(m, name)) for name in parts}) for m in own]
     values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     numpy = sys.modules.get("numpy")  # whoever draws from it has imported it
     drawn = random.getstate(), numpy.random.get_state() if numpy else None
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    # A training step, whatever the caller is in.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
         try:
             for parameter, _, _ in gradients:
                 parameter.grad = None
@@ -254,16 +299,19 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter, gradient, wanted in gradients:
                 parameter.grad = gradient
-                parameter.requires_grad_(wanted)
+                if parameter.requires_grad != wanted:
+                    parameter.requires_grad_(wanted)
             with torch.no_grad():
                 for tensor, value in values:
                     if not torch.equal(tensor, value):
                         tensor.copy_(value)
-            for module, attributes, own in modules:
+            for module, mode in modes:
+                module.training = mode
+            for module, attributes, members in modules:
                 for name in module.__dict__.keys() - attributes:
                     del module.__dict__[name]
                 module.__dict__.update(attributes)
-                for name, held in own.items():
+                for name, held in members.items():
                     getattr(module, name).clear()
                     getattr(module, name).update(held)
             random.setstate(drawn[0])

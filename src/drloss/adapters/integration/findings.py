@@ -1,5 +1,6 @@
 """What :func:`drloss.check` looks at in a step, one function a finding, and the words for it."""
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,9 @@ def declared(model: nn.Module, name: str) -> Any:
     The first is the number of candidate sets of an image, where that is more than one, each of which has its call;
     the second is the weight of each; the third is the score that a classifier starts from, where it is not 0.5.
     """
-    return next((getattr(m, name) for m in model.modules() if getattr(m, name, None) is not None), None)
+    # A module may answer to every name: what it has is what is found without asking it.
+    owners = [m for m in model.modules() if inspect.getattr_static(m, name, None) is not None]
+    return next((value for m in owners if (value := getattr(m, name)) is not None), None)
 
 
 def is_adapted(model: nn.Module) -> bool:
