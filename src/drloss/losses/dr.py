@@ -271,5 +271,5 @@ def dr_gradient(
     outer = (smoothness * z).sigmoid().to(slopes[0].dtype)
     # z falls with either easiness; a negative's easiness falls with its logit.
     gradient = (outer * slopes[1])[:, : a * k].reshape(n, a, k)
-    own_class = (labels.to(torch.int64) - 1).clamp(min=0).unsqueeze(2)
+    own_class = (labels.to(torch.int64) - 1).clamp(0, k - 1).unsqueeze(2)
     return gradient.scatter_add(2, own_class, -(outer * slopes[0])[:, :a].unsqueeze(2))

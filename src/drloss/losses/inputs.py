@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from drloss.losses.checking import require_choice, require_count
+from drloss.losses.derivatives import transformed
 
 SCOPES = ("per_image", "pooled")
 
@@ -166,7 +167,10 @@ def _prior_weights(
         )
     if prior.is_complex() or prior.dtype == torch.bool:
         raise ValueError(f"{name} as weights must be numbers, got {prior.dtype}")
-    if values_can_be_checked(prior) and not bool(((prior >= 0) & (prior < inf)).all()):
+    counted = (prior >= 0) & (prior < inf)
+    if not values_can_be_checked(prior):
+        prior = torch.where(counted, prior, 0)
+    elif not bool(counted.all()):
         raise ValueError(
             f"{name} as weights must be finite and not negative, got values from {float(prior.min()):g} "
             f"to {float(prior.max()):g}"
@@ -201,5 +205,7 @@ def join(name: str, parts: Levels) -> Tensor:
 
 
 def values_can_be_checked(values: Tensor) -> bool:
-    """Whether looking at a tensor's values costs no waiting for a device."""
-    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
+    """Whether a tensor has values to look at, outside the compiler and torch.func, and no device to wait for."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed(values):
+        return False
+    return values.device.type == "cpu" and values.numel() > 0

@@ -21,6 +21,7 @@ Each backend computes the sums and the gradient in one file of its own: ``cpu`` 
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
@@ -28,8 +29,9 @@ from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads bef
 import torch
 from torch import Tensor, library
 
-from drloss.losses.accumulate import last_derivative
+from drloss.losses.accumulate import total
 from drloss.losses.checking import require_choice
+from drloss.losses.derivatives import forward_mode, last_derivative, transformed
 from drloss.losses.fused import chunked, cpu
 from drloss.losses.fused.layout import describe, in_place
 from drloss.losses.inputs import Inputs
@@ -129,15 +131,18 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         )
     ending = (rule.surrogate, rule.weights_grad, rule.numbers, rule.pooled)
     options = (rule.rates, inputs.classes, rule.kind, backend, *ending)
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in logits)):
+    if not (forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in logits))):
         # The operator alone: before torch 2.15 the compiler cannot trace such a function where no gradient is wanted.
         alone: Tensor = _losses([x.detach() for x in logits], *rest, extremes, *options)[0]
         return alone
-    losses: Tensor = _Losses.apply(options, inplace, *rest, extremes, *logits)[0]
+    function = _ForwardLosses if forward_mode() else _Losses
+    losses: Tensor = function.apply(options, inplace, *rest, extremes, *logits)[0]
     return losses
 
 
 def _check_inplace(levels: list[Tensor]) -> None:
+    if any(map(transformed, levels)):
+        raise ValueError("inplace must be False within a transform of torch.func, got True")
     if any(x.is_leaf and x.requires_grad for x in levels):
         raise ValueError(
             "inplace must be False for logits that are leaves of the graph: their values would be lost, got a tensor "
@@ -312,8 +317,56 @@ def _gradients_in_place(
     backend_of(backend, logits[0]).gradient(problem, factors, coefficients, list(logits))
 
 
+def _one_by_one(op: Any) -> Any:
+    """The rule of an operator under vmap: each of the many problems on its own."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        found = [op(*map(partial(_pick, i), args, in_dims)) for i in range(info.batch_size)]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return type(found[0])(torch.stack(parts) for parts in zip(*found, strict=True)), type(found[0])(
+            0 for _ in found[0]
+        )
+
+    return rule
+
+
+def _pick(i: int, value: Any, dim: Any) -> Any:
+    """Entry i of an argument along the dimension that vmap has put in, if it has."""
+    if isinstance(value, (list, tuple)) and isinstance(dim, (list, tuple)):
+        return [_pick(i, v, d) for v, d in zip(value, dim, strict=True)]
+    return value.select(dim, i).contiguous() if isinstance(value, Tensor) and dim is not None else value
+
+
+for _op in (_extremes, _losses, _gradients):
+    _op.register_vmap(_one_by_one(_op))
+
+_ONCE = "a fused loss (backend 'torch' is not)"
+
+
+def _times_gradient(
+    of_levels: Sequence[Tensor | None], levels: Sequence[Tensor], coefficients: Tensor, *rest: Any
+) -> Tensor:
+    """(R,) inner products of the levels' cotangents or tangents with each loss's gradient."""
+    # In float32: without the factor that a loss is scaled by, the gradient may be too small for 16 bits.
+    wide = [x.detach().float() for x in levels]
+    gradients = _gradients(torch.ones_like(coefficients[:, 0, 0]), coefficients, wide, *rest)
+    products = [
+        total((g * v.float()).flatten(1)).squeeze(1)
+        for g, v in zip(gradients, of_levels, strict=True)
+        if v is not None
+    ]
+    by_image = torch.stack(products).sum(dim=0)
+    found = (by_image if len(coefficients) == len(by_image) else by_image.sum(dim=0, keepdim=True)).float()
+    for x in levels:
+        found = last_derivative(found, x, _ONCE)
+    return found
+
+
 class _Losses(torch.autograd.Function):
     """Losses (R,) with their gradient; the levels come last."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(options: tuple[Any, ...], inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -326,16 +379,58 @@ class _Losses(torch.autograd.Function):
         ctx.options = options[:4]
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], *tensors)
+        ctx.save_for_forward(output[1], *tensors)
 
     @staticmethod
     def backward(ctx: Any, factors: Tensor, _: Tensor) -> tuple[Any, ...]:
         coefficients, *rest = ctx.saved_tensors
         levels = rest[5:]
-        arguments = (factors.detach(), coefficients, [x.detach() for x in levels], *rest[:5], *ctx.options)
         if ctx.inplace:
-            _gradients_in_place(*arguments)
-            gradients = [x.detach() for x in levels]
+            unscaled = [x.detach() for x in levels]
+            _gradients_in_place(factors.detach(), coefficients, unscaled, *rest[:5], *ctx.options)
+            gradients = [last_derivative(g, factors, "a loss with inplace=True") for g in unscaled]
+        elif torch.is_grad_enabled() or forward_mode():
+            function = _ForwardGradients if forward_mode() else _Gradients
+            gradients = function.apply(ctx.options, factors, coefficients, *rest)
         else:
-            gradients = _gradients(*arguments)
-        what = "a fused loss (backend 'torch' is not)"
-        return *[None] * 7, *[last_derivative(g, x, what) for g, x in zip(gradients, levels, strict=True)]
+            gradients = _gradients(factors, coefficients, levels, *rest[:5], *ctx.options)
+        return *[None] * 7, *[last_derivative(g, x, _ONCE) for g, x in zip(gradients, levels, strict=True)]
+
+
+class _ForwardLosses(_Losses):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        coefficients, *rest = ctx.saved_tensors
+        return _times_gradient(tangents[7:], rest[5:], coefficients, *rest[:5], *ctx.options), None
+
+
+class _Gradients(torch.autograd.Function):
+    """Gradient of each level as a function of the factors, in which it is linear."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
+        factors, coefficients, *rest = tensors
+        return tuple(_gradients(factors, coefficients, rest[5:], *rest[:5], *options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.options, factors, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        coefficients, *rest = ctx.saved_tensors
+        by_factors = _times_gradient(cotangents, rest[5:], coefficients, *rest[:5], *ctx.options)
+        return None, by_factors, *[None] * len(ctx.saved_tensors)
+
+
+class _ForwardGradients(_Gradients):
+    @staticmethod
+    def jvp(ctx: Any, _: Any, factors: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+        coefficients, *rest = ctx.saved_tensors
+        if factors is None:
+            factors = torch.zeros_like(coefficients[:, 0, 0])
+        return tuple(_gradients(factors, coefficients, [x.detach() for x in rest[5:]], *rest[:5], *ctx.options))
