@@ -29,6 +29,14 @@ def transformed(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and bool(is_functorch_wrapped_tensor(x))
 
 
+def differentiated(inputs: Sequence[Tensor]) -> bool:
+    """Whether a derivative by the inputs may be wanted.
+
+    Where none is, the compiler before torch 2.15 cannot trace an autograd function.
+    """
+    return forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
 def last_derivative(gradient: Tensor, of: Tensor, what: str) -> Tensor:
     """``gradient``, as the last one with respect to ``of``; ``what`` is named in the error.
 
@@ -71,8 +79,10 @@ def with_slopes(value: Tensor, slopes: Sequence[Tensor], of: Sequence[Tensor], w
 
     Values and slopes are constants here; ``what`` is named where they are to be differentiated.
     """
+    if not differentiated(of):
+        return value
     function = _ForwardWithSlopes if forward_mode() else _WithSlopes
-    found: Tensor = function.apply(what, value.detach(), *[s.detach() for s in slopes], *of)
+    found: Tensor = function.apply(value.detach(), what, *[s.detach() for s in slopes], *of)
     return found
 
 
@@ -80,12 +90,12 @@ class _WithSlopes(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(what: str, value: Tensor, *slopes_and_inputs: Tensor) -> Tensor:
+    def forward(value: Tensor, what: str, *slopes_and_inputs: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.what, _, *rest = inputs
+        _, ctx.what, *rest = inputs
         ctx.save_for_backward(*rest)
         ctx.save_for_forward(*rest)
 

@@ -31,7 +31,7 @@ from torch import Tensor, library
 
 from drloss.losses.accumulate import total
 from drloss.losses.checking import require_choice
-from drloss.losses.derivatives import forward_mode, last_derivative, transformed
+from drloss.losses.derivatives import differentiated, forward_mode, last_derivative, transformed
 from drloss.losses.fused import chunked, cpu
 from drloss.losses.fused.layout import describe, in_place
 from drloss.losses.inputs import Inputs
@@ -122,6 +122,8 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         if inputs.ignore is not None:
             dense = dense.masked_fill(inputs.ignore.unsqueeze(2), 2)
         labels, dense = dense.new_zeros(dense.shape[:2], dtype=torch.int64), dense.contiguous()
+    # A tensor, because numbers that change between calls would be constants of a compiled graph.
+    numbers = torch.tensor([*rule.rates, *rule.numbers], dtype=torch.float64)
     rest = (labels, dense, *inputs.weights)
     shifted = [rule.kind == "dr" and rate > MOST_RATE for rate in rule.rates]
     extremes = None
@@ -129,15 +131,35 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         extremes = _extremes(
             [x.detach() for x in logits], *rest, inputs.classes, mined, shifted, rule.pooled, backend
         )
-    ending = (rule.surrogate, rule.weights_grad, rule.numbers, rule.pooled)
-    options = (rule.rates, inputs.classes, rule.kind, backend, *ending)
-    if not (forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in logits))):
-        # The operator alone: before torch 2.15 the compiler cannot trace such a function where no gradient is wanted.
-        alone: Tensor = _losses([x.detach() for x in logits], *rest, extremes, *options)[0]
+    options = _Options(inputs.classes, rule.kind, backend, rule.surrogate, rule.weights_grad, rule.pooled)
+    if not differentiated(logits):
+        alone: Tensor = _losses([x.detach() for x in logits], *rest, extremes, numbers, *options.of_losses)[0]
         return alone
     function = _ForwardLosses if forward_mode() else _Losses
-    losses: Tensor = function.apply(options, inplace, *rest, extremes, *logits)[0]
+    losses: Tensor = function.apply(options, inplace, *rest, extremes, numbers, *logits)[0]
     return losses
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the operators are told beside tensors."""
+
+    classes: int
+    kind: str
+    backend: str
+    surrogate: str
+    weights_grad: str
+    pooled: bool
+
+    @property
+    def of_losses(self) -> tuple[int, str, str, str, str, bool]:
+        """The last arguments of ``drloss::losses``."""
+        return self.classes, self.kind, self.backend, self.surrogate, self.weights_grad, self.pooled
+
+    @property
+    def of_gradients(self) -> tuple[int, str, str]:
+        """The last arguments of ``drloss::gradients``."""
+        return self.classes, self.kind, self.backend
 
 
 def _check_inplace(levels: list[Tensor]) -> None:
@@ -240,18 +262,18 @@ def _losses(
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
     extremes: Tensor | None,
-    rates: Sequence[float],
+    numbers: Tensor,
     classes: int,
     kind: str,
     backend: str,
     surrogate: str,
     weights_grad: str,
-    numbers: Sequence[float],
     pooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (R,) and coefficients (R, 2, 2), float32."""
+    """Losses (R,) and coefficients (R, 2, 2), float32; ``numbers`` are a rule's rates and numbers, float64."""
+    *rates, first, second = numbers.tolist()
     problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
-    rule = Rule(kind, (rates[0], rates[1]), surrogate, weights_grad, (numbers[0], numbers[1]), pooled)
+    rule = Rule(kind, (rates[0], rates[1]), surrogate, weights_grad, (first, second), pooled)
     module = backend_of(backend, logits[0])
     if hasattr(module, "losses"):
         found: tuple[Tensor, Tensor] = module.losses(problem, rule)
@@ -280,14 +302,14 @@ def _gradients(
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
     extremes: Tensor | None,
-    rates: Sequence[float],
+    numbers: Tensor,
     classes: int,
     kind: str,
     backend: str,
 ) -> List[Tensor]:  # noqa: UP006
     """Gradient of each level for factors (R,), the derivative of what follows by each loss."""
     into = [torch.empty_like(level) for level in logits]
-    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, numbers.tolist(), classes, kind)
     backend_of(backend, logits[0]).gradient(problem, factors, coefficients, into)
     return into
 
@@ -307,13 +329,13 @@ def _gradients_in_place(
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
     extremes: Tensor | None,
-    rates: Sequence[float],
+    numbers: Tensor,
     classes: int,
     kind: str,
     backend: str,
 ) -> None:
     """As ``gradients``, written over the logits."""
-    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, numbers.tolist(), classes, kind)
     backend_of(backend, logits[0]).gradient(problem, factors, coefficients, list(logits))
 
 
@@ -369,14 +391,14 @@ class _Losses(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(options: tuple[Any, ...], inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _losses(list(tensors[5:]), *tensors[:5], *options)
+    def forward(options: _Options, inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = _losses(list(tensors[6:]), *tensors[:6], *options.of_losses)
         return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         options, ctx.inplace, *tensors = inputs
-        ctx.options = options[:4]
+        ctx.options = options
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], *tensors)
         ctx.save_for_forward(output[1], *tensors)
@@ -384,24 +406,24 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factors: Tensor, _: Tensor) -> tuple[Any, ...]:
         coefficients, *rest = ctx.saved_tensors
-        levels = rest[5:]
+        levels = rest[6:]
         if ctx.inplace:
             unscaled = [x.detach() for x in levels]
-            _gradients_in_place(factors.detach(), coefficients, unscaled, *rest[:5], *ctx.options)
+            _gradients_in_place(factors.detach(), coefficients, unscaled, *rest[:6], *ctx.options.of_gradients)
             gradients = [last_derivative(g, factors, "a loss with inplace=True") for g in unscaled]
         elif torch.is_grad_enabled() or forward_mode():
             function = _ForwardGradients if forward_mode() else _Gradients
             gradients = function.apply(ctx.options, factors, coefficients, *rest)
         else:
-            gradients = _gradients(factors, coefficients, levels, *rest[:5], *ctx.options)
-        return *[None] * 7, *[last_derivative(g, x, _ONCE) for g, x in zip(gradients, levels, strict=True)]
+            gradients = _gradients(factors, coefficients, levels, *rest[:6], *ctx.options.of_gradients)
+        return *[None] * 8, *[last_derivative(g, x, _ONCE) for g, x in zip(gradients, levels, strict=True)]
 
 
 class _ForwardLosses(_Losses):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
         coefficients, *rest = ctx.saved_tensors
-        return _times_gradient(tangents[7:], rest[5:], coefficients, *rest[:5], *ctx.options), None
+        return _times_gradient(tangents[8:], rest[6:], coefficients, *rest[:6], *ctx.options.of_gradients), None
 
 
 class _Gradients(torch.autograd.Function):
@@ -410,9 +432,9 @@ class _Gradients(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(options: _Options, *tensors: Any) -> tuple[Tensor, ...]:
         factors, coefficients, *rest = tensors
-        return tuple(_gradients(factors, coefficients, rest[5:], *rest[:5], *options))
+        return tuple(_gradients(factors, coefficients, rest[6:], *rest[:6], *options.of_gradients))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -423,7 +445,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         coefficients, *rest = ctx.saved_tensors
-        by_factors = _times_gradient(cotangents, rest[5:], coefficients, *rest[:5], *ctx.options)
+        by_factors = _times_gradient(cotangents, rest[6:], coefficients, *rest[:6], *ctx.options.of_gradients)
         return None, by_factors, *[None] * len(ctx.saved_tensors)
 
 
@@ -433,4 +455,4 @@ class _ForwardGradients(_Gradients):
         coefficients, *rest = ctx.saved_tensors
         if factors is None:
             factors = torch.zeros_like(coefficients[:, 0, 0])
-        return tuple(_gradients(factors, coefficients, [x.detach() for x in rest[5:]], *rest[:5], *ctx.options))
+        return tuple(_gradients(factors, coefficients, [x.detach() for x in rest[6:]], *rest[:6], *ctx.options.of_gradients))
