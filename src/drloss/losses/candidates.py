@@ -93,8 +93,8 @@ def split_candidates(
     Returns:
         Candidates: M >= A positives for integer labels and >= A * K for dense targets; M >= A * K negatives.
     Raises:
-        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator
-            values are not looked at, because that would stop and wait for the device.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator, in
+            compiled code and within torch.func values are not looked at; see :func:`drloss.dr_loss` for what counts.
         TypeError: if something is no tensor.
     """
     return candidates_of(

@@ -57,8 +57,8 @@ def check_inputs(
     """Check what all losses are given; see :func:`drloss.losses.candidates.split_candidates` for what may be.
 
     Raises:
-        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator
-            values are not looked at, because that would stop and wait for the device.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator, in
+            compiled code and within torch.func values are not looked at; see :func:`drloss.dr_loss` for what counts.
         TypeError: if something is no tensor.
     """
     require_choice("scope", scope, SCOPES)
