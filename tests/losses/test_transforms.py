@@ -1,11 +1,17 @@
 """Transforms of torch.func, forward mode, outer factors, the compiler; labels and logits that are none."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 from drloss import DRLoss, ap_loss, cross_entropy_loss, dr_gradient, dr_loss, focal_loss
 from drloss.losses import LOSSES, ohem_loss, quality_focal_loss
+from drloss.losses.fused import cpu
 from losses.cases import BACKENDS, CPU, gradient_of, random_case
 
 pytestmark = [
@@ -160,3 +166,25 @@ def test_appendix_a_of_a_compiled_label_stays_within_bounds():
     x, y = random_case(6, dtype=torch.float32)
     found = torch.compile(dr_gradient, backend="aot_eager")(x, torch.where(y > 1, 255, y))
     near(found, dr_gradient(x, torch.where(y > 1, -1, y)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("gcc") and cpu.available()), reason="there is no gcc")
+def test_no_input_makes_the_c_file_leave_its_arrays(tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nexec gcc -g -fsanitize=address,undefined -fno-sanitize-recover=all "$@"\n')
+    compiler.chmod(0o755)
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "CC": str(compiler),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    command = [sys.executable, "-m", "losses.fuzz_kernels", "300"]
+    done = subprocess.run(command, env=environment, cwd="tests", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("done\n")
