@@ -28,9 +28,9 @@ def one(seed: int) -> None:
     logits = [x for x, _ in levels]
     labels = torch.tensor(LABELS)[torch.randint(len(LABELS), (n, anchors))]
     dense = torch.randint(0, 256, (n, anchors, k), dtype=torch.uint8) % 4 if random.random() < 0.3 else None
+    narrow = [(1, 1, k), (n, anchors, 1)]
     weights = [
-        None if random.random() < 0.5 else torch.rand(random.choice([(1, 1, k), (n, anchors, 1)])).expand(n, anchors, k)
-        for _ in range(2)
+        None if random.random() < 0.5 else torch.rand(random.choice(narrow)).expand(n, anchors, k) for _ in range(2)
     ]
     extremes = torch.randn(n, 2, 4) if random.random() < 0.3 else None
     numbers = torch.tensor([1.0, 12.0, 0.5, 6.0], dtype=torch.float64)

@@ -142,7 +142,7 @@ def test_a_label_that_is_no_class_counts_as_ignored_where_it_is_not_looked_at(lo
         ):
             near(found, wanted)
         near(torch.vmap(lambda a, b, o=options: loss(a, b, **o))(x[None], wrong[None]), loss(x, ignored)[None])
-    with pytest.raises(ValueError, match="^labels must be -1"):
+    with pytest.raises(ValueError, match=r"^labels must be -1"):
         loss(x, wrong)
 
 

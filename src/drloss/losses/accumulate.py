@@ -7,7 +7,6 @@ whole vectors; against the second, a sum is taken over blocks of fixed length, e
 in float64. That total is also right where a sum of float32 drifts: 6e-2 over 16 million terms in one running sum.
 """
 
-import torch
 from torch import Tensor
 
 _LANES = 32  # two AVX-512 registers of float32: what torch's vector loop takes at a time

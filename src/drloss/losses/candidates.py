@@ -93,8 +93,8 @@ def split_candidates(
     Returns:
         Candidates: M >= A positives for integer labels and >= A * K for dense targets; M >= A * K negatives.
     Raises:
-        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator, in
-            compiled code and within torch.func values are not looked at; see :func:`drloss.dr_loss` for what counts.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator,
+            in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
         TypeError: if something is no tensor.
     """
     return candidates_of(
@@ -131,7 +131,11 @@ def _from_labels(
     positive = logits.gather(2, own_class).squeeze(2)
     if pos_weights is not None:
         pos_weights = pos_weights.gather(2, own_class).squeeze(2)
-    return (positive, (labels > 0) & known, pos_weights), (-logits.flatten(1), negative_mask.flatten(1), _flat(neg_weights))
+    return (positive, (labels > 0) & known, pos_weights), (
+        -logits.flatten(1),
+        negative_mask.flatten(1),
+        _flat(neg_weights),
+    )
 
 
 def _from_dense_targets(

@@ -57,8 +57,8 @@ def check_inputs(
     """Check what all losses are given; see :func:`drloss.losses.candidates.split_candidates` for what may be.
 
     Raises:
-        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator, in
-            compiled code and within torch.func values are not looked at; see :func:`drloss.dr_loss` for what counts.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator,
+            in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
         TypeError: if something is no tensor.
     """
     require_choice("scope", scope, SCOPES)

@@ -456,4 +456,6 @@ class _ForwardGradients(_Gradients):
         coefficients, *rest = ctx.saved_tensors
         if factors is None:
             factors = torch.zeros_like(coefficients[:, 0, 0])
-        return tuple(_gradients(factors, coefficients, [x.detach() for x in rest[6:]], *rest[:6], *ctx.options.of_gradients))
+        return tuple(
+            _gradients(factors, coefficients, [x.detach() for x in rest[6:]], *rest[:6], *ctx.options.of_gradients)
+        )
