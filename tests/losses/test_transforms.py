@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated"),
     pytest.mark.filterwarnings("ignore:The .grad attribute"),
 ]
+NAN = torch.tensor(-1, dtype=torch.int32).view(torch.float32)  # with a payload
 FUSED = [
     pytest.param(loss, options | {"backend": b.values[0]}, marks=b.marks)
     for b in (CPU, pytest.param("chunked"), pytest.param("torch"))
@@ -149,7 +150,7 @@ def test_a_label_that_is_no_class_counts_as_ignored_where_it_is_not_looked_at(lo
 @pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
 @pytest.mark.parametrize("loss", [dr_loss, focal_loss])
 def test_an_infinite_logit_is_seen_unless_it_is_a_masked_class(backend, loss):
-    for value, anchor, k in ((torch.inf, 0, 0), (-torch.inf, 0, 0), (torch.inf, 1, 1)):
+    for value, anchor, k in ((torch.inf, 0, 0), (-torch.inf, 0, 0), (torch.inf, 1, 1), (NAN, 1, 1)):
         x, y = torch.zeros(2, 3, 2), torch.tensor([[1, 0, -1], [1, 0, -1]])
         x[1, 2] = torch.inf  # ignored
         x[:, 1, 0] = -torch.inf  # masked

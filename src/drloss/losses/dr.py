@@ -128,9 +128,9 @@ def dr_loss(
         ValueError: if a parameter, a dtype, a shape or (on the CPU) a label or weight is out of range.
         TypeError: if logits or labels are no tensors.
 
-    Values are not looked at on an accelerator, nor where torch compiles, exports, traces or transforms. There, in every
-    backend, an integer label outside of -1..K counts as -1, a dense target is positive where it is above 0 and negative
-    elsewhere, and a prior's weight that is no finite number of at least 0 counts as 0.
+    Values are not looked at on an accelerator, nor where torch compiles, exports, traces or transforms. There, in
+    every backend, an integer label outside of -1..K counts as -1, a dense target is positive where it is above 0 and
+    negative elsewhere, and a prior's weight that is no finite number of at least 0 counts as 0.
 
     A logit of −∞ at a negative, a masked class, is its limit: no loss and no gradient. Any other infinite logit of a
     candidate comes from an overflow, and makes the loss NaN.

@@ -39,7 +39,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 static inline vf splat(float x) { return x - (vf){0}; }
 static inline vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* 2^(x * scale) for results between 2^-126 and 2^126, to 2 units in the last place. NaN stays NaN. */
+/* 2^(x * scale) for results between 2^-126 and 2^126, to 2 units in the last place. The usual NaN stays NaN. */
 static inline vf power(vf x, vf scale) {
     vf n = x * scale + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
     vi bits = (vi)n << 23;
@@ -163,7 +163,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
             vi there = left < LANES ? COUNT < (int32_t)left : ONES;
             vf y = left < LANES ? load_part(x, i + j, left, bf16) : load(x, i + j, bf16);
             y = (vf)((vi)y ^ flip);
-            y = (vf)((vi)y | (y == inf) | (y == other)); /* all bits set: a NaN */
+            y = choose(~(y < inf) | (y == other), splat(__builtin_nanf("")), y); /* the NaN that power() keeps */
             vf o = splat(1.0f), v, w, d, slope, term;
             if (!plain) {
                 if (weights) o = left < LANES ? load_part(weights, j, left, 0) : load(weights, j, 0);
