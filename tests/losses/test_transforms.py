@@ -159,7 +159,7 @@ def test_an_infinite_logit_is_seen_unless_it_is_a_masked_class(backend, loss):
         gradient = gradient_of(x, y, loss=loss, backend=backend)
         assert gradient[0].isnan().any()
         assert gradient[1].isfinite().all()
-        assert gradient[1, 1, 0] == 0
+        assert gradient[1, 1, 0].abs() < 1e-37
 
 
 def test_appendix_a_of_a_compiled_label_stays_within_bounds():

@@ -204,7 +204,7 @@ def _part(problem: Problem, chunk: _Chunk, sign: int) -> Part:
 
 
 def _uniform(problem: Problem, labels: Tensor, x: Tensor) -> bool:
-    """Whether all of a chunk are negatives of prior 1, none +∞: nearly all are, and on a CPU it costs little to look."""
+    """Whether all of a chunk are negatives of prior 1, none +∞: nearly all are, and on a CPU looking costs little."""
     if problem.weights[1] is not None or problem.extremes is not None or x.dtype == torch.float64:
         return False
     if x.device.type != "cpu" or x.numel() != padded_length(1, x.numel()):
