@@ -1,6 +1,6 @@
 """A detector's weights in files: exported as safetensors, and taken from other detectors or ImageNet classifiers.
 
-Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.tensorfiles`. A detector is
+Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.io.untrusted`. A detector is
 built only where the file has its weights, so that a description cannot ask for more memory than the file's size.
 """
 
@@ -20,8 +20,8 @@ from torchvision.models import get_model_weights
 from drloss.detector.config import DetectorConfig, check_detector
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError, first_line
-from drloss.files import write_atomic
-from drloss.tensorfiles import read_metadata, read_pt, read_safetensors, require_new_torch
+from drloss.io.atomic import write_atomic
+from drloss.io.untrusted import read_metadata, read_pt, read_safetensors, require_new_torch
 
 FORMAT = "drloss.detector/1"
 _BODY = "backbone.body."

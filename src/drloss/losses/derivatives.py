@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import Function, forward_ad
 
-from drloss.losses.accumulate import total
+from drloss.losses.summation import total
 
 
 def forward_mode() -> bool:
