@@ -27,6 +27,14 @@ def random_case(seed, *, n=2, a=30, k=3, scale=3.0, dtype=torch.float64, values=
     return logits, labels
 
 
+def with_masked_classes(logits, labels):
+    """Logits whose first class is masked by -inf at three anchors if it is a negative, and +inf if it is ignored."""
+    for n, a in ((0, 0), (0, 1), (1, 2)):
+        if labels[n, a] != 1:
+            logits[n, a, 0] = torch.inf if labels[n, a] == -1 else -torch.inf
+    return logits
+
+
 def gradient_of(logits, labels, loss=dr_loss, **options):
     """Gradient of the sum over images."""
     leaf = logits.detach().clone().requires_grad_()

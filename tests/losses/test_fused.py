@@ -335,7 +335,8 @@ def test_operators_are_registered_as_torch_asks():
     logits, labels = random_case(16, dtype=torch.float32)
     for extremes in (None, torch.tensor([0.0, 1.0, -1.0, 0.5]).repeat(2, 2, 1)):
         arguments = ([logits, logits[:, :0].contiguous()], labels, None, None, None, extremes)
-        rest = ([1.0, 2.0], 3, "dr", "chunked", "logistic", "exact", [0.5, 6.0], False)
+        numbers = torch.tensor([1.0, 2.0, 0.5, 6.0], dtype=torch.float64)
+        rest = (numbers, 3, "dr", "chunked", "logistic", "exact", False)
         library.opcheck(torch.ops.drloss.losses.default, (*arguments, *rest))
         backward = (torch.ones(2), torch.ones(2, 2, 2), *arguments, *rest[:4])
         library.opcheck(torch.ops.drloss.gradients.default, backward)

@@ -240,9 +240,9 @@ def test_ap_loss_ranks_the_whole_batch_by_default():
     assert ap_loss(logits, labels) != ap_loss(logits, labels, scope="per_image")
 
 
-def test_infinite_logits_are_ranked_too():
-    logits = torch.tensor([[[math.inf], [-math.inf], [0.0]]], requires_grad=True)
-    loss = ap_loss(logits, torch.tensor([[0, 1, 0]]))
+def test_masked_classes_and_huge_logits_are_ranked_too():
+    logits = torch.tensor([[[1e38], [-100.0], [0.0], [-math.inf]]], requires_grad=True)
+    loss = ap_loss(logits, torch.tensor([[0, 1, 0, 0]]))
     loss.backward()
     assert loss.item() == pytest.approx(2 / 3)
     assert logits.grad.isfinite().all()

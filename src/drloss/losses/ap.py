@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from drloss.losses.candidates import CandidateSet, reduce_images, split_candidates
+from drloss.losses.derivatives import with_slopes
 from drloss.losses.inputs import Levels
 from drloss.losses.module import ImageLoss
 from drloss.losses.pairs import SortedSums
 from drloss.losses.parameters import require_positive
-from drloss.losses.summation import last_derivative, wide
+from drloss.losses.summation import wide
 
 _FARTHEST = 1e4  # logits are cut here, so that sums stay finite
 
@@ -66,9 +67,12 @@ def ap_loss(
         raise ValueError(f"interpolate must be True or False, got {interpolate!r}")
     candidates = split_candidates(logits, labels, ignore, scope=scope)
     positive, negative = candidates.positive, candidates.negative
-    losses: Tensor = _AveragePrecision.apply(
-        positive.signed, negative.signed, _present(positive), _present(negative), delta, interpolate
-    )[0]
+    signed = [positive.signed, negative.signed]
+    with torch.no_grad():
+        value, *updates = _average_precision(
+            *[x.detach() for x in signed], _present(positive), _present(negative), delta, interpolate
+        )
+    losses = with_slopes(value, updates, signed, "AP-loss")
     return reduce_images(losses.squeeze(1).to(positive.signed.dtype), reduction)
 
 
@@ -77,37 +81,27 @@ def _present(candidates: CandidateSet) -> Tensor:
     return wide(candidates.prior & ~candidates.empty)
 
 
-class _AveragePrecision(torch.autograd.Function):
-    @staticmethod
-    def forward(positive, negative, pos_there, neg_there, delta, interpolate):  # type: ignore[no-untyped-def]
-        s, order = wide(positive).clamp(-_FARTHEST, _FARTHEST).sort(dim=1)  # ascending, absent ones last
-        there = pos_there.gather(1, order)
-        against = wide(negative).clamp(-_FARTHEST, _FARTHEST)  # -s_j: small is hard
-        rank = 0.5 + _ramps(SortedSums(-s.flip(1), there.flip(1), sort=False), -s, delta)  # H(0) = 1/2 is i itself
-        false = _ramps(SortedSums(against, neg_there), -s, delta)
-        precision = rank / (rank + false)
-        best = precision.cummax(dim=1).values if interpolate else precision
-        scale = torch.where(best > precision, (1 - best) / (1 - precision), 1.0)
-        count = there.sum(dim=1, keepdim=True).clamp(min=1)
-        to_positive = -(1 - best) * there / count
-        to_negative = _ramps(SortedSums(s, there * scale / (rank + false) / count, sort=False), -against, delta)
-        # The signed logit of a negative is -s_j.
-        return (
-            ((1 - best) * there).sum(dim=1, keepdim=True) / count,
-            torch.zeros_like(s).scatter(1, order, to_positive).to(positive.dtype),
-            (-to_negative * neg_there).to(negative.dtype),
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs[:2], *output[1:])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        saved = ctx.saved_tensors  # to be read once, where a checkpoint recomputes them
-        found = zip(saved[:2], saved[2:], strict=True)
-        return *(last_derivative(g * grad.to(g.dtype), x, "AP-loss") for x, g in found), None, None, None, None
+def _average_precision(
+    positive: Tensor, negative: Tensor, pos_there: Tensor, neg_there: Tensor, delta: float, interpolate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (N, 1) float64 and the update of the signed logits of both sets, (N, M) each."""
+    s, order = wide(positive).clamp(-_FARTHEST, _FARTHEST).sort(dim=1)  # ascending, absent ones last
+    there = pos_there.gather(1, order)
+    against = wide(negative).clamp(-_FARTHEST, _FARTHEST)  # -s_j: small is hard
+    rank = 0.5 + _ramps(SortedSums(-s.flip(1), there.flip(1), sort=False), -s, delta)  # H(0) = 1/2 is i itself
+    false = _ramps(SortedSums(against, neg_there), -s, delta)
+    precision = rank / (rank + false)
+    best = precision.cummax(dim=1).values if interpolate else precision
+    scale = torch.where(best > precision, (1 - best) / (1 - precision), 1.0)
+    count = there.sum(dim=1, keepdim=True).clamp(min=1)
+    to_positive = -(1 - best) * there / count
+    to_negative = _ramps(SortedSums(s, there * scale / (rank + false) / count, sort=False), -against, delta)
+    # The signed logit of a negative is -s_j.
+    return (
+        ((1 - best) * there).sum(dim=1, keepdim=True) / count,
+        torch.zeros_like(s).scatter(1, order, to_positive).to(positive.dtype),
+        (-to_negative * neg_there).to(negative.dtype),
+    )
 
 
 def _ramps(sources: SortedSums, s: Tensor, delta: float) -> Tensor:

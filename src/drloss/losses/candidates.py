@@ -17,7 +17,7 @@ one negative of score 0. So the rule is the same in every loss, and the graph st
 """
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -49,31 +49,15 @@ class CandidateSet:
     @property
     def easiness(self) -> Tensor:
         """(N, M) score of a positive, 1 minus the score of a negative."""
-        easiness: Tensor = _Sigmoid.apply(self.signed)
-        return easiness
+        # As the sigmoid of the negative one of x and -x: torch's slope, y (1 - y), is 0 in float32 from x = 17 on.
+        below = self.signed < 0
+        smaller = torch.where(below, self.signed, -self.signed).sigmoid()
+        return torch.where(below, smaller, 1 - smaller)
 
     @property
     def count(self) -> Tensor:
         """(N, 1) int64, candidates with a positive prior."""
         return (self.prior > 0).sum(dim=1, keepdim=True) - self.empty.long()
-
-
-class _Sigmoid(torch.autograd.Function):
-    """Sigmoid with the slope σ(x) σ(-x): torch's, y (1 - y), is 0 in float32 from x = 17 on."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.sigmoid()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        (x,) = ctx.saved_tensors
-        slope: Tensor = _Sigmoid.apply(x) * _Sigmoid.apply(-x)
-        return grad * slope
 
 
 @dataclass(frozen=True)
@@ -109,8 +93,8 @@ def split_candidates(
     Returns:
         Candidates: M >= A positives for integer labels and >= A * K for dense targets; M >= A * K negatives.
     Raises:
-        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator
-            values are not looked at, because that would stop and wait for the device.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator,
+            in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
         TypeError: if something is no tensor.
     """
     return candidates_of(
@@ -129,7 +113,8 @@ def candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str
         assert inputs.targets is not None
         positive, negative = _from_dense_targets(logits, inputs.targets, inputs.ignore, *inputs.weights)
     return Candidates(
-        positive=_candidate_set(*positive, pos_prior, scope), negative=_candidate_set(*negative, neg_prior, scope)
+        positive=_candidate_set(_without(positive[0].isinf(), positive[0]), *positive[1:], pos_prior, scope),
+        negative=_candidate_set(_without(negative[0] == -inf, negative[0]), *negative[1:], neg_prior, scope),
     )
 
 
@@ -140,12 +125,17 @@ def _from_labels(
     logits: Tensor, labels: Tensor, pos_weights: Tensor | None, neg_weights: Tensor | None
 ) -> tuple[_Part, _Part]:
     classes = torch.arange(1, logits.shape[2] + 1, device=logits.device)
-    negative_mask = (labels.unsqueeze(2) != classes) & (labels >= 0).unsqueeze(2)
-    own_class = (labels - 1).clamp(min=0).unsqueeze(2)
+    known = labels <= logits.shape[2]  # where labels are not looked at
+    negative_mask = (labels.unsqueeze(2) != classes) & ((labels >= 0) & known).unsqueeze(2)
+    own_class = (labels - 1).clamp(0, logits.shape[2] - 1).unsqueeze(2)
     positive = logits.gather(2, own_class).squeeze(2)
     if pos_weights is not None:
         pos_weights = pos_weights.gather(2, own_class).squeeze(2)
-    return (positive, labels > 0, pos_weights), (-logits.flatten(1), negative_mask.flatten(1), _flat(neg_weights))
+    return (positive, (labels > 0) & known, pos_weights), (
+        -logits.flatten(1),
+        negative_mask.flatten(1),
+        _flat(neg_weights),
+    )
 
 
 def _from_dense_targets(
@@ -160,6 +150,11 @@ def _from_dense_targets(
         (flat, positive_mask.flatten(1), _flat(pos_weights)),
         (-flat, negative_mask.flatten(1), _flat(neg_weights)),
     )
+
+
+def _without(overflown: Tensor, signed: Tensor) -> Tensor:
+    """NaN, in the gradient too, in place of infinite logits that are no masked classes."""
+    return signed + torch.where(overflown, nan, 0.0)
 
 
 def _flat(weights: Tensor | None) -> Tensor | None:

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from drloss.losses.candidates import CandidateSet, keep_hardest
+from drloss.losses.derivatives import with_slopes
 from drloss.losses.inputs import values_can_be_checked
 from drloss.losses.parameters import require_choice, require_positive, require_share
-from drloss.losses.summation import last_derivative, spread, total, wide
+from drloss.losses.summation import spread, total, wide
 
 REGULARIZERS = ("kl", "chi2", "cvar")
 WEIGHTS_GRADS = ("exact", "detached", "dual")
@@ -263,7 +264,8 @@ class Drift:
         easiness, prior = candidates.easiness, candidates.prior
         if self.radius is not None:
             q: Tensor = self.weights(easiness.detach(), prior)
-            return _OptimalExpectation.apply(easiness, q)  # type: ignore[no-any-return]
+            # At the optimal q of a constraint the gradient is q itself (envelope theorem), whatever λ does.
+            return with_slopes(total(q * easiness.detach()), [q], [easiness], "a radius")
         if self.weights_grad == "detached" or self.regularizer == "cvar":
             return expected_easiness(easiness, self.weights(easiness.detach(), prior))
         if self.regularizer == "chi2":
@@ -282,23 +284,6 @@ class Drift:
         # From the hardest candidate on: λ divides differences of u, which must not be those of rounded sums.
         hardest = easiness.detach().amin(dim=1, keepdim=True)
         return wide(hardest) + total(terms * (easiness - hardest)) / total(terms)
-
-
-class _OptimalExpectation(torch.autograd.Function):
-    """Σ q u at the optimal q of a constraint: its gradient is q itself (envelope theorem), whatever λ does."""
-
-    @staticmethod
-    def forward(easiness: Tensor, weights: Tensor) -> Tensor:
-        return total(weights * easiness)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        easiness, weights = ctx.saved_tensors
-        return last_derivative(weights * grad.to(weights.dtype), easiness, "a radius"), None
 
 
 def _terms(easiness: Tensor, prior: Tensor, lam: float | Tensor) -> Tensor:

@@ -128,8 +128,16 @@ def dr_loss(
         ValueError: if a parameter, a dtype, a shape or (on the CPU) a label or weight is out of range.
         TypeError: if logits or labels are no tensors.
 
+    Values are not looked at on an accelerator, nor where torch compiles, exports, traces or transforms. There, in
+    every backend, an integer label outside of -1..K counts as -1, a dense target is positive where it is above 0 and
+    negative elsewhere, and a prior's weight that is no finite number of at least 0 counts as 0.
+
+    A logit of −∞ at a negative, a masked class, is its limit: no loss and no gradient. Any other infinite logit of a
+    candidate comes from an overflow, and makes the loss NaN.
+
     Half-precision logits are widened before the sigmoid, so that autocast changes nothing but their rounding. The
-    pairing ``"all_pairs"``, a radius and the fused backends can be differentiated once, everything else twice.
+    pairing ``"all_pairs"``, a radius and the fused backends can be differentiated once by the logits, in reverse or
+    forward mode, and raise RuntimeError for a second time; everything else twice.
 
     >>> import torch
     >>> labels = torch.tensor([[1, 0, 0, -1], [0, 2, 2, 0]])
@@ -271,5 +279,5 @@ def dr_gradient(
     outer = (smoothness * z).sigmoid().to(slopes[0].dtype)
     # z falls with either easiness; a negative's easiness falls with its logit.
     gradient = (outer * slopes[1])[:, : a * k].reshape(n, a, k)
-    own_class = (labels.to(torch.int64) - 1).clamp(min=0).unsqueeze(2)
+    own_class = (labels.to(torch.int64) - 1).clamp(0, k - 1).unsqueeze(2)
     return gradient.scatter_add(2, own_class, -(outer * slopes[0])[:, :a].unsqueeze(2))

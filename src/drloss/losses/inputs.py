@@ -7,6 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from drloss.losses.derivatives import transformed
 from drloss.losses.parameters import require_choice, require_count
 
 SCOPES = ("per_image", "pooled")
@@ -57,8 +58,8 @@ def check_inputs(
     """Check what all losses are given; see :func:`drloss.losses.candidates.split_candidates` for what may be.
 
     Raises:
-        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator
-            values are not looked at, because that would stop and wait for the device.
+        ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator,
+            in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
         TypeError: if something is no tensor.
     """
     require_choice("scope", scope, SCOPES)
@@ -167,7 +168,10 @@ def _prior_weights(
         )
     if prior.is_complex() or prior.dtype == torch.bool:
         raise ValueError(f"{name} as weights must be numbers, got {prior.dtype}")
-    if values_can_be_checked(prior) and not bool(((prior >= 0) & (prior < inf)).all()):
+    counted = (prior >= 0) & (prior < inf)
+    if not values_can_be_checked(prior):
+        prior = torch.where(counted, prior, 0)
+    elif not bool(counted.all()):
         raise ValueError(
             f"{name} as weights must be finite and not negative, got values from {float(prior.min()):g} "
             f"to {float(prior.max()):g}"
@@ -205,5 +209,7 @@ def join(name: str, parts: Levels) -> Tensor:
 
 
 def values_can_be_checked(values: Tensor) -> bool:
-    """Whether looking at a tensor's values costs no waiting for a device."""
-    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
+    """Whether a tensor has values to look at, outside the compiler and torch.func, and no device to wait for."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed(values):
+        return False
+    return values.device.type == "cpu" and values.numel() > 0

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from drloss.losses.candidates import CandidateSet
-from drloss.losses.summation import block_length, last_derivative, total, wide
+from drloss.losses.derivatives import with_slopes
+from drloss.losses.summation import block_length, total, wide
 from drloss.losses.surrogates import logistic
 
 _CHUNK = 10 * block_length(1)  # candidates worked on at a time, in float64
@@ -83,35 +84,16 @@ def all_pairs_loss(
         _LogisticPairs(smoothness, margin) if surrogate == "logistic" else _PiecewisePairs(surrogate, rho, margin)
     )
     easiness = [s.easiness for s in (positive, negative)]
-    value: Tensor = _AllPairs.apply(*easiness, _share(positive), _share(negative), of_pairs)[0]
-    return value
+    shares = [_share(positive), _share(negative)]
+    with torch.no_grad():
+        value, slopes = of_pairs(*[wide(u.detach()) for u in easiness], *shares)
+        # z falls by as much as u rises
+        by_easiness = [-(o * s).to(u.dtype) for o, s, u in zip(shares, slopes, easiness, strict=True)]
+    return with_slopes(value, by_easiness, easiness, "pairing 'all_pairs'")
 
 
 def _share(candidates: CandidateSet) -> Tensor:
     return wide(candidates.prior) / total(candidates.prior)
-
-
-class _AllPairs(torch.autograd.Function):
-    """Value in the forward, with the gradients worked out beside it: they need the same sums."""
-
-    @staticmethod
-    def forward(positive, negative, pos_share, neg_share, of_pairs):  # type: ignore[no-untyped-def]
-        value, slopes = of_pairs(wide(positive), wide(negative), pos_share, neg_share)
-        # z falls by as much as u rises
-        of_positive, of_negative = -(pos_share * slopes[0]), -(neg_share * slopes[1])
-        return value, of_positive.to(positive.dtype), of_negative.to(negative.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs[:2], *output[1:])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        saved = ctx.saved_tensors  # to be read once, where a checkpoint recomputes them
-        found = zip(saved[:2], saved[2:], strict=True)
-        gradients = [last_derivative(g * grad.to(g.dtype), u, "pairing 'all_pairs'") for u, g in found]
-        return *gradients, None, None, None
 
 
 class _PiecewisePairs:
@@ -165,14 +147,14 @@ class _LogisticPairs:
 
     def _moments(self, easiness: Tensor, share: Tensor) -> Tensor:
         """(N, n) means of the Chebyshev polynomials $T_k(2u - 1)$."""
-        moments = torch.zeros(easiness.shape[0], self.nodes, dtype=easiness.dtype, device=easiness.device)
+        moments = [torch.zeros_like(easiness[:, :1])] * self.nodes
         for u, o in zip(torch.split(easiness, _CHUNK, dim=1), torch.split(share, _CHUNK, dim=1), strict=True):
             y = 2 * u - 1
             before, now = o, o * y
             for k in range(self.nodes):
-                moments[:, k : k + 1] += total(before)
+                moments[k] = moments[k] + total(before)
                 before, now = now, 2 * y * now - before
-        return moments
+        return torch.cat(moments, dim=1)
 
 
 def _derivative(coefficients: Tensor, easiness: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a parameter of a loss may be, and the words for what it may not."""
 
 from collections.abc import Collection
-from math import isfinite
+from math import inf
 from typing import Any
 
 
@@ -14,21 +14,21 @@ def require_choice(name: str, value: Any, allowed: Collection[str]) -> None:
 def require_positive(**parameters: Any) -> None:
     """Raise ValueError for the first parameter that is not a positive, finite number."""
     for name, value in parameters.items():
-        if not (_is_number(value) and isfinite(value) and value > 0):
+        if not (_is_number(value) and 0 < value < inf):
             raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
 def require_not_negative(**parameters: Any) -> None:
     """Raise ValueError for the first parameter that is not a finite number of at least 0."""
     for name, value in parameters.items():
-        if not (_is_number(value) and isfinite(value) and value >= 0):
+        if not (_is_number(value) and 0 <= value < inf):
             raise ValueError(f"{name} must be finite and not negative, got {value!r}")
 
 
 def require_finite(**parameters: Any) -> None:
     """Raise ValueError for the first parameter that is not a finite number."""
     for name, value in parameters.items():
-        if not (_is_number(value) and isfinite(value)):
+        if not (_is_number(value) and -inf < value < inf):
             raise ValueError(f"{name} must be finite, got {value!r}")
 
 

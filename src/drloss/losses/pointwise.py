@@ -187,9 +187,10 @@ def quality_focal_loss(
     require_not_negative(beta=beta)
     if 0 < beta < 1:
         raise ValueError(f"beta must be 0 or at least 1, got {beta!r}")
-    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    inputs = check_inputs(logits, labels, ignore, None, None, scope)
+    candidates = candidates_of(inputs, None, None, scope)
     x = candidates.positive.signed
-    y = _quality(quality, labels, scope, like=x)
+    y = _quality(quality, inputs, like=x)
     # x is +∞ where there is no positive; y is 1 there, so that both factors are 0.
     soft = y * _cross_entropy(x) + torch.where(y < 1, (1 - y) * functional.softplus(x), 0.0)
     losses = total((y - x.sigmoid()).abs() ** beta * torch.where(x == torch.inf, 0.0, soft))
@@ -211,27 +212,29 @@ def _power_of_hardness(signed: Tensor, exponent: float) -> Tensor:
 def _hardest(negative: CandidateSet, count: Tensor) -> Tensor:
     """1 at the ``count`` (N, 1) hardest candidates of each row, a share of 1 at those tied for the last place."""
     length = negative.signed.shape[1]
-    # On a CPU the number may be looked at; elsewhere that would wait for the device, so all are sorted.
-    most = max(int(count.max()), 1) if count.device.type == "cpu" and count.numel() else length
+    # Where the number may not be looked at, all are sorted.
+    most = max(int(count.max()), 1) if values_can_be_checked(count) else length
     hardest = negative.signed.detach().topk(most, dim=1, largest=False).values
     threshold = hardest.gather(1, (count - 1).clamp(min=0))
     return keep_hardest(negative.signed, negative.prior, threshold, count)
 
 
-def _quality(quality: Levels | None, labels: Levels, scope: str, like: Tensor) -> Tensor:
+def _quality(quality: Levels | None, inputs: Inputs, like: Tensor) -> Tensor:
     """Quality as (N, M) beside the positive candidates, 1 where nothing is said."""
     if quality is None:
         return torch.ones_like(like)
     if not isinstance(quality, Tensor):
         quality = torch.cat(list(quality), dim=1)
-    labels = labels if isinstance(labels, Tensor) else torch.cat(list(labels), dim=1)
-    shape, positive = labels.shape, labels > 0
+    labels = inputs.targets if inputs.labels is None else inputs.labels
+    assert labels is not None
+    shape = labels.shape
     if len(shape) != 2 or quality.shape != shape or not quality.is_floating_point():
         raise ValueError(
             f"quality must be floating point of shape (N, A) and go with integer labels (N, A), got {quality.dtype} "
             f"{tuple(quality.shape)} with labels {tuple(shape)}"
         )
-    of_positives = torch.where(positive.to(quality.device), quality.detach(), 1.0)
+    positive = ((labels > 0) & (labels <= inputs.classes)).to(quality.device)
+    of_positives = torch.where(positive, quality.detach(), 1.0)
     if values_can_be_checked(quality) and not bool(((of_positives >= 0) & (of_positives <= 1)).all()):
         raise ValueError(
             f"quality must lie in [0, 1] at the positive anchors, got values from {float(of_positives.min()):g} to "

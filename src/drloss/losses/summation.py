@@ -7,9 +7,6 @@ whole vectors; against the second, a sum is taken over blocks of fixed length, e
 in float64. That total is also right where a sum of float32 drifts: 6e-2 over 16 million terms in one running sum.
 """
 
-from math import gcd
-
-import torch
 from torch import Tensor
 
 _LANES = 32  # two AVX-512 registers of float32: what torch's vector loop takes at a time
@@ -19,7 +16,10 @@ _SERIAL = 32_768  # torch's grain: fewer elements are left to one thread
 
 def block_length(rows: int) -> int:
     """Elements that a row of ``rows`` rows is padded to a multiple of: 26,880 over their common divisor with 840."""
-    return _LANES * (_PARTS // gcd(rows, _PARTS))
+    common, rest = _PARTS, rows
+    while rest:  # Euclid's, and not math's: the compiler may know the rows as a symbol
+        common, rest = rest, common % rest
+    return _LANES * (_PARTS // common)
 
 
 def padded_length(rows: int, length: int) -> int:
@@ -54,31 +54,3 @@ def _blocks(x: Tensor) -> int:
     rows, length = x.shape
     block = block_length(max(rows, 1))
     return length // block if length > block and length % block == 0 else 1
-
-
-class LastDerivative(torch.autograd.Function):
-    """A gradient that cannot be differentiated again, and says so where somebody tries.
-
-    torch's ``once_differentiable`` does so only where the incoming gradient depends on the input; where it is a
-    constant, a second derivative would silently lack a term. So the gradient is tied to its input here.
-    """
-
-    @staticmethod
-    def forward(gradient: Tensor, of: Tensor, what: str) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.what = inputs[2]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        raise RuntimeError(f"{ctx.what} can be differentiated once, not twice")
-
-
-def last_derivative(gradient: Tensor, of: Tensor, what: str) -> Tensor:
-    """``gradient``, as the last one with respect to ``of``; ``what`` is named in the error."""
-    if not torch.is_grad_enabled():
-        return gradient
-    tied: Tensor = LastDerivative.apply(gradient, of, what)
-    return tied

@@ -184,12 +184,14 @@ def _part(problem: Problem, chunk: _Chunk, sign: int) -> Part:
         if sign and _uniform(problem, labels, x):
             return Part(x.flatten().float(), None, None)
         if sign:
-            there = (labels != torch.arange(1, problem.classes + 1, device=labels.device)) & (labels >= 0)
+            counted = (labels >= 0) & (labels <= problem.classes)
+            there = (labels != torch.arange(1, problem.classes + 1, device=labels.device)) & counted
         else:
-            own = (labels - 1).clamp(min=0)
-            there, x = labels > 0, x.gather(1, own)
+            own = (labels - 1).clamp(0, problem.classes - 1)
+            there, x = (labels > 0) & (labels <= problem.classes), x.gather(1, own)
     x = x if x.dtype == torch.float64 else x.float()
     y = x if sign else -x
+    y = torch.where(y == torch.inf if sign else y.isinf(), torch.nan, y)  # but for a masked class
     weights = problem.weights[sign]
     prior = there.to(x.dtype)
     if weights is not None:
@@ -202,10 +204,12 @@ def _part(problem: Problem, chunk: _Chunk, sign: int) -> Part:
 
 
 def _uniform(problem: Problem, labels: Tensor, x: Tensor) -> bool:
-    """Whether all of a chunk are negatives of prior 1: nearly all are, and on a CPU it costs nothing to look."""
+    """Whether all of a chunk are negatives of prior 1, none +∞: nearly all are, and on a CPU looking costs little."""
     if problem.weights[1] is not None or problem.extremes is not None or x.dtype == torch.float64:
         return False
-    return x.device.type == "cpu" and x.numel() == padded_length(1, x.numel()) and not bool(labels.any())
+    if x.device.type != "cpu" or x.numel() != padded_length(1, x.numel()):
+        return False
+    return not bool(labels.any()) and bool(x.amax() < torch.inf)
 
 
 def _padded(x: Tensor) -> Tensor:

@@ -13,6 +13,9 @@
  *
  *     Z = sum o v^gamma softplus(y),   M = sum o,   dloss/dy = alpha o v^gamma (gamma w softplus(y) + v).
  *
+ * An infinite logit that is no masked class (minus infinity at a negative) is taken for NaN where it is read, and a label
+ * outside of -1 .. K for -1: no label makes the kernels read or write anywhere but in their arrays.
+ *
  * Work is cut into blocks whose size does not depend on the number of threads; each block has its own slot for its
  * sums, and the slots are added in order. So the result is the same bits on any number of threads. Within a block 16
  * float32 lanes are added up over 4,096 candidates at most, and those sums in double.
@@ -36,7 +39,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 static inline vf splat(float x) { return x - (vf){0}; }
 static inline vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* 2^(x * scale) for results between 2^-126 and 2^126, to 2 units in the last place. NaN stays NaN. */
+/* 2^(x * scale) for results between 2^-126 and 2^126, to 2 units in the last place. The usual NaN stays NaN. */
 static inline vf power(vf x, vf scale) {
     vf n = x * scale + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
     vi bits = (vi)n << 23;
@@ -135,7 +138,7 @@ typedef struct {
     int64_t anchors, classes;
     int64_t places, per_place;         /* planes: anchor s * per_place + b, class k lies at (b * classes + k) * places + s;
                                           rows (places = 0): anchor a, class k at a * classes + k */
-    const int64_t *labels;             /* [anchors] */
+    const int64_t *labels;             /* [anchors]: 0 background, 1 .. classes; any other is ignored */
     const uint8_t *dense;              /* [anchors * classes]: 0 negative, 1 positive, 2 neither; NULL: labels count */
     const float *weights[2];           /* of positives and negatives; NULL: uniform */
     int64_t by_anchor[2], by_class[2]; /* strides of the weights */
@@ -150,6 +153,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 sums_t *sums, int task, int bf16, int plain) {
     const vi flip = (vi){0} + (positive ? (int32_t)0x80000000 : 0);
     const int hard = p->v0 > 0.5f;
+    const vf inf = splat(__builtin_inff()), other = positive ? -inf : inf; /* the y that are no results of masking */
     vf best = splat(-__builtin_inff());
     for (int64_t from = 0; from < n; from += FLUSH) {
         int64_t to = from + FLUSH < n ? from + FLUSH : n;
@@ -159,6 +163,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
             vi there = left < LANES ? COUNT < (int32_t)left : ONES;
             vf y = left < LANES ? load_part(x, i + j, left, bf16) : load(x, i + j, bf16);
             y = (vf)((vi)y ^ flip);
+            y = choose(~(y < inf) | (y == other), splat(__builtin_nanf("")), y); /* the NaN that power() keeps */
             vf o = splat(1.0f), v, w, d, slope, term;
             if (!plain) {
                 if (weights) o = left < LANES ? load_part(weights, j, left, 0) : load(weights, j, 0);
@@ -251,6 +256,12 @@ static void run(const work_t *t, int64_t i, int64_t n, int positive, const float
     t->run(t->x, t->g, i, n, positive, weights, t->level->signs, t->sums);
 }
 
+/* Label of an anchor, -1 for what is none. */
+static inline int64_t label_of(const level_t *l, int64_t a) {
+    int64_t label = l->labels[a];
+    return label >= 0 && label <= l->classes ? label : -1;
+}
+
 /* Weight of one candidate, 0 where it is not of that sign. */
 static inline float weight_of(const level_t *l, int64_t a, int64_t k, int positive) {
     int is_positive, is_negative;
@@ -258,7 +269,7 @@ static inline float weight_of(const level_t *l, int64_t a, int64_t k, int positi
         uint8_t code = l->dense[a * l->classes + k];
         is_positive = code == 1, is_negative = code == 0;
     } else {
-        int64_t label = l->labels[a];
+        int64_t label = label_of(l, a);
         is_positive = label == k + 1, is_negative = label >= 0 && !is_positive;
     }
     if (!(positive ? is_positive : is_negative)) return 0.0f;
@@ -298,14 +309,14 @@ static void rows(const work_t *t, int64_t first, int64_t last) {
             mixed(t, a * k, k, a, 0, 0, 1);
             continue;
         }
-        int64_t label = l->labels[a];
+        int64_t label = label_of(l, a);
         if (label > 0) {
             run(t, a * k, label - 1, 0, 0);
             run(t, a * k + label - 1, 1, 1, 0);
             run(t, a * k + label, k - label, 0, 0);
             continue;
         }
-        while (end < last && (label == 0 ? l->labels[end] == 0 : l->labels[end] < 0)) end++;
+        while (end < last && (label == 0 ? l->labels[end] == 0 : label_of(l, end) < 0)) end++;
         if (label == 0) run(t, a * k, (end - a) * k, 0, 0);
         else if (t->g) memset((char *)t->g + a * k * t->size, 0, (size_t)((end - a) * k * t->size));
     }

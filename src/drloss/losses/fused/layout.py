@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drloss.losses.derivatives import transformed
+
 
 @dataclass(frozen=True)
 class Level:
@@ -49,9 +51,9 @@ class Problem:
 
     Attributes:
         levels: the pyramid levels.
-        labels: (N, A) int64 contiguous, over all levels: -1 ignored, 0 background, 1..K.
+        labels: (N, A) int64 contiguous, over all levels: 0 background, 1..K; any other number is an ignored anchor.
         dense: (N, A, K) uint8 contiguous or None; if given it counts in place of the labels: 0 negative, 1 positive,
-            2 neither.
+            any other neither.
         weights: prior of positives and negatives, (N, A, K) float32, strided; None is uniform.
         extremes: (N, 2, 4) float32 of positives and negatives, or None. Score and easiness at the shift c of the
             exponent, 0 and 1 for no shift; then the least y that has a prior and the share of it that those have
@@ -84,6 +86,8 @@ class Problem:
 
 def in_place(logits: Tensor) -> Tensor:
     """The logits if the kernels can read them as they lie, else a contiguous copy."""
+    if transformed(logits):  # which cannot be asked how it lies
+        return logits.contiguous()
     channels_last = logits.ndim == 4 and logits.is_contiguous(memory_format=torch.channels_last)
     return logits if channels_last or logits.is_contiguous() else logits.contiguous()
 
@@ -111,4 +115,6 @@ def describe(
             level = Level(number, x, first, x.shape[1], 1, planes=False)
         levels.append(level)
         first += level.anchors
+    if labels.shape[1] != first or any(x.shape[0] != labels.shape[0] for x in logits):
+        raise ValueError(f"labels must have one entry for each of {first} anchors, got {tuple(labels.shape)}")
     return Problem(levels, labels, dense, (pos_weights, neg_weights), extremes, (rates[0], rates[1]), classes, kind)

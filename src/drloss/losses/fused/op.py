@@ -21,6 +21,7 @@ Each backend computes the sums and the gradient in one file of its own: ``cpu`` 
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
@@ -28,11 +29,12 @@ from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads bef
 import torch
 from torch import Tensor, library
 
+from drloss.losses.derivatives import differentiated, forward_mode, last_derivative, transformed
 from drloss.losses.fused import chunked, cpu
 from drloss.losses.fused.layout import describe, in_place
 from drloss.losses.inputs import Inputs
 from drloss.losses.parameters import require_choice
-from drloss.losses.summation import last_derivative
+from drloss.losses.summation import total
 from drloss.losses.surrogates import choose_surrogate, surrogate_slope
 
 BACKENDS = ("auto", "torch", "cpu", "triton", "chunked")
@@ -120,6 +122,9 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         if inputs.ignore is not None:
             dense = dense.masked_fill(inputs.ignore.unsqueeze(2), 2)
         labels, dense = dense.new_zeros(dense.shape[:2], dtype=torch.int64), dense.contiguous()
+    # A tensor, because numbers that change between calls would be constants of a compiled graph.
+    one = torch.ones((), dtype=torch.float64)
+    numbers = torch.stack([one * number for number in (*rule.rates, *rule.numbers)])
     rest = (labels, dense, *inputs.weights)
     shifted = [rule.kind == "dr" and rate > MOST_RATE for rate in rule.rates]
     extremes = None
@@ -127,17 +132,40 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         extremes = _extremes(
             [x.detach() for x in logits], *rest, inputs.classes, mined, shifted, rule.pooled, backend
         )
-    ending = (rule.surrogate, rule.weights_grad, rule.numbers, rule.pooled)
-    options = (rule.rates, inputs.classes, rule.kind, backend, *ending)
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in logits)):
-        # The operator alone: before torch 2.15 the compiler cannot trace such a function where no gradient is wanted.
-        alone: Tensor = _losses([x.detach() for x in logits], *rest, extremes, *options)[0]
+    options = _Options(inputs.classes, rule.kind, backend, rule.surrogate, rule.weights_grad, rule.pooled)
+    if not differentiated(logits):
+        alone: Tensor = _losses([x.detach() for x in logits], *rest, extremes, numbers, *options.of_losses)[0]
         return alone
-    losses: Tensor = _Losses.apply(options, inplace, *rest, extremes, *logits)[0]
+    function = _ForwardLosses if forward_mode() else _Losses
+    losses: Tensor = function.apply(options, inplace, *rest, extremes, numbers, *logits)[0]
     return losses
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What the operators are told beside tensors."""
+
+    classes: int
+    kind: str
+    backend: str
+    surrogate: str
+    weights_grad: str
+    pooled: bool
+
+    @property
+    def of_losses(self) -> tuple[int, str, str, str, str, bool]:
+        """The last arguments of ``drloss::losses``."""
+        return self.classes, self.kind, self.backend, self.surrogate, self.weights_grad, self.pooled
+
+    @property
+    def of_gradients(self) -> tuple[int, str, str]:
+        """The last arguments of ``drloss::gradients``."""
+        return self.classes, self.kind, self.backend
+
+
 def _check_inplace(levels: list[Tensor]) -> None:
+    if any(map(transformed, levels)):
+        raise ValueError("inplace must be False within a transform of torch.func, got True")
     if any(x.is_leaf and x.requires_grad for x in levels):
         raise ValueError(
             "inplace must be False for logits that are leaves of the graph: their values would be lost, got a tensor "
@@ -235,18 +263,18 @@ def _losses(
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
     extremes: Tensor | None,
-    rates: Sequence[float],
+    numbers: Tensor,
     classes: int,
     kind: str,
     backend: str,
     surrogate: str,
     weights_grad: str,
-    numbers: Sequence[float],
     pooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (R,) and coefficients (R, 2, 2), float32."""
+    """Losses (R,) and coefficients (R, 2, 2), float32; ``numbers`` are a rule's rates and numbers, float64."""
+    *rates, first, second = numbers.tolist()
     problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
-    rule = Rule(kind, (rates[0], rates[1]), surrogate, weights_grad, (numbers[0], numbers[1]), pooled)
+    rule = Rule(kind, (rates[0], rates[1]), surrogate, weights_grad, (first, second), pooled)
     module = backend_of(backend, logits[0])
     if hasattr(module, "losses"):
         found: tuple[Tensor, Tensor] = module.losses(problem, rule)
@@ -275,14 +303,14 @@ def _gradients(
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
     extremes: Tensor | None,
-    rates: Sequence[float],
+    numbers: Tensor,
     classes: int,
     kind: str,
     backend: str,
 ) -> List[Tensor]:  # noqa: UP006
     """Gradient of each level for factors (R,), the derivative of what follows by each loss."""
     into = [torch.empty_like(level) for level in logits]
-    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, numbers.tolist(), classes, kind)
     backend_of(backend, logits[0]).gradient(problem, factors, coefficients, into)
     return into
 
@@ -302,40 +330,132 @@ def _gradients_in_place(
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
     extremes: Tensor | None,
-    rates: Sequence[float],
+    numbers: Tensor,
     classes: int,
     kind: str,
     backend: str,
 ) -> None:
     """As ``gradients``, written over the logits."""
-    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, rates, classes, kind)
+    problem = describe(logits, labels, dense, pos_weights, neg_weights, extremes, numbers.tolist(), classes, kind)
     backend_of(backend, logits[0]).gradient(problem, factors, coefficients, list(logits))
+
+
+def _one_by_one(op: Any) -> Any:
+    """The rule of an operator under vmap: each of the many problems on its own."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        found = [op(*map(partial(_pick, i), args, in_dims)) for i in range(info.batch_size)]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return type(found[0])(torch.stack(parts) for parts in zip(*found, strict=True)), type(found[0])(
+            0 for _ in found[0]
+        )
+
+    return rule
+
+
+def _pick(i: int, value: Any, dim: Any) -> Any:
+    """Entry i of an argument along the dimension that vmap has put in, if it has."""
+    if isinstance(value, (list, tuple)) and isinstance(dim, (list, tuple)):
+        return [_pick(i, v, d) for v, d in zip(value, dim, strict=True)]
+    return value.select(dim, i).contiguous() if isinstance(value, Tensor) and dim is not None else value
+
+
+for _op in (_extremes, _losses, _gradients):
+    _op.register_vmap(_one_by_one(_op))
+
+_ONCE = "a fused loss (backend 'torch' is not)"
+
+
+def _times_gradient(
+    of_levels: Sequence[Tensor | None], levels: Sequence[Tensor], coefficients: Tensor, *rest: Any
+) -> Tensor:
+    """(R,) inner products of the levels' cotangents or tangents with each loss's gradient."""
+    # In float32: without the factor that a loss is scaled by, the gradient may be too small for 16 bits.
+    wide = [x.detach().float() for x in levels]
+    gradients = _gradients(torch.ones_like(coefficients[:, 0, 0]), coefficients, wide, *rest)
+    products = [
+        total((g * v.float()).flatten(1)).squeeze(1)
+        for g, v in zip(gradients, of_levels, strict=True)
+        if v is not None
+    ]
+    by_image = torch.stack(products).sum(dim=0)
+    found = (by_image if len(coefficients) == len(by_image) else by_image.sum(dim=0, keepdim=True)).float()
+    for x in levels:
+        found = last_derivative(found, x, _ONCE)
+    return found
 
 
 class _Losses(torch.autograd.Function):
     """Losses (R,) with their gradient; the levels come last."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(options: tuple[Any, ...], inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _losses(list(tensors[5:]), *tensors[:5], *options)
+    def forward(options: _Options, inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = _losses(list(tensors[6:]), *tensors[:6], *options.of_losses)
         return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         options, ctx.inplace, *tensors = inputs
-        ctx.options = options[:4]
+        ctx.options = options
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], *tensors)
+        ctx.save_for_forward(output[1], *tensors)
 
     @staticmethod
     def backward(ctx: Any, factors: Tensor, _: Tensor) -> tuple[Any, ...]:
         coefficients, *rest = ctx.saved_tensors
-        levels = rest[5:]
-        arguments = (factors.detach(), coefficients, [x.detach() for x in levels], *rest[:5], *ctx.options)
+        levels = rest[6:]
         if ctx.inplace:
-            _gradients_in_place(*arguments)
-            gradients = [x.detach() for x in levels]
+            unscaled = [x.detach() for x in levels]
+            _gradients_in_place(factors.detach(), coefficients, unscaled, *rest[:6], *ctx.options.of_gradients)
+            gradients = [last_derivative(g, factors, "a loss with inplace=True") for g in unscaled]
+        elif torch.is_grad_enabled() or forward_mode():
+            function = _ForwardGradients if forward_mode() else _Gradients
+            gradients = function.apply(ctx.options, factors, coefficients, *rest)
         else:
-            gradients = _gradients(*arguments)
-        what = "a fused loss (backend 'torch' is not)"
-        return *[None] * 7, *[last_derivative(g, x, what) for g, x in zip(gradients, levels, strict=True)]
+            gradients = _gradients(factors, coefficients, levels, *rest[:6], *ctx.options.of_gradients)
+        return *[None] * 8, *[last_derivative(g, x, _ONCE) for g, x in zip(gradients, levels, strict=True)]
+
+
+class _ForwardLosses(_Losses):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        coefficients, *rest = ctx.saved_tensors
+        return _times_gradient(tangents[8:], rest[6:], coefficients, *rest[:6], *ctx.options.of_gradients), None
+
+
+class _Gradients(torch.autograd.Function):
+    """Gradient of each level as a function of the factors, in which it is linear."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(options: _Options, *tensors: Any) -> tuple[Tensor, ...]:
+        factors, coefficients, *rest = tensors
+        return tuple(_gradients(factors, coefficients, rest[6:], *rest[:6], *options.of_gradients))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.options, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        coefficients, *rest = ctx.saved_tensors
+        by_factors = _times_gradient(cotangents, rest[6:], coefficients, *rest[:6], *ctx.options.of_gradients)
+        return None, by_factors, *[None] * len(ctx.saved_tensors)
+
+
+class _ForwardGradients(_Gradients):
+    @staticmethod
+    def jvp(ctx: Any, _: Any, factors: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+        coefficients, *rest = ctx.saved_tensors
+        if factors is None:
+            factors = torch.zeros_like(coefficients[:, 0, 0])
+        return tuple(
+            _gradients(factors, coefficients, [x.detach() for x in rest[6:]], *rest[:6], *ctx.options.of_gradients)
+        )

@@ -150,7 +150,7 @@ def pass_over_logits(
             positive, negative = code == 1, code == 0
         else:
             positive = there & (label == k + 1)
-            negative = there & (label >= 0) & (label != k + 1)
+            negative = there & (label >= 0) & (label <= K) & (label != k + 1)
         o = (positive | negative).to(tl.float32)
         if POS_WEIGHTS:
             entry = image * pos_by_image + (first + anchor) * pos_by_anchor + k * pos_by_class
@@ -159,6 +159,8 @@ def pass_over_logits(
             entry = image * neg_by_image + (first + anchor) * neg_by_anchor + k * neg_by_class
             o = tl.where(negative, tl.load(neg_weights + entry, mask=negative, other=0.0), o)
         y = tl.where(positive, -y, y)
+        # An infinite logit that is no masked class counts as NaN.
+        y = tl.where((y == float("inf")) | (positive & (y == float("-inf"))), float("nan"), y)
         if EXTREMES:
             least = tl.where(positive, pos_least, neg_least)
             share = tl.where(positive, pos_share, neg_share)

@@ -1,0 +1,118 @@
+"""Derivatives that are worked out by hand, under every transform that torch has.
+
+A hand-written gradient is an ordinary function of what comes in (an outer factor may be differentiated, as GradNorm
+does), has its forward-mode twin (``torch.func.jvp``, ``jacfwd``, ``forward_ad``), goes through ``vmap``, and says so
+where it is asked for a derivative that it does not have.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import Function, forward_ad
+
+from drloss.losses.summation import total
+
+
+def forward_mode() -> bool:
+    """Whether tangents may be carried along: within jvp, jacfwd, hessian or a dual level.
+
+    A function with a ``jvp`` cannot be compiled, so that there is one with it and one without.
+    """
+    return forward_ad._current_level >= 0  # type: ignore[attr-defined]
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether a tensor belongs to a transform of torch.func: it may stand for many, and has no memory to look at."""
+    return not torch.compiler.is_compiling() and bool(is_functorch_wrapped_tensor(x))
+
+
+def differentiated(inputs: Sequence[Tensor]) -> bool:
+    """Whether a derivative by the inputs may be wanted.
+
+    Where none is, the compiler before torch 2.15 cannot trace an autograd function.
+    """
+    return forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
+def last_derivative(gradient: Tensor, of: Tensor, what: str) -> Tensor:
+    """``gradient``, as the last one with respect to ``of``; ``what`` is named in the error.
+
+    torch's ``once_differentiable`` does so only where the incoming gradient depends on the input; where it is a
+    constant, a second derivative would silently lack a term. So a zero that depends on the input is added, whose
+    derivative is the error.
+    """
+    if not (torch.is_grad_enabled() or forward_mode()):
+        return gradient
+    zero: Tensor = (_ForwardTie if forward_mode() else _Tie).apply(of, what)
+    return gradient + zero
+
+
+class _Tie(Function):
+    """0, whose derivative is an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(of: Tensor, what: str) -> Tensor:
+        return of.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.what = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(f"{ctx.what} can be differentiated once, not twice")
+
+
+class _ForwardTie(_Tie):
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(f"{ctx.what} can be differentiated once, not twice")
+
+
+def with_slopes(value: Tensor, slopes: Sequence[Tensor], of: Sequence[Tensor], what: str) -> Tensor:
+    """``value`` (N, 1), whose derivative by each tensor (N, M) of ``of`` is the slope (N, M) beside it, once.
+
+    Values and slopes are constants here; ``what`` is named where they are to be differentiated.
+    """
+    if not differentiated(of):
+        return value
+    function = _ForwardWithSlopes if forward_mode() else _WithSlopes
+    found: Tensor = function.apply(value.detach(), what, *[s.detach() for s in slopes], *of)
+    return found
+
+
+class _WithSlopes(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, what: str, *slopes_and_inputs: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.what, *rest = inputs
+        ctx.save_for_backward(*rest)
+        ctx.save_for_forward(*rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        half = len(ctx.saved_tensors) // 2
+        found = zip(ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True)
+        gradients = [last_derivative(slope * grad.to(slope.dtype), x, ctx.what) for slope, x in found]
+        return *[None] * (2 + half), *gradients
+
+
+class _ForwardWithSlopes(_WithSlopes):
+    @staticmethod
+    def jvp(ctx: Any, _: Any, __: Any, *tangents: Tensor | None) -> Tensor:
+        half = len(ctx.saved_tensors) // 2
+        slopes, inputs = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
+        found = sum(total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None)
+        for x in inputs:
+            found = last_derivative(found, x, ctx.what)
+        return found
