@@ -101,8 +101,9 @@ class _WithSlopes(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        half = len(ctx.saved_tensors) // 2
-        found = zip(ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True)
+        saved = ctx.saved_tensors  # to be read once, where a checkpoint recomputes them
+        half = len(saved) // 2
+        found = zip(saved[:half], saved[half:], strict=True)
         gradients = [last_derivative(slope * grad.to(slope.dtype), x, ctx.what) for slope, x in found]
         return *[None] * (2 + half), *gradients
 
@@ -110,8 +111,9 @@ class _WithSlopes(Function):
 class _ForwardWithSlopes(_WithSlopes):
     @staticmethod
     def jvp(ctx: Any, _: Any, __: Any, *tangents: Tensor | None) -> Tensor:
-        half = len(ctx.saved_tensors) // 2
-        slopes, inputs = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
+        saved = ctx.saved_tensors
+        half = len(saved) // 2
+        slopes, inputs = saved[:half], saved[half:]
         found = sum(total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None)
         for x in inputs:
             found = last_derivative(found, x, ctx.what)
