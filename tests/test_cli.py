@@ -213,7 +213,7 @@ sys.exit(main(["predict", "run", "images", "--out", "x"]))
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "torchvision is missing: pip install 'drloss[detector]'" in done.stderr
+    assert "torchvision is missing: run pip install '.[detector]' in the checkout of drloss" in done.stderr
 
 
 def test_a_run_goes_on_without_an_image_that_turns_out_to_be_damaged(tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 
 from drloss.data.shapes import open_shapes
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import resolve_norm
+from drloss.detector.start import resolve_norm
 from drloss.evaluation.inference import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS
 from drloss.ranks import join_ranks

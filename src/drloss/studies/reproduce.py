@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.detector.weights import resolve_norm
+from drloss.detector.start import resolve_norm
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.inference import run_detector
