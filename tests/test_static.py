@@ -172,9 +172,9 @@ def test_what_is_allowed_is_not_taken_for_it(tmp_path, monkeypatch, line):
     assert list(wrongs(tmp_path / "module.py")) == []
 
 
-def test_the_one_exception_is_still_there():
-    ((file, call),) = ALLOWED
-    assert f".{call}(" in (ROOT / file).read_text()
+def test_the_exceptions_are_still_there():
+    for file, call in ALLOWED:
+        assert f"{call}(" in (ROOT / file).read_text()
 
 
 @pytest.mark.soak

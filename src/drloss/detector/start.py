@@ -152,7 +152,7 @@ def _from_p3(found: dict[str, str]) -> dict[str, str]:
         if match and int(match[2]) >= first:
             renamed[f"{match[1]}{int(match[2]) - first}{match[3]}"] = name
         else:
-            renamed[f"{name} (below P3)" if match else ours] = name
+            renamed[f"below P3: {name}" if match else ours] = name
     return renamed
 
 

@@ -197,7 +197,6 @@ class _Trainer:
     def start(self) -> Start:
         """Give the model the weights that it is to start from, once."""
         if self.started is None:
-            require_space(self.out, state_size(self.model, self.config))
             self.started = initialise(self.model, self.config.weights, self.train.class_names)
         return self.started
 
