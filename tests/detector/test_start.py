@@ -191,9 +191,7 @@ FAILURES = {
     "slow": TimeoutError("The read operation timed out"),
     "other file": RuntimeError('invalid hash value (expected "0676ba61", got "00000000")'),
     "unwritable": PermissionError(13, "Permission denied", "/nowhere/hub/checkpoints"),
-    "damaged": RuntimeError(
-        "PytorchStreamReader failed reading zip archive: no central directory\nframe"
-    ),
+    "damaged": RuntimeError("PytorchStreamReader failed reading zip archive: no central directory\nframe"),
 }
 
 

@@ -30,6 +30,7 @@ from drloss.studies.gallery import counted, fair_threshold, gallery
 from drloss.studies.measure import is_finished, measure_run
 from drloss.training.config import Config, make_loss
 from drloss.training.log import environment
+from drloss.training.runs import require_boxes
 
 REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
 PICTURES = 6
@@ -75,6 +76,7 @@ def run_compare(
     train, val = (_read(source, split, skip_bad) for split in splits)
     if not counted(val):
         raise UserError(f"{source.name}: split {splits[1]} has no objects to compare on")
+    require_boxes(train)
     jobs = [
         Job(
             name=f"{title(spec)}, seed {seed}",

@@ -15,9 +15,11 @@ from rich.console import Console
 from drloss.data.annotations import Annotations
 from drloss.data.sources import DataSource
 from drloss.detector.detections import Detection
-from drloss.evaluation.coco import METRICS, evaluate
+from drloss.errors import UserError
+from drloss.evaluation.coco import METRICS, evaluate, percent, undefined_ap
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.inference import run_detector
+from drloss.evaluation.limits import full_images
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.files import write_json
 from drloss.ranks import Ranks
@@ -30,6 +32,7 @@ from drloss.training.config import Config, make_loss, override
 from drloss.training.log import EVALUATIONS, environment, read_scalars
 from drloss.training.log import METRICS as SCALARS
 from drloss.training.presets import PRESETS
+from drloss.training.runs import require_boxes, warn
 
 LOSSES = {"focal": "Focal", "dr": "DR"}
 """The two losses and what the report calls them."""
@@ -64,6 +67,9 @@ def run_demo(
     began = time.perf_counter()
     train, _ = source.read("train")
     val, _ = source.read("val")
+    require_boxes(train)
+    if problem := undefined_ap(val):
+        raise UserError(f"{problem}, and nothing can be compared")
     settings: dict[str, object] = {"seed": seed} if max_iters is None else {"seed": seed, "max_iters": max_iters}
     configs = {loss: override(PRESETS["cpu"], {**settings, "loss": loss}) for loss in LOSSES}
     jobs = [
@@ -82,6 +88,8 @@ def run_demo(
     summaries, detections = [], []
     for loss, name in LOSSES.items():
         summary, found = _summarise(name, configs[loss], out / loss, val, ranks)
+        if problem := full_images(found, configs[loss].detector.max_detections):
+            warn(console, f"{name}: {problem}")
         summaries.append(summary)
         detections.append(found)
     seconds = time.perf_counter() - began
@@ -97,7 +105,7 @@ def run_demo(
     )
     write_json(out / SUMMARY, _to_json(summaries, facts))
     for summary in summaries:
-        numbers = ", ".join(f"{m} {summary.evaluation.metrics[m]:.1f}" for m in METRICS)
+        numbers = ", ".join(f"{m} {percent(summary.evaluation.metrics[m])}" for m in METRICS)
         console.print(f"[bold]{summary.name}[/]: {numbers}")
     console.print(
         f"{seconds / 60:.1f} minutes on {ranks.device}, {torch.get_num_threads()} threads; report: {report}"
