@@ -173,7 +173,7 @@ def _take(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tupl
         given = {n: t for n, t in there.items() if re.match(pattern, n) and not n.startswith(f"{BODY}fc.")}
         if not wanted:
             continue
-        problem = "not in the file" if not given else _OTHER_CLASSES if part in skip else _misfit(wanted, given)
+        problem = "no counterpart in the file" if not given else _OTHER_CLASSES if part in skip else _misfit(wanted, given)
         if problem and pattern == BODY:
             raise UserError(_other_backbone(model.config, wanted, given, source))
         if problem:

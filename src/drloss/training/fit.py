@@ -197,6 +197,7 @@ class _Trainer:
     def start(self) -> Start:
         """Give the model the weights that it is to start from, once."""
         if self.started is None:
+            self.ranks.at("fetching weights", slow=True)
             self.started = initialise(self.model, self.config.weights, self.train.class_names)
         return self.started
 
