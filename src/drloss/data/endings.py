@@ -5,7 +5,6 @@ A copy or a download that broke off is the commonest damage, and the cheapest to
 """
 
 import os
-import struct
 from pathlib import Path
 
 _TAIL = 64
@@ -32,7 +31,7 @@ def may_be_cut_off(path: Path) -> bool:
     if head.startswith(b"GIF8"):
         return not tail.endswith(b"\0;")
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return size < 8 + struct.unpack_from("<L", head, 4)[0]
+        return size < 8 + int.from_bytes(head[4:8], "little")
     if head.startswith(b"BM") and len(head) == _HEAD:
-        return size < struct.unpack_from("<L", head, 2)[0]
+        return size < int.from_bytes(head[2:6], "little")
     return not head.startswith((b"II*\0", b"MM\0*", *(b"P%d" % kind for kind in range(1, 7))))

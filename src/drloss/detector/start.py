@@ -38,6 +38,7 @@ PARTS = {
 }
 """Parts of a detector, and how the names of their weights begin."""
 CLASSIFIER = "the last layer of the classifier"
+_NOTHING = "no counterpart in the file"
 _OTHER_CLASSES = "other classes, or not said which"
 _DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
 """How torchvision is to fetch ImageNet weights, the one thing that drloss ever takes from the network."""
@@ -46,7 +47,7 @@ _COUNTER = "num_batches_tracked"
 _SHOWN = 4
 """Names in a message."""
 
-_TOWER = r"^head\.{}_head\.conv\.(\d+)\."
+_TOWER = re.compile(r"^head\.(classification|regression)_head\.conv\.(\d+)\.(0\.)?")
 _RENAMED = (
     (r"_orig_mod\.", ""),  # torch.compile
     (r"^((module|model)\.)+", ""),  # DistributedDataParallel, trainers
@@ -55,7 +56,7 @@ _RENAMED = (
     (r"^(backbone\.fpn\.(inner|layer)_blocks\.\d+\.)(?=weight|bias)", r"\g<1>0."),  # torchvision before 0.13
 )
 """Other names of the same weights: pattern and ours."""
-_TOWERS = {"classification": "cls_head.tower.", "regression": "box_head.tower."}
+_TOWERS = {"classification": "cls_head", "regression": "box_head"}
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,17 @@ def our_names(names: Iterable[str], source: str) -> dict[str, str]:
         ours = name
         for pattern, replacement in _RENAMED:
             ours = re.sub(pattern, replacement, ours)
-        for head, tower in _TOWERS.items():
-            # torchvision has a convolution and its ReLU in one module; before 0.13 they were modules of their own.
-            ours = re.sub(_TOWER.format(head) + r"0\.", lambda m, t=tower: f"{t}{2 * int(m[1])}.", ours)
-            ours = re.sub(_TOWER.format(head), lambda m, t=tower: f"{t}{m[1]}.", ours)
+        ours = _TOWER.sub(_in_tower, ours)
         if ours in found:
             raise UserError(f"{source}: weights {found[ours]} and {name} have one place in the detector, {ours}")
         found[ours] = name
     return _from_p3(found)
+
+
+def _in_tower(match: re.Match[str]) -> str:
+    """torchvision has a convolution and its ReLU in one module; before 0.13 they were two, as they are here."""
+    number = int(match[2]) * (2 if match[3] else 1)
+    return f"{_TOWERS[match[1]]}.tower.{number}."
 
 
 def _from_p3(found: dict[str, str]) -> dict[str, str]:
@@ -173,7 +177,9 @@ def _take(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tupl
         given = {n: t for n, t in there.items() if re.match(pattern, n) and not n.startswith(f"{BODY}fc.")}
         if not wanted:
             continue
-        problem = "no counterpart in the file" if not given else _OTHER_CLASSES if part in skip else _misfit(wanted, given)
+        problem = (
+            "no counterpart in the file" if not given else _OTHER_CLASSES if part in skip else _misfit(wanted, given)
+        )
         if problem and pattern == BODY:
             raise UserError(_other_backbone(model.config, wanted, given, source))
         if problem:

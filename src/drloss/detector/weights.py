@@ -147,7 +147,7 @@ def open_weights(path: Path) -> WeightsFile:
         raise UserError(f"weights {path}: no such file")
     if path.suffix == ".safetensors":
         about = _about(path)
-        return WeightsFile(read_safetensors(path)[0], about and about.class_names)
+        return WeightsFile(read_safetensors(path)[0], about.class_names if about else None)
     require_new_torch(path)
     content = whole = read_pt(path)
     while wrapped := [k for k in _WRAPPINGS if isinstance(content, dict) and isinstance(content.get(k), dict)]:
