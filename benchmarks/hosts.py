@@ -29,9 +29,9 @@ from benchmarks.measure import surroundings
 from drloss import check
 from drloss.adapters import adapt
 from drloss.data.annotations import Annotations
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.evaluation.coco import evaluate
-from drloss.files import write_text
+from drloss.io.atomic import write_text
 
 SIDE, BATCH, LR = 128, 8, 1e-3
 

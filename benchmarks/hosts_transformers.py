@@ -25,7 +25,7 @@ from benchmarks.measure import surroundings
 from drloss import check
 from drloss.adapters import adapt
 from drloss.data.annotations import Annotations
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.evaluation.coco import evaluate
 
 BATCH, LR = 8, 5e-4

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from benchmarks import hosts, reliability, studies
 from benchmarks.loss import FOCAL, RESULTS
 from drloss.losses import make_loss
-from drloss.studies.records import read_records
-from drloss.studies.reproduce import draw_figures
-from drloss.studies.tables import page as reproduction_page
+from drloss.studies.paper.records import read_records
+from drloss.studies.paper.reproduce import draw_figures
+from drloss.studies.paper.tables import page as reproduction_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -18,10 +18,10 @@ from typing import Any
 from benchmarks.loss import RESULTS
 from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS
-from drloss.files import write_text
-from drloss.studies.differences import title
-from drloss.studies.paper import FIGURES, figure_settings
-from drloss.studies.records import join_records, read_records, write_records
+from drloss.io.atomic import write_text
+from drloss.studies.compare.differences import title
+from drloss.studies.paper.numbers import FIGURES, figure_settings
+from drloss.studies.paper.records import join_records, read_records, write_records
 
 COMPARISON, REPRODUCTION = "compare", "reproduction"
 

@@ -10,7 +10,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import torch
 
-from drloss.files import write_json
+from drloss.io.atomic import write_json
 from drloss.training.log import environment
 
 torch.set_num_threads(1)

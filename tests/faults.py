@@ -29,7 +29,7 @@ import numpy as np
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["drloss.training.fit", "drloss.training.presets", "drloss.data.sources", "drloss.studies.evaluate"]
+    ["drloss.training.fit", "drloss.training.presets", "drloss.data.formats.opening", "drloss.inference.evaluate"]
 )
 _STORES = []
 NEVER = 3600

@@ -21,7 +21,7 @@ def in_ranks(size, function, *arguments, seconds=1200):
 
 
 def _run(name, arguments):
-    from drloss.ranks import join_ranks
+    from drloss.distributed.ranks import join_ranks
 
     torch.set_num_threads(1)
     with join_ranks("cpu") as ranks:
@@ -30,8 +30,8 @@ def _run(name, arguments):
 
 def evaluate_splits(ranks, folder, detector, sizes):
     """Evaluate ``detector`` on splits of so many images each, into ``folder/RANKS/IMAGES``."""
-    from drloss.data.shapes import open_shapes
-    from drloss.studies import evaluate
+    from drloss.data.formats.shapes import open_shapes
+    from drloss.inference import evaluate
 
     evaluate.save_evaluation_figures = lambda *args, **kwargs: None  # they take a second each
     for images in sizes:
@@ -51,8 +51,8 @@ def train_patterns(ranks, folder, config, patterns):
     A pattern has a kind of image for each third of a batch: ``"objects"``, ``"none"`` or ``"ignored"``. Of each run
     ``folder/PATTERN.RANKS.json`` says the losses, and of each rank the hash of its weights and gradients.
     """
+    from drloss.data.formats.shapes import open_shapes
     from drloss.data.loading import TrainingOrder
-    from drloss.data.shapes import open_shapes
     from drloss.data.transforms import Augmentation
     from drloss.training import fit
     from drloss.training.log import METRICS, read_scalars

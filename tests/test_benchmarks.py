@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import page, reliability, studies
 from drloss.errors import UserError
-from drloss.studies.records import read_records, write_records
+from drloss.studies.paper.records import read_records, write_records
 
 
 def test_the_page_of_speeds_is_that_of_the_records():

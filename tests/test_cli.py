@@ -358,7 +358,7 @@ def test_predict_reads_every_kind_of_image_that_training_does(workshop, tmp_path
 
 def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
     from drloss.cli import options
-    from drloss.data import images
+    from drloss.data.checks import images
 
     def check(annotations, report, *, strict, progress):
         for done in range(1, 1201):

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from drloss.errors import UserError
-from drloss.files import write_atomic, write_json, write_text
+from drloss.io.atomic import write_atomic, write_json, write_text
 
 
 def test_text_and_json_come_back(tmp_path):

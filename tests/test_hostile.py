@@ -23,7 +23,7 @@ from faults import tiny_run
 
 TRY = """
 import contextlib, io, json, resource, sys, time
-import drloss.training.fit, drloss.studies.evaluate, drloss.studies.predict
+import drloss.training.fit, drloss.inference.evaluate, drloss.inference.predict
 from drloss.cli import main
 usage = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

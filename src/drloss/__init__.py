@@ -7,7 +7,7 @@ detector, the data readers, training and evaluation are imported where they are 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drloss.adapters.checking import check
+    from drloss.adapters.integration.check import check
     from drloss.losses import (
         LOSSES,
         APLoss,
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'drloss' has no attribute {name!r}")
     if name == "check":
-        from drloss.adapters.checking import check
+        from drloss.adapters.integration.check import check
 
         return check
     from drloss import losses

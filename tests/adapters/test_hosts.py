@@ -13,7 +13,7 @@ from torch import nn
 import small_hosts
 from drloss import DRLoss, adapters, check, dr_loss
 from drloss.adapters.classifier import is_untrained
-from drloss.losses.watch import watch
+from drloss.losses.call_log import watch
 from small_hosts import CLASSES, HOSTS, LABELS, SIZE, Host
 
 pytestmark = pytest.mark.filterwarnings("ignore")

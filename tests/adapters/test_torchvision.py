@@ -16,7 +16,7 @@ from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import Objective
 from drloss.detector.targets import Objects
-from drloss.losses.watch import watch
+from drloss.losses.call_log import watch
 from small_detectors import CLASSES, MODELS, batch, make
 
 

@@ -17,7 +17,7 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from drloss import DRLoss, check, dr_loss
 from drloss.adapters import adapt
 from drloss.adapters import transformers as adapter
-from drloss.losses.watch import watch
+from drloss.losses.call_log import watch
 from small_detr import CLASSES, MODELS, RT_DETR, backbone, batch, make
 
 STEM = {name: "loss_vfl" if name in RT_DETR else "loss_ce" for name in MODELS}

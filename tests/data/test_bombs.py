@@ -12,14 +12,14 @@ import zlib
 import pytest
 from PIL import Image
 
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.errors import DataError
 
 READ = """
 import json, re, resource, sys, time
 from pathlib import Path
-from drloss.data.images import read_image
-from drloss.data.sources import open_data
+from drloss.data.checks.images import read_image
+from drloss.data.formats.opening import open_data
 from drloss.errors import DataError
 def kilobytes(key):
     return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -330,6 +330,6 @@ def test_a_file_that_does_not_fit_into_memory_is_refused_in_words(tmp_path, made
         raise MemoryError
 
     made.coco(tmp_path)
-    monkeypatch.setattr("drloss.data.coco.json.loads", too_large)
+    monkeypatch.setattr("drloss.data.formats.coco.json.loads", too_large)
     with pytest.raises(DataError, match=r"instances_train\.json: does not fit into this machine's memory"):
         open_data(tmp_path).read("train")

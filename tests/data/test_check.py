@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from drloss.data.check import check_data
-from drloss.data.problems import SHOWN_PER_KIND, Problem, printable, report_of, shown
-from drloss.data.sources import open_data
+from drloss.data.checks.inspection import check_data
+from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, printable, report_of, shown
+from drloss.data.formats.opening import open_data
 from drloss.errors import DataError, UserError
 
 

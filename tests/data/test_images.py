@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from drloss.data.checks.images import check_images, image_size, read_image, require_images
 from drloss.data.endings import may_be_cut_off
-from drloss.data.images import check_images, image_size, read_image, require_images
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.errors import DataError, UserError
 
 RNG = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from drloss.data.formats.shapes import open_shapes
 from drloss.data.loading import EvaluationImages, Key, TrainingImages, TrainingOrder, collate
-from drloss.data.shapes import open_shapes
 from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
 
 
@@ -166,7 +166,7 @@ def test_shapes_have_all_classes_small_objects_and_empty_images():
 
 def test_boxes_of_shapes_frame_their_pixels():
     # The object's fill is one colour: its pixels, found in the image, must reach all four sides of the box.
-    from drloss.data import shapes
+    from drloss.data.formats import shapes
 
     config = shapes.ShapesConfig()
     for index in range(10):

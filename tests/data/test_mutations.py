@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from data import mutators
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.errors import UserError
 
 RECORDS = {
@@ -301,7 +301,7 @@ def test_a_damaged_file_is_accepted_with_all_its_boxes_or_refused_by_name(
     kind, soak, figure, tmp_path, made, monkeypatch
 ):
     # Headers of three images are read sooner by one thread than by eight.
-    monkeypatch.setattr("drloss.data.yolo.ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr("drloss.data.formats.yolo.ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     subject = kind(tmp_path / "set", made)
     files = kind.files if soak else kind.files // 20
     outcomes, slowest = Counter(), 0.0

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from drloss.data.images import require_images
-from drloss.data.paths import Inside, clean_name
-from drloss.data.sources import open_data
+from drloss.data.checks.images import require_images
+from drloss.data.files.paths import Inside, clean_name
+from drloss.data.formats.opening import open_data
 from drloss.errors import DataError
 
 REFUSED = [

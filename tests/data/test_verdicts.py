@@ -11,9 +11,10 @@ from functools import partial
 
 import pytest
 
-from drloss.data import building, problems
-from drloss.data.coco import CocoPart, read_coco
-from drloss.data.sources import open_data
+from drloss.data.checks import problems
+from drloss.data.formats import builder as building
+from drloss.data.formats.coco import CocoPart, read_coco
+from drloss.data.formats.opening import open_data
 from drloss.errors import DataError
 
 NAN, INF = float("nan"), float("inf")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drloss.data.sources import open_data
-from drloss.data.writing import write_coco, write_voc, write_yolo
+from drloss.data.formats.opening import open_data
+from drloss.data.formats.writing import write_coco, write_voc, write_yolo
 from drloss.errors import DataError, UserError
 
 ALL = ("category_ids", "image_ids", "sizes", "first_box", "boxes", "labels", "ignore", "areas")

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.evaluation.coco import (
     METRICS,
     Evaluation,

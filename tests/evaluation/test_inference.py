@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drloss.data.shapes import open_shapes
+from drloss.data.formats.shapes import open_shapes
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
-from drloss.evaluation.inference import merge_detections, run_detector, run_multi_scale
-from drloss.ranks import join_ranks
+from drloss.distributed.ranks import join_ranks
+from drloss.evaluation.running import merge_detections, run_detector, run_multi_scale
 from drloss.training.presets import CPU
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from drloss.data.shapes import open_shapes
+from drloss.data.formats.shapes import open_shapes
 from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 
 

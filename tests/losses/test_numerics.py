@@ -16,8 +16,8 @@ from drloss import (
     ohem_loss,
     quality_focal_loss,
 )
-from drloss.losses.accumulate import padded_length, spread, total
 from drloss.losses.fused import cpu
+from drloss.losses.summation import padded_length, spread, total
 from losses.cases import gradient_of
 
 VARIANTS = {

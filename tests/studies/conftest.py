@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from drloss.data.shapes import open_shapes
+from drloss.data.formats.shapes import open_shapes
 from drloss.evaluation.coco import evaluate
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_sweep
-from drloss.studies import farm
-from drloss.studies.differences import Contender
-from drloss.studies.gallery import gallery
-from drloss.studies.measure import RunResult
-from drloss.studies.report import RunSummary
+from drloss.studies import jobs as farm
+from drloss.studies.compare.differences import Contender
+from drloss.studies.compare.measure import RunResult
+from drloss.studies.report.gallery import gallery
+from drloss.studies.report.sections import RunSummary
 from faults import Subprocess
 
 HARD_NAMES = (

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from drloss.cli import main
-from drloss.data.sources import open_data
+from drloss.data.formats.opening import open_data
 from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS, signed
 from drloss.evaluation.matching import average_precision, calibration
-from drloss.files import write_json
-from drloss.studies import compare_files, compare_page, differences, measure
-from drloss.studies.differences import (
+from drloss.io.atomic import write_json
+from drloss.studies.compare import differences, measure
+from drloss.studies.compare import files as compare_files
+from drloss.studies.compare import page as compare_page
+from drloss.studies.compare.differences import (
     Contender,
     Difference,
     configurations,
@@ -26,7 +28,7 @@ from drloss.studies.differences import (
     title,
     verdict,
 )
-from drloss.studies.gallery import counted, gallery
+from drloss.studies.report.gallery import counted, gallery
 
 TINY = ["--max-iters", "3", "--short-side", "64", "--max-side", "64", "--batch-size", "4", "--micro-batch", "4"]
 TINY += ["--workers", "0"]

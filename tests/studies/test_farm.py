@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from drloss.studies import farm
-from drloss.studies.farm import Job, train_jobs
+from drloss.studies import jobs as farm
+from drloss.studies.jobs import Job, train_jobs
 
 
 @pytest.fixture

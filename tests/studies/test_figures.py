@@ -8,7 +8,7 @@ from PIL import Image
 
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.losses import LOSSES
-from drloss.studies.figures import (
+from drloss.studies.report.figures import (
     FONT,
     MANY,
     NEUTRAL,

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drloss.data.shapes import open_shapes
+from drloss.data.formats.shapes import open_shapes
 from drloss.detector.model import RetinaNet
 from drloss.detector.start import resolve_norm
-from drloss.evaluation.inference import run_detector
+from drloss.distributed.ranks import join_ranks
+from drloss.evaluation.running import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS
-from drloss.ranks import join_ranks
-from drloss.studies import measure
+from drloss.studies.compare import measure
 from drloss.training.presets import PRESETS
 
 CPU = PRESETS["cpu"]

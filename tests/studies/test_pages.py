@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from drloss.studies import page
-from drloss.studies.compare_page import write_page
-from drloss.studies.differences import difference, verdict
-from drloss.studies.gallery import gallery
-from drloss.studies.report import write_report
+from drloss.studies.compare.differences import difference, verdict
+from drloss.studies.compare.page import write_page
+from drloss.studies.report import page
+from drloss.studies.report.gallery import gallery
+from drloss.studies.report.sections import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from drloss.evaluation.coco import METRICS
-from drloss.studies import paper
-from drloss.studies.claims import CLAIMS
-from drloss.studies.paper import (
+from drloss.studies.paper import numbers as paper
+from drloss.studies.paper.claims import CLAIMS
+from drloss.studies.paper.numbers import (
     CONTROLS,
     ROWS,
     SCALES,

@@ -5,7 +5,7 @@ from math import nan
 
 import pytest
 
-from drloss.studies.report import headline, write_report
+from drloss.studies.report.sections import headline, write_report
 
 SECTIONS = ("ap", "thresholds", "curves", "expected", "densities", "pr", "predictions", "settings", "environment")
 FACTS = {"data": "shapes: 24 images", "device": "cpu, 4 threads"}

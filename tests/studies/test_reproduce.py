@@ -17,12 +17,12 @@ from rich.console import Console
 
 from drloss.cli import main, studies
 from drloss.errors import UserError
-from drloss.studies import farm
-from drloss.studies.claims import CLAIMS
-from drloss.studies.farm import Job, train_jobs
-from drloss.studies.paper import FIGURES, ROWS, TEST_SCALES, Settings, find_row, number, settings
-from drloss.studies.records import read_records, write_records
-from drloss.studies.reproduce import (
+from drloss.studies import jobs as farm
+from drloss.studies.jobs import Job, train_jobs
+from drloss.studies.paper.claims import CLAIMS
+from drloss.studies.paper.numbers import FIGURES, ROWS, TEST_SCALES, Settings, find_row, number, settings
+from drloss.studies.paper.records import read_records, write_records
+from drloss.studies.paper.reproduce import (
     PAGE,
     RECORDS,
     choose_shard,
@@ -31,7 +31,7 @@ from drloss.studies.reproduce import (
     runs_of,
     write_reproduction,
 )
-from drloss.studies.tables import page, verdict
+from drloss.studies.paper.tables import page, verdict
 from faults import Subprocess
 
 DATA = "shapes:train=8,val=4,test=2,size=64"

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from drloss.losses.dr import NEG_LAMBDA, POS_LAMBDA
-from drloss.studies.figures import NEUTRAL
-from drloss.studies.schematics import (
+from drloss.studies.paper.schematics import (
     LAMBDAS,
     MEAN,
     RHOS,
@@ -22,6 +21,7 @@ from drloss.studies.schematics import (
     save_drifts,
     save_surrogates,
 )
+from drloss.studies.report.figures import NEUTRAL
 
 
 @pytest.fixture(scope="module")

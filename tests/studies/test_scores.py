@@ -10,7 +10,7 @@ import oracle
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.losses.dr import NEG_LAMBDA, POS_LAMBDA
-from drloss.studies.scores import (
+from drloss.studies.paper.scores import (
     DECAY,
     SYNTHETIC,
     compare_densities,

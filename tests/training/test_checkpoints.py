@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from drloss.data.shapes import open_shapes
+from drloss.data.formats.shapes import open_shapes
 from drloss.errors import UserError
 from drloss.training.checkpoints import fingerprint, load_checkpoint, load_run, save_checkpoint
 from drloss.training.log import METRICS, ScalarLog, read_scalars

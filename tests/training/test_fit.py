@@ -15,13 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from drloss.data import writing
+from drloss.data.formats import writing
+from drloss.data.formats.opening import open_data
+from drloss.data.formats.shapes import open_shapes
 from drloss.data.loading import TrainingOrder
-from drloss.data.shapes import open_shapes
-from drloss.data.sources import open_data
 from drloss.data.transforms import Augmentation
+from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
-from drloss.ranks import Ranks
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run, save_checkpoint
 from drloss.training.config import from_json, override, to_json
 from drloss.training.fit import NonFiniteLoss, Stopped, _Trainer, fit

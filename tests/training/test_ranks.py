@@ -173,7 +173,7 @@ def test_no_rank_waits_for_one_that_is_dead(whole, tmp_path, soak, figure):
     seconds = dict.fromkeys(DEATHS, 0.0)
     for do, size in cases:
         name, dead = f"{do}{size}", size - 1
-        shorter = [] if soak else [fault(constant, module="drloss.watch", name="PATIENCE", value=5)]
+        shorter = [] if soak else [fault(constant, module="drloss.distributed.watchdog", name="PATIENCE", value=5)]
         arguments = tiny_run(tmp_path / name, batch_size=6)
         log = tmp_path / f"{name}.log"
         children = start_ranks(arguments, log, size, fault(at_step, step=5, do=do, rank=dead), *shorter)

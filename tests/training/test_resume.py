@@ -148,7 +148,7 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint_unless_it_is_to_go_on(wh
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing_to_resume_and_exits_with_130(tmp_path):
-    early = fault(before, module="drloss.data.shapes", name="open_shapes", do="SIGINT")
+    early = fault(before, module="drloss.data.formats.shapes", name="open_shapes", do="SIGINT")
     child = start(tiny_run(tmp_path / "run"), tmp_path / "log", early)
     assert child.wait() == 130, child.said
     assert not (tmp_path / "run" / CHECKPOINTS).exists()

@@ -6,8 +6,8 @@ from multiprocessing import active_children
 import pytest
 import torch
 
+from drloss.data.formats.shapes import open_shapes
 from drloss.data.loading import EvaluationImages, _good, _what_was_lost, load_batches
-from drloss.data.shapes import open_shapes
 from drloss.errors import DataError
 from drloss.training.log import METRICS
 from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until

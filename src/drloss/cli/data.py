@@ -18,8 +18,8 @@ def _check_data(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from drloss.data.check import check_data
-    from drloss.files import write_json
+    from drloss.data.checks.inspection import check_data
+    from drloss.io.atomic import write_json
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
@@ -45,8 +45,8 @@ def add_make_shapes(parser: argparse.ArgumentParser) -> Command:
 
 
 def _make_shapes(options: argparse.Namespace) -> int:
-    from drloss.data import writing
-    from drloss.data.shapes import open_shapes
+    from drloss.data.formats import writing
+    from drloss.data.formats.shapes import open_shapes
 
     write = {"coco": writing.write_coco, "voc": writing.write_voc, "yolo": writing.write_yolo}[options.format]
     if options.folder.exists() and any(options.folder.iterdir()):

@@ -40,8 +40,8 @@ def add_train(parser: argparse.ArgumentParser) -> Command:
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.sources import open_data
-    from drloss.ranks import join_ranks
+    from drloss.data.formats.opening import open_data
+    from drloss.distributed.ranks import join_ranks
     from drloss.training.fit import Stopped, fit
 
     config = configuration(options)
@@ -107,9 +107,9 @@ def add_eval(parser: argparse.ArgumentParser) -> Command:
 def _eval(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.sources import open_data
-    from drloss.ranks import join_ranks
-    from drloss.studies.evaluate import evaluate_run, require_own_results
+    from drloss.data.formats.opening import open_data
+    from drloss.distributed.ranks import join_ranks
+    from drloss.inference.evaluate import evaluate_run, require_own_results
 
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
@@ -152,8 +152,8 @@ def add_predict(parser: argparse.ArgumentParser) -> Command:
 def _predict(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.ranks import join_ranks
-    from drloss.studies.predict import predict_images
+    from drloss.distributed.ranks import join_ranks
+    from drloss.inference.predict import predict_images
 
     threshold = share("--threshold", options.threshold)
     assert threshold is not None

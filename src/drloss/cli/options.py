@@ -70,7 +70,7 @@ def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[An
 
     Other processes of ``ranks`` are told now and then that this one is still reading images.
     """
-    from drloss.data.images import check_images, require_images
+    from drloss.data.checks.images import check_images, require_images
 
     def going_on(done: int, total: int) -> None:
         if ranks is not None and done % 500 == 0:

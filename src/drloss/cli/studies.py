@@ -10,7 +10,7 @@ from drloss.cli.options import Command, at_least, data_option, device_option, re
 from drloss.errors import UserError
 
 if TYPE_CHECKING:
-    from drloss.ranks import Ranks
+    from drloss.distributed.ranks import Ranks
 
 # ---------------------------------------------------------------------- compare
 
@@ -35,8 +35,8 @@ def add_compare(parser: argparse.ArgumentParser) -> Command:
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.sources import open_data
-    from drloss.studies.compare import run_compare
+    from drloss.data.formats.opening import open_data
+    from drloss.studies.compare.run import run_compare
 
     with _alone(options) as (ranks, at_once):
         run_compare(
@@ -86,7 +86,7 @@ def add_demo(parser: argparse.ArgumentParser) -> Command:
 def _demo(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.sources import open_data
+    from drloss.data.formats.opening import open_data
     from drloss.studies.demo import run_demo
 
     with _alone(options) as (ranks, _):
@@ -105,9 +105,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def add_reproduce(parser: argparse.ArgumentParser) -> Command:
-    from drloss.studies.paper import SCALES
-    from drloss.studies.reproduce import WHAT
-    from drloss.studies.schematics import POINTS
+    from drloss.studies.paper.numbers import SCALES
+    from drloss.studies.paper.reproduce import WHAT
+    from drloss.studies.paper.schematics import POINTS
 
     parser.add_argument("what", nargs="+", choices=WHAT, metavar="WHAT", help=", ".join(WHAT))
     data_option(parser, required=False)
@@ -130,9 +130,9 @@ def add_reproduce(parser: argparse.ArgumentParser) -> Command:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from drloss.studies.paper import FIGURES, VOC_ALONE
-    from drloss.studies.reproduce import choose_tables
-    from drloss.studies.schematics import save_drifts, save_surrogates
+    from drloss.studies.paper.numbers import FIGURES, VOC_ALONE
+    from drloss.studies.paper.reproduce import choose_tables
+    from drloss.studies.paper.schematics import save_drifts, save_surrogates
 
     given = settings(options)
     tables = choose_tables(options.what, options.scale, given)
@@ -158,10 +158,10 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _draw_ranking(options: argparse.Namespace) -> None:
     """Figure 1: of the run named, else of the DR runs in the folder, else of synthetic scores."""
-    from drloss.data.sources import open_data
-    from drloss.ranks import join_ranks
-    from drloss.studies.reproduce import ranking_of_runs, scores_of
-    from drloss.studies.scores import rank_scores, save_ranking
+    from drloss.data.formats.opening import open_data
+    from drloss.distributed.ranks import join_ranks
+    from drloss.studies.paper.reproduce import ranking_of_runs, scores_of
+    from drloss.studies.paper.scores import rank_scores, save_ranking
 
     if options.scores_of is None:
         ranking = ranking_of_runs(options.out, options.scale) or rank_scores()
@@ -178,8 +178,8 @@ def _reproduce_runs(
 ) -> None:
     from rich.console import Console
 
-    from drloss.data.sources import open_data
-    from drloss.studies.reproduce import reproduce_runs
+    from drloss.data.formats.opening import open_data
+    from drloss.studies.paper.reproduce import reproduce_runs
 
     console = Console(highlight=False)
     source = open_data(options.data or "shapes")
@@ -215,8 +215,8 @@ def _jobs_option(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def _alone(options: argparse.Namespace) -> "Iterator[tuple[Ranks, int]]":
     """The device, and the runs at a time; refused under torchrun, because the runs are processes of their own."""
-    from drloss.ranks import join_ranks
-    from drloss.studies.farm import devices_for
+    from drloss.distributed.ranks import join_ranks
+    from drloss.studies.jobs import devices_for
 
     with join_ranks(options.device) as ranks:
         if ranks.size > 1:

@@ -97,7 +97,7 @@ class Annotations:
         """
         if self.draw is not None:
             return self.draw(index)
-        from drloss.data.images import read_image
+        from drloss.data.checks.images import read_image
 
         assert self.image_root is not None
         height, width = (int(s) for s in self.sizes[index])

@@ -1,6 +1,6 @@
 """A detector's weights in files: exported as safetensors, and read from there and from what ``torch.save`` wrote.
 
-Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.tensorfiles`. A detector is
+Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.io.untrusted`. A detector is
 built only where the file has its weights, so that a description cannot ask for more memory than the file's size.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from drloss.detector.config import DetectorConfig, check_detector
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError, first_line
-from drloss.files import write_atomic
-from drloss.tensorfiles import read_metadata, read_pt, read_safetensors, require_new_torch
+from drloss.io.atomic import write_atomic
+from drloss.io.untrusted import read_metadata, read_pt, read_safetensors, require_new_torch
 
 FORMAT = "drloss.detector/1"
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")

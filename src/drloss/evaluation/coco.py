@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drloss.data.annotations import Annotations
-from drloss.files import write_text
+from drloss.io.atomic import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,12 +18,12 @@ replace the loop over positives, with the same numbers.
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import last_derivative, wide
 from drloss.losses.candidates import CandidateSet, reduce_images, split_candidates
-from drloss.losses.checking import require_positive
 from drloss.losses.inputs import Levels
 from drloss.losses.module import ImageLoss
 from drloss.losses.pairs import SortedSums
+from drloss.losses.parameters import require_positive
+from drloss.losses.summation import last_derivative, wide
 
 _FARTHEST = 1e4  # logits are cut here, so that sums stay finite
 

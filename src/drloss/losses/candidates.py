@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.accumulate import padded_length, total
-from drloss.losses.checking import require_choice
 from drloss.losses.inputs import Inputs, Levels, Prior, check_inputs
+from drloss.losses.parameters import require_choice
+from drloss.losses.summation import padded_length, total
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -36,7 +36,7 @@ class CandidateSet:
 
     Attributes:
         signed: (N, M) float32 or float64 logits, $x$ of a positive and $-x$ of a negative; +∞ at the places that
-            hold no candidate. Rows are padded: see :mod:`drloss.losses.accumulate`.
+            hold no candidate. Rows are padded: see :mod:`drloss.losses.summation`.
         prior: (N, M) the original distribution $o$ of §3.2, not normalised: bool where it is uniform, else weights
             of the dtype of ``signed``. Its sum is positive in every row.
         empty: (N, 1) bool, True where the set has no candidate (or none with a positive weight).

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import total
 from drloss.losses.candidates import REDUCTIONS, Candidates, CandidateSet, split_candidates
-from drloss.losses.checking import require_choice
 from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
 from drloss.losses.dr import DRLoss
 from drloss.losses.inputs import Levels
+from drloss.losses.parameters import require_choice
 from drloss.losses.ranking import Ranking
+from drloss.losses.summation import total
 
 HARD_SHARE = 0.01
 """Share of the negatives that counts as the hardest."""

@@ -29,10 +29,10 @@ from math import log
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import last_derivative, spread, total, wide
 from drloss.losses.candidates import CandidateSet, keep_hardest
-from drloss.losses.checking import require_choice, require_positive, require_share
 from drloss.losses.inputs import values_can_be_checked
+from drloss.losses.parameters import require_choice, require_positive, require_share
+from drloss.losses.summation import last_derivative, spread, total, wide
 
 REGULARIZERS = ("kl", "chi2", "cvar")
 WEIGHTS_GRADS = ("exact", "detached", "dual")

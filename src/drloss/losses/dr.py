@@ -16,15 +16,15 @@ from math import log
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import spread
+from drloss.losses.call_log import told
 from drloss.losses.candidates import candidates_of, reduce_images, split_candidates
-from drloss.losses.checking import require_finite, require_positive
 from drloss.losses.distribution import drifted_weights, expected_easiness
 from drloss.losses.fused.op import Rule, choose_backend, fused_losses
 from drloss.losses.inputs import Levels, Prior, check_inputs
 from drloss.losses.module import ImageLoss
+from drloss.losses.parameters import require_finite, require_positive
 from drloss.losses.ranking import Ranking
-from drloss.losses.watch import told
+from drloss.losses.summation import spread
 
 POS_LAMBDA = 1.0
 """λ₊ = 1/log h₊ at h₊ = e, the best of Table 1."""

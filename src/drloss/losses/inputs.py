@@ -7,7 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from drloss.losses.checking import require_choice, require_count
+from drloss.losses.parameters import require_choice, require_count
 
 SCOPES = ("per_image", "pooled")
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from drloss.losses.checking import require_positive
+from drloss.losses.call_log import unwatched, weighed
 from drloss.losses.inputs import Levels
-from drloss.losses.watch import unwatched, weighed
+from drloss.losses.parameters import require_positive
 
 _PER_BATCH = ("ignore", "quality")  # what belongs to the images and is given with them
 

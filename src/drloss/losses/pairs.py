@@ -16,8 +16,8 @@ from math import asinh, ceil, log, pi
 import torch
 from torch import Tensor
 
-from drloss.losses.accumulate import block_length, last_derivative, total, wide
 from drloss.losses.candidates import CandidateSet
+from drloss.losses.summation import block_length, last_derivative, total, wide
 from drloss.losses.surrogates import logistic
 
 _CHUNK = 10 * block_length(1)  # candidates worked on at a time, in float64

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.accumulate import total, wide
 from drloss.losses.candidates import (
     Candidates,
     CandidateSet,
@@ -19,10 +18,11 @@ from drloss.losses.candidates import (
     reduce_images,
     split_candidates,
 )
-from drloss.losses.checking import require_choice, require_not_negative, require_positive
 from drloss.losses.fused.op import Rule, choose_backend, fused_losses
 from drloss.losses.inputs import Inputs, Levels, check_inputs, values_can_be_checked
 from drloss.losses.module import ImageLoss
+from drloss.losses.parameters import require_choice, require_not_negative, require_positive
+from drloss.losses.summation import total, wide
 
 NORMALIZERS = ("positives", "none")
 

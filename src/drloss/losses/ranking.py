@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from drloss.losses.accumulate import spread, total, wide
 from drloss.losses.candidates import Candidates
-from drloss.losses.checking import require_choice, require_finite
 from drloss.losses.distribution import Drift
 from drloss.losses.pairs import MOST_SMOOTHNESS, all_pairs_loss
+from drloss.losses.parameters import require_choice, require_finite
+from drloss.losses.summation import spread, total, wide
 from drloss.losses.surrogates import choose_surrogate
 
 PAIRINGS = ("dr", "neg_only", "all_pairs", "worst_case")

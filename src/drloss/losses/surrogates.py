@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.checking import require_choice, require_positive
+from drloss.losses.parameters import require_choice, require_positive
 
 SURROGATES = ("logistic", "quadratic", "hinge")
 

@@ -13,20 +13,20 @@ import torch
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.data.sources import DataSource
+from drloss.data.formats.opening import DataSource
 from drloss.detector.detections import Detection
+from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS, evaluate, percent, undefined_ap
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.inference import run_detector
 from drloss.evaluation.limits import full_images
+from drloss.evaluation.running import run_detector
 from drloss.evaluation.thresholds import threshold_sweep
-from drloss.files import write_json
-from drloss.ranks import Ranks
-from drloss.studies.evaluate import observe_scores
-from drloss.studies.farm import Job, train_jobs
-from drloss.studies.gallery import gallery
-from drloss.studies.report import RunSummary, write_report
+from drloss.inference.evaluate import observe_scores
+from drloss.io.atomic import write_json
+from drloss.studies.jobs import Job, train_jobs
+from drloss.studies.report.gallery import gallery
+from drloss.studies.report.sections import RunSummary, write_report
 from drloss.training.checkpoints import load_run
 from drloss.training.config import Config, make_loss, override
 from drloss.training.log import EVALUATIONS, environment, read_scalars

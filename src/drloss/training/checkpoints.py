@@ -27,8 +27,8 @@ from drloss.data.annotations import Annotations
 from drloss.detector.model import RetinaNet
 from drloss.detector.weights import DetectorFile, build_detector, check_classes, load_detector
 from drloss.errors import UserError, first_line
-from drloss.files import remove_unfinished, unwritable, write_atomic
-from drloss.tensorfiles import read_pt, require_new_torch
+from drloss.io.atomic import remove_unfinished, unwritable, write_atomic
+from drloss.io.untrusted import read_pt, require_new_torch
 from drloss.training.config import from_json
 
 CHECKPOINTS = "checkpoints"
@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any]) -> P
     Args:
         folder: where checkpoints live.
         iteration: optimiser steps done.
-        state: tensors and plain Python values: what :func:`drloss.tensorfiles.read_pt` takes back.
+        state: tensors and plain Python values: what :func:`drloss.io.untrusted.read_pt` takes back.
     Raises:
         UserError: if it cannot be written, with the older checkpoints as they were.
     """

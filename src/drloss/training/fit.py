@@ -24,20 +24,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from drloss.data.annotations import Annotations
+from drloss.data.checks.problems import Report, require_place
 from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_batches
-from drloss.data.problems import Report, require_place
 from drloss.data.transforms import Augmentation
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
 from drloss.detector.start import Start, initialise, resolve_norm
 from drloss.detector.weights import DetectorFile, load_weights, save_detector
+from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError, first_line
 from drloss.evaluation.coco import evaluate, percent, undefined_ap
-from drloss.evaluation.inference import run_detector
 from drloss.evaluation.limits import full_images
-from drloss.files import remove_unfinished
+from drloss.evaluation.running import run_detector
+from drloss.io.atomic import remove_unfinished
 from drloss.losses import DRLoss, dr_statistics, first_loss_problem
-from drloss.ranks import Ranks
 from drloss.training.checkpoints import (
     CHECKPOINTS,
     MODEL,

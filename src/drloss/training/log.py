@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import drloss
 from drloss.errors import UserError, first_line
-from drloss.files import unwritable, write_text
+from drloss.io.atomic import unwritable, write_text
 
 METRICS = "metrics.csv"
 EVALUATIONS = "evaluations.csv"

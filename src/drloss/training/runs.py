@@ -11,12 +11,12 @@ from rich.markup import escape
 
 import drloss
 from drloss.data.annotations import Annotations
-from drloss.data.problems import shown
+from drloss.data.checks.problems import shown
 from drloss.detector.start import Start
+from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
 from drloss.evaluation.coco import undefined_ap
-from drloss.files import json_of, write_json
-from drloss.ranks import Ranks
+from drloss.io.atomic import json_of, write_json
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_state
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import BOARD, EVALUATIONS, METRICS, environment

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.accumulate import block_length, padded_length, total, wide
 from drloss.losses.fused.layout import Level, Problem
+from drloss.losses.summation import block_length, padded_length, total, wide
 
 CHUNK = 5 * block_length(1)
 """Candidates worked on at a time on a CPU: what fits in the processor's cache. Elsewhere a level of an image is."""
@@ -23,7 +23,7 @@ class Part:
     Attributes:
         y: (P,) signed hardness, x of a negative and -x of a positive, float32 or float64; 0 where the prior is, so
             that a NaN at an ignored anchor reaches nothing. P is C·K or, for one class of each anchor, C, padded:
-            see :mod:`drloss.losses.accumulate`.
+            see :mod:`drloss.losses.summation`.
         prior: (P,) o, of the dtype of y, or None where it is 1 for all.
         own: (C, 1) int64, the class that is meant, or None for all.
     """

@@ -28,11 +28,11 @@ from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads bef
 import torch
 from torch import Tensor, library
 
-from drloss.losses.accumulate import last_derivative
-from drloss.losses.checking import require_choice
 from drloss.losses.fused import chunked, cpu
 from drloss.losses.fused.layout import describe, in_place
 from drloss.losses.inputs import Inputs
+from drloss.losses.parameters import require_choice
+from drloss.losses.summation import last_derivative
 from drloss.losses.surrogates import choose_surrogate, surrogate_slope
 
 BACKENDS = ("auto", "torch", "cpu", "triton", "chunked")

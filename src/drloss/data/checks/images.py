@@ -1,0 +1,171 @@
+"""Reading images, and checking those of a whole split: that they are there, and that every one decodes.
+
+How a file becomes pixels is stated in :mod:`drloss.data.images.decoding`.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+from drloss.data.annotations import Annotations
+from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, printable, report_of, without_images
+from drloss.data.endings import may_be_cut_off
+from drloss.data.files.paths import Inside
+from drloss.data.images.decoding import SizeError, check_image, image_size, quiet, read_image
+from drloss.errors import DataError
+
+__all__ = ["check_images", "image_size", "read_image", "require_images"]
+
+_Found = tuple[int, Problem]
+_THREADS = 8
+
+
+def require_images(
+    annotations: Annotations,
+    report: Report | None = None,
+    *,
+    strict: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Annotations, Report]:
+    """Leave out, or refuse, images whose file is missing, empty, cut off or a link out of the image folder.
+
+    Looks at the first and last bytes of each file, and decodes those alone that do not end as they should: cheap
+    enough for the start of every training. Damage inside a file is found when it is read.
+
+    Args:
+        annotations: N images.
+        report: theirs, to go on from.
+        strict: raise instead of leaving images out.
+        progress: called with the number of images done and N.
+
+    Raises:
+        DataError: if ``strict`` and an image is missing or cut off, or if none is left.
+    """
+    report = report_of(annotations) if report is None else report
+    if annotations.draw is not None or annotations.image_root is None:
+        return annotations, report
+    check = partial(_missing_or_cut_off, annotations, Inside(annotations.image_root))
+    found: list[_Found] = []
+    with quiet(), ThreadPoolExecutor(_THREADS) as pool:  # which wait for a disk or a network, not for each other
+        for i, reason in enumerate(pool.map(check, range(len(annotations)))):
+            if reason:
+                found.append((i, _problem(annotations, i, reason)))
+            if progress is not None:
+                progress(i + 1, len(annotations))
+    return _result(annotations, report, found, [], strict)
+
+
+def check_images(
+    annotations: Annotations,
+    report: Report | None = None,
+    *,
+    strict: bool = True,
+    decode: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+    workers: int | None = None,
+) -> tuple[Annotations, Report]:
+    """Read every image as training would, and leave out, or refuse, those that cannot be used.
+
+    Args:
+        annotations: N images; generated ones are good as they are.
+        report: theirs, to go on from.
+        strict: raise after all are read instead of leaving images out.
+        decode: read all pixels; else the header alone.
+        progress: called with the number of images done and N.
+        workers: threads; default one per core, at most 8.
+
+    Raises:
+        DataError: if ``strict`` and an image is bad, or if none is left.
+    """
+    report = report_of(annotations) if report is None else report
+    if annotations.draw is not None or annotations.image_root is None:
+        return annotations, report
+    check = partial(_unusable, annotations, Inside(annotations.image_root), decode)
+    found: list[_Found] = []
+    unturned: list[int] = []
+    threads = workers or min(8, os.cpu_count() or 1)
+    with quiet(), ThreadPoolExecutor(threads) as pool:
+        for i, (reason, ignored) in enumerate(pool.map(check, range(len(annotations)))):
+            if reason:
+                found.append((i, _problem(annotations, i, reason)))
+            elif ignored:
+                unturned.append(i)
+            if progress is not None:
+                progress(i + 1, len(annotations))
+    notes = []
+    if unturned:
+        kind = "EXIF orientation not applied, because the listed size is that of the stored pixels"
+        note = _problem(annotations, unturned[0], (kind, "", ""))
+        notes.append(replace(note, consequence=NOTE, refused=False, count=len(unturned)))
+    return _result(annotations, report, found, notes, strict)
+
+
+def _result(
+    annotations: Annotations, report: Report, found: list[_Found], notes: list[Problem], strict: bool
+) -> tuple[Annotations, Report]:
+    earlier = len(report.problems)
+    kept, report = without_images(annotations, report, found, notes)
+    if strict:
+        replace(
+            report, problems=report.problems[earlier:]
+        ).refuse()  # what was found here; the reader has had its say
+    if not len(kept):
+        raise DataError(f"{annotations.name}: no usable image of {report.images_in:,}; {found[0][1].message}")
+    return kept, report
+
+
+_Reason = tuple[str, str, str]
+"""Kind, value, allowed."""
+
+
+def _missing(annotations: Annotations, inside: Inside, index: int) -> _Reason | None:
+    assert annotations.image_root is not None
+    name = annotations.image_name(index)
+    if not inside(name):
+        return "image file is a link out of the image folder", "", f"a file within {annotations.image_root}"
+    path = annotations.image_root / name
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        return "image file cannot be read", error.strerror or "", "a readable file"
+    if size is None:
+        return "image file missing", "", "the file that the data set lists"
+    return ("image file empty", "0 bytes", "an image") if size == 0 else None
+
+
+def _missing_or_cut_off(annotations: Annotations, inside: Inside, index: int) -> _Reason | None:
+    assert annotations.image_root is not None
+    missing = _missing(annotations, inside, index)
+    if missing:
+        return missing
+    try:
+        suspect = may_be_cut_off(annotations.image_root / annotations.image_name(index))
+    except OSError as error:
+        return "image file cannot be read", error.strerror or "", "a readable file"
+    return _unusable(annotations, inside, True, index)[0] if suspect else None
+
+
+def _unusable(annotations: Annotations, inside: Inside, decode: bool, index: int) -> tuple[_Reason | None, bool]:
+    """Why an image cannot be used, if so; and whether its EXIF orientation is passed over."""
+    missing = _missing(annotations, inside, index)
+    if missing:
+        return missing, False
+    assert annotations.image_root is not None
+    path = annotations.image_root / annotations.image_name(index)
+    height, width = (int(s) for s in annotations.sizes[index])
+    try:
+        return None, check_image(path, height, width, pixels=decode)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{printable(str(path))}: ")
+        if isinstance(error, SizeError):
+            return ("image size differs from the listed one", reason, ""), False
+        return ("image not readable", reason, "an image that decodes"), False
+
+
+def _problem(annotations: Annotations, index: int, reason: _Reason) -> Problem:
+    kind, value, allowed = reason
+    file = f"{annotations.image_root}/{annotations.image_name(index)}"
+    record = f"image {annotations.image_ids[index]}"
+    return Problem(file, record, kind, value, allowed, IMAGE_LEFT_OUT)

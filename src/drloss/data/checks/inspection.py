@@ -1,0 +1,212 @@
+"""``drloss check-data``: read every split and every image, and say what is in them and what is wrong.
+
+Reading is lenient here, so that everything is found in one go. Across the splits, the classes must be the same, and
+an image that is in two splits, byte for byte, is noted: what a detector has seen in training says little in a test.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from drloss.data.annotations import Annotations
+from drloss.data.checks.images import check_images
+from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, printable, problem_lines
+from drloss.data.formats.opening import open_data
+from drloss.errors import DataError
+from drloss.io.atomic import write_json
+
+MOST_CLASSES_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a data set holds and what is wrong with it.
+
+    Attributes:
+        name: what was checked.
+        format: its format.
+        reports: split to its report.
+        unreadable: split to the error that stopped its reading.
+        twins: groups of the same image in several splits, each as ``"split: file"``.
+        differing_classes: messages, one for each pair of neighbouring splits whose classes differ.
+    """
+
+    name: str
+    format: str
+    reports: dict[str, Report]
+    unreadable: dict[str, str]
+    twins: tuple[tuple[str, ...], ...]
+    differing_classes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether strict reading takes all of it; notes do not count."""
+        return not (self.unreadable or self.differing_classes or any(r.refused for r in self.reports.values()))
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Of all splits."""
+        return tuple(p for report in self.reports.values() for p in report.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        values = {k: v for k, v in vars(self).items() if k != "reports"}
+        return values | {"ok": self.ok, "splits": {s: r.to_json() for s, r in self.reports.items()}}
+
+    def text(self, report_path: str | Path = "the report that --report FILE.json writes") -> str:
+        """For the terminal: a table of the splits, the boxes by class, then what is wrong.
+
+        Args:
+            report_path: where shortened lists can be read in full.
+        """
+        lines = [f"{printable(self.name)}: {self.format}", *self._table(), *self._classes()]
+        for split, report in self.reports.items():
+            if report.problems:
+                lines += ["", f"{split}: {len(report.refused):,} problems, {_notes(report):,} notes"]
+                lines += problem_lines(report.problems, report_path)
+        for split, message in self.unreadable.items():
+            lines += ["", f"{split}: cannot be read", f"  {message}"]
+        lines += ["", *self.differing_classes] if self.differing_classes else []
+        if self.twins:
+            lines += ["", f"{len(self.twins):,} images are in several splits (note: a leak between them)"]
+            lines += ["    " + " = ".join(printable(t) for t in twin) for twin in self.twins[:SHOWN_PER_KIND]]
+            if len(self.twins) > SHOWN_PER_KIND:
+                lines.append(f"    ... and {len(self.twins) - SHOWN_PER_KIND:,} more, all in {report_path}")
+        lines += ["", "good: strict reading takes all of it" if self.ok else "not good: see above"]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        head = (
+            "split",
+            "images",
+            "empty",
+            "left out",
+            "boxes",
+            "ignored",
+            "left out",
+            "image sizes (h x w)",
+            "box sides",
+        )
+        rows = [head]
+        for split, r in self.reports.items():
+            sizes = "-" if r.image_sizes is None else " to ".join(f"{h} x {w}" for h, w in r.image_sizes)
+            sides = "-" if r.box_sides is None else " / ".join(f"{s:.0f}" for s in r.box_sides)
+            images = (f"{r.images_kept:,}", f"{r.empty_images:,}", f"{r.images_left_out:,}")
+            boxes = (f"{r.boxes_kept:,}", f"{r.ignored:,}", f"{r.boxes_left_out:,}")
+            rows.append((split, *images, *boxes, sizes, sides))
+        return [*_aligned(rows), "  box sides: sqrt(width x height) in pixels at 0, 5, 50, 95 and 100 %"]
+
+    def _classes(self) -> list[str]:
+        names = list(dict.fromkeys(name for report in self.reports.values() for name in report.classes))
+        rows = [("class", *self.reports)]
+        for name in names[:MOST_CLASSES_SHOWN]:
+            rows.append((name, *(f"{r.classes.get(name, 0):,}" for r in self.reports.values())))
+        more = len(names) - MOST_CLASSES_SHOWN
+        return ["", *_aligned(rows), *([f"  ... and {more:,} more classes"] if more > 0 else [])]
+
+
+def _notes(report: Report) -> int:
+    return sum(p.count for p in report.problems if not p.refused)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+
+
+def check_data(
+    spec: str | Path,
+    splits: Sequence[str] | None = None,
+    *,
+    decode: bool = True,
+    report_path: Path | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> CheckResult:
+    """Check a data set.
+
+    Args:
+        spec: as for :func:`drloss.data.formats.opening.open_data`.
+        splits: the splits to check; None for all.
+        decode: read all pixels of every image; else the headers alone.
+        report_path: also write :meth:`CheckResult.to_json` to this file.
+        progress: called with the split, the number of its images done, and their number.
+
+    Raises:
+        UserError: if there is no such data set or split.
+        DataError: if it is in no known layout.
+    """
+    source = open_data(spec)
+    kept: dict[str, Annotations] = {}
+    reports: dict[str, Report] = {}
+    unreadable: dict[str, str] = {}
+    for split in source.splits if splits is None else splits:
+        try:
+            annotations, report = source.read(split, strict=False)
+            step = None if progress is None else _named(progress, split)
+            kept[split], reports[split] = check_images(
+                annotations, report, strict=False, decode=decode, progress=step
+            )
+        except DataError as error:
+            unreadable[split] = str(error)
+    result = CheckResult(
+        name=source.name,
+        format=source.format,
+        reports=reports,
+        unreadable=unreadable,
+        twins=_twins(kept),
+        differing_classes=tuple(_differing(kept)),
+    )
+    if report_path is not None:
+        write_json(report_path, result.to_json())
+    return result
+
+
+def _named(progress: Callable[[str, int, int], object], split: str) -> Callable[[int, int], object]:
+    return lambda done, total: progress(split, done, total)
+
+
+def _differing(kept: dict[str, Annotations]) -> list[str]:
+    messages = []
+    for (a, first), (b, second) in pairwise(kept.items()):
+        ours, theirs = set(first.class_names), set(second.class_names)
+        if first.class_names != second.class_names:
+            extra = sorted(ours ^ theirs)[:5]
+            what = f"only in one of them: {', '.join(map(printable, extra))}" if extra else "their order differs"
+            messages.append(f"classes of {a} and {b} differ; {what}")
+        elif first.category_ids.tolist() != second.category_ids.tolist():
+            messages.append(f"classes of {a} and {b} have the same names but other ids")
+    return messages
+
+
+def _twins(kept: dict[str, Annotations]) -> tuple[tuple[str, ...], ...]:
+    """Groups of files with the same content in different splits; a file listed in two splits is its own twin."""
+    places: dict[bytes, list[tuple[str, str]]] = {}
+    for split, annotations in kept.items():
+        if annotations.draw is not None or annotations.image_root is None:
+            continue
+        root = annotations.image_root
+        names = [annotations.image_name(i) for i in range(len(annotations))]
+        with ThreadPoolExecutor(8) as pool:
+            digests = pool.map(lambda name, root=root: _sha256(root / name), names)
+            for name, digest in zip(names, digests, strict=True):
+                places.setdefault(digest, []).append((split, name))
+    groups = (group for group in places.values() if _leaks({split for split, _ in group}))
+    return tuple(tuple(f"{split}: {name}" for split, name in group) for group in groups)
+
+
+def _leaks(splits: set[str]) -> bool:
+    """Whether an image may not be in all of these; it may be in ``trainval`` and one of its two parts."""
+    bare = {split.rstrip("0123456789") for split in splits}
+    return len(splits) > 1 and bare not in ({"trainval", "train"}, {"trainval", "val"})
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,121 @@
+"""Paths that a data set's files name: they may lead nowhere but into the data set's own folder.
+
+A name is a relative path with ``/`` between folders. Refused before anything is touched on disk: absolute paths,
+``..``, drives (``C:``), UNC and other backslash forms, URLs, control characters, names that no file system takes, and
+Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself may be one.
+
+The same holds for the folders of a layout (``train2017``, ``JPEGImages``, ``images/train``): they may be links within
+the data set only. Whoever keeps images elsewhere says so in a ``.toml`` data file: what it names may be anywhere.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from drloss.data.checks.problems import printable
+from drloss.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))})
+_LONGEST_PART = 255
+_LONGEST_NAME = 1024
+
+
+def clean_name(name: object) -> str:
+    """A file name from a data set as a plain relative path: no ``.`` parts, single ``/``.
+
+    >>> clean_name("./images//a.jpg")
+    'images/a.jpg'
+
+    Raises:
+        ValueError: with the reason, if the name could lead out of the folder or cannot be a file's name.
+    """
+    if not isinstance(name, str):
+        raise ValueError("not a string")
+    if not name.strip():
+        raise ValueError("empty")
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise ValueError("control character in the name")
+    if "\\" in name:
+        raise ValueError("backslash; folders are separated by /")
+    if name.startswith("/") or _DRIVE.match(name):
+        raise ValueError("absolute path")
+    if _URL.match(name):
+        raise ValueError("a URL, not a file")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts:
+        raise ValueError("names a folder, not a file")
+    for part in parts:
+        if not part.strip(". "):
+            raise ValueError("leads out of the image folder" if part.strip() == ".." else "only dots and blanks")
+        if part.split(".")[0].rstrip().lower() in _DEVICES:
+            raise ValueError(f"{part!r} is a device on Windows")
+        if len(_utf8(part)) > _LONGEST_PART:
+            raise ValueError(f"longer than {_LONGEST_PART} bytes")
+    joined = "/".join(parts)
+    if len(_utf8(joined)) > _LONGEST_NAME:
+        raise ValueError(f"longer than {_LONGEST_NAME} bytes")
+    return joined
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a character (a lone surrogate)") from None
+
+
+class Inside:
+    """Whether files lie in a folder once symbolic links are followed; each parent folder is looked at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._resolved = os.path.realpath(root)
+        self._parents: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        """Whether ``root / name`` (a :func:`clean_name`) stays below ``root``; true also if it does not exist."""
+        path = os.path.join(self.root, name)
+        parent = os.path.dirname(path)
+        if parent not in self._parents:
+            self._parents[parent] = self._below(os.path.realpath(parent))
+        if not self._parents[parent]:
+            return False
+        return not os.path.islink(path) or self._below(os.path.realpath(path))
+
+    def _below(self, resolved: str) -> bool:
+        return resolved == self._resolved or resolved.startswith(self._resolved.rstrip(os.sep) + os.sep)
+
+
+def require_inside(path: Path, root: Path) -> None:
+    """Raise :class:`DataError` if a part of the data set in ``root`` is a link that leads out of it.
+
+    A ``path`` that is not below ``root`` by its name is none of its parts, and passed over.
+    """
+    name = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
+    if name != "." and name.split("/")[0] != ".." and not Inside(root)(name):
+        raise DataError(
+            f"{printable(str(path))}: a link out of the data set, to {printable(os.path.realpath(path))}; "
+            "allowed: a folder or file in it, or a .toml data file that names where it is"
+        )
+
+
+def common_folder(folders: Iterable[Path]) -> Path:
+    """The deepest folder that holds all of ``folders``."""
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+
+
+def list_images(folder: Path) -> list[str]:
+    """Names of the image files below ``folder``, relative to it, sorted; hidden files and folders are passed over."""
+    names: list[str] = []
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        inner = os.path.relpath(base, folder)
+        for file in files:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
+                names.append(file if inner == "." else f"{inner.replace(os.sep, '/')}/{file}")
+    return sorted(names)

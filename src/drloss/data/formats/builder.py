@@ -1,0 +1,346 @@
+"""The one place where annotations are checked, whatever format they come from.
+
+A reader hands every image and every box to an :class:`AnnotationsBuilder` as the file has them. The verdicts:
+
+============================================  ============================  =======
+found                                         consequence                   refused
+============================================  ============================  =======
+coordinate missing, not a number, NaN, inf    box left out                  yes
+width or height below 0.01 px, or negative    box left out                  yes
+box wholly outside its image                  box left out                  yes
+box outside by more than 1 px                 box clipped                   yes
+box outside by at most 1 px (rounding)        box clipped                   no
+unknown class                                 box left out                  yes
+image of a box not listed                     box left out                  yes
+image id not an integer, or missing           image left out                yes
+image id twice, same file and size            the second is left out        yes
+image id twice, different images              both left out                 yes
+image file listed twice                       the second is left out        yes
+image names that differ in case only          note                          no
+size missing, below 1 or absurd               image left out                yes
+file name that leaves the image folder        image left out                yes
+more than 100,000 boxes in an image           image left out                yes
+============================================  ============================  =======
+
+"Refused" is what strict reading stops at, after everything has been read; lenient reading goes on with the
+consequence. Boxes of an image that is left out go with it and are counted in its problem. Images without any box are
+good images.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drloss.data.annotations import Annotations
+from drloss.data.checks.boxes import Box, BoxColumns, fit_box, whole
+from drloss.data.checks.problems import (
+    BOX_CLIPPED,
+    BOX_LEFT_OUT,
+    IMAGE_LEFT_OUT,
+    ProblemLog,
+    Report,
+    printable,
+    report_of,
+    shown,
+)
+from drloss.data.files.paths import Inside, clean_name
+from drloss.errors import DataError
+
+MAX_CLASSES = 20_000
+MAX_BOXES = 100_000
+"""Boxes of one image."""
+MAX_NAMES = 200_000_000
+"""Bytes of all file names, each counted as the longest; 1.7 million names of 100 bytes fit."""
+MAX_SIDE = 65_535
+"""Pixels; the largest side that a JPEG can have."""
+
+
+@dataclass
+class _Image:
+    """One listed image while it is built; ``bad`` is the position of the problem that leaves it out."""
+
+    name: str
+    height: int
+    width: int
+    image_id: int
+    file: str
+    record: str
+    bad: int | None = None
+    boxes: int = 0
+
+
+class AnnotationsBuilder:
+    """Collects the images and boxes of one split, checks each, and makes the store and the report.
+
+    Args:
+        name: what messages call the split.
+        class_names: K names, in the order of their labels.
+        category_ids: K ids by which boxes name their class.
+        image_root: folder that the stored image names are relative to.
+        file: the file that lists the classes, for messages.
+
+    Raises:
+        DataError: if the classes cannot be used: none, too many, a name or an id twice.
+    """
+
+    def __init__(
+        self, name: str, class_names: Sequence[str], category_ids: Sequence[int], image_root: Path, file: str = ""
+    ) -> None:
+        _check_classes(file or name, class_names, category_ids)
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids)
+        self.image_root = image_root
+        self._labels: dict[int | None, int] = {category: k for k, category in enumerate(category_ids, start=1)}
+        self._images: list[_Image] = []
+        self._by_key: dict[Any, int] = {}
+        self._by_name: dict[str, int] = {}
+        self._by_folded: dict[str, str] = {}
+        self._inside: dict[Path, Inside] = {}
+        self._boxes = BoxColumns()
+        self._log = ProblemLog()
+        self._boxes_in = 0
+        self._known = known_classes(f"{c} ({printable(n)})" for c, n in zip(category_ids, class_names, strict=True))
+        self._renumber = False
+
+    def note(self, file: str, record: str, kind: str, value: object = None) -> None:
+        """Add something that is not refused and leaves nothing out."""
+        self._log.note(file, record, kind, value)
+
+    def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str) -> None:
+        """Count a box that cannot even be handed to :meth:`add_box`, and leave it out."""
+        self._boxes_in += 1
+        self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1)
+
+    # ------------------------------------------------------------------ images
+
+    def add_image(
+        self,
+        file: str,
+        record: str,
+        *,
+        key: Any,
+        name: object,
+        height: object,
+        width: object,
+        image_id: int | None = None,
+        folder: Path | None = None,
+        bad: tuple[str, object, str] | None = None,
+    ) -> None:
+        """Add one image.
+
+        Args:
+            file, record: where it is listed.
+            key: what boxes call the image; hashable. None if the file's own could not be used.
+            name: its file name as the file has it, relative to ``folder``.
+            height, width: in pixels, as the file has them.
+            image_id: the file's own id; without it images are numbered 1..N.
+            folder: folder of the image if it is not ``image_root``, but below it.
+            bad: kind, value and allowed of what the reader found wrong already; the image is left out.
+        """
+        self._renumber |= image_id is None
+        image = _Image("", 1, 1, image_id or 0, file, record)
+        position = len(self._images)
+        if bad is None:
+            bad = self._name_problem(image, name, folder) or self._size_problem(image, height, width)
+        self._images.append(image)
+        if bad is not None:
+            self._leave_out(image, *bad)
+        if key is not None and key in self._by_key:
+            self._same_id(image, self._images[self._by_key[key]], key)
+        elif key is not None:
+            self._by_key[key] = position
+        if image.bad is None:
+            self._same_name(image, position)
+
+    def _leave_out(self, image: _Image, kind: str, value: object, allowed: str) -> None:
+        image.bad = self._log.add(
+            image.file, image.record, kind, value=value, allowed=allowed, consequence=IMAGE_LEFT_OUT
+        )
+
+    def _name_problem(self, image: _Image, name: object, folder: Path | None) -> tuple[str, object, str] | None:
+        folder = self.image_root if folder is None else folder
+        if folder not in self._inside:
+            self._inside[folder] = Inside(folder)
+        try:
+            clean = clean_name(name)
+        except ValueError as error:
+            return f"file name refused ({error})", name, "a path relative to the image folder, within it"
+        if not self._inside[folder](clean):
+            return "file name refused (a link out of the image folder)", name, f"a file within {folder}"
+        image.name = clean
+        if folder != self.image_root:
+            image.name = f"{os.path.relpath(folder, self.image_root)}/{clean}".replace(os.sep, "/")
+            image.name = image.name.removeprefix("./")
+        return None
+
+    def _size_problem(self, image: _Image, height: object, width: object) -> tuple[str, object, str] | None:
+        for side, value in (("height", height), ("width", width)):
+            number = whole(value)
+            if value is None:
+                return f"{side} missing", None, f"an integer in 1..{MAX_SIDE}"
+            if number is None or not 1 <= number <= MAX_SIDE:
+                return f"image {side} not usable", value, f"an integer in 1..{MAX_SIDE}"
+            setattr(image, side, number)
+        return None
+
+    def _same_id(self, image: _Image, first: _Image, key: Any) -> None:
+        same = (image.name, image.height, image.width) == (first.name, first.height, first.width)
+        if image.bad is None:
+            self._leave_out(image, "image id listed twice", key, f"ids used once ({first.record} has it too)")
+        if not same and first.bad is None:
+            allowed = f"ids used once ({image.record} has it too, and nobody can tell whose boxes are whose)"
+            self._leave_out(first, "image id listed twice", key, allowed)
+
+    def _same_name(self, image: _Image, position: int) -> None:
+        if image.name in self._by_name:
+            first = self._images[self._by_name[image.name]]
+            self._leave_out(
+                image, "image file listed twice", image.name, f"files listed once (see {first.record or first.file})"
+            )
+            return
+        self._by_name[image.name] = position
+        other = self._by_folded.setdefault(image.name.casefold(), image.name)
+        if other != image.name:
+            self.note(image.file, image.record, "file name differs from another in case only", image.name)
+
+    # ------------------------------------------------------------------ boxes
+
+    def size_of(self, key: Any) -> tuple[int, int] | None:
+        """Height and width of a listed image, or None."""
+        position = self._by_key.get(key)
+        return None if position is None else (self._images[position].height, self._images[position].width)
+
+    def add_box(
+        self,
+        file: str,
+        record: str,
+        *,
+        key: Any,
+        category: object,
+        box: Box,
+        ignore: bool = False,
+        area: float | None = None,
+    ) -> None:
+        """Add one box.
+
+        Args:
+            file, record: where it stands.
+            key: of its image, as given to :meth:`add_image`.
+            category: one of the category ids.
+            box: xyxy in absolute pixels.
+            ignore: neither target nor background.
+            area: square pixels, where the file has it; else width times height.
+        """
+        self._boxes_in += 1
+        position = self._by_key.get(key)
+        if position is None:
+            allowed = "the id of an image that the file lists"
+            self._log.add(
+                file, record, "image not listed", value=key, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
+            )
+            return
+        image = self._images[position]
+        image.boxes += 1
+        if image.bad is not None:  # finish() counts the box in the image's problem
+            return
+        label = self._labels.get(whole(category))
+        if label is None:
+            allowed = self._known
+            self._log.add(
+                file, record, "unknown class", value=category, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
+            )
+            image.boxes -= 1
+            return
+        fit = fit_box(box, image.height, image.width)
+        if fit is not None:
+            values, consequence = [float(f"{v:.10g}") for v in box], BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
+            if fit.refused:
+                gone = int(fit.box is None)
+                self._log.add(
+                    file, record, fit.kind, value=values, allowed=fit.allowed, consequence=consequence, boxes=gone
+                )
+            elif fit.kind:
+                self._log.note(file, record, fit.kind, values, consequence)
+            if fit.box is None:
+                image.boxes -= 1
+                return
+            box = fit.box
+        self._boxes.append(position, box, label, ignore, area)
+
+    # ------------------------------------------------------------------ the store
+
+    def finish(self, *, strict: bool) -> tuple[Annotations, Report]:
+        """The store of what is good, and the report of all.
+
+        Raises:
+            DataError: if ``strict`` and a problem is refused, or if no image is left.
+        """
+        self._too_many_boxes()
+        for image in self._images:
+            if image.bad is not None:
+                self._log.went_with(image.bad, image.boxes)
+        annotations = self._store()
+        report = report_of(annotations, self._log.problems, images_in=len(self._images), boxes_in=self._boxes_in)
+        if strict:
+            report.refuse()
+        if not len(annotations):
+            found = f"; {self._log.problems[0].message}" if self._log.problems else ""
+            raise DataError(f"{printable(self.name)}: no usable image, got {len(self._images):,} listed{found}")
+        return annotations, report
+
+    def _too_many_boxes(self) -> None:
+        for image in self._images:
+            if image.bad is None and image.boxes > MAX_BOXES:
+                self._leave_out(image, "image with too many boxes", image.boxes, f"{MAX_BOXES:,} at most")
+
+    def _store(self) -> Annotations:
+        kept = [i for i, image in enumerate(self._images) if image.bad is None]
+        first, boxes, labels, ignore, areas = self._boxes.arrays(len(self._images), kept)
+        images = [self._images[i] for i in kept]
+        names = [image.name.encode() for image in images]
+        longest = max(map(len, names), default=0)
+        if longest * len(names) > MAX_NAMES:  # each is kept at the length of the longest
+            raise DataError(
+                f"{printable(self.name)}: file names, got {len(names):,} of up to {longest:,} bytes; allowed: "
+                f"{MAX_NAMES:,} in all, each counted as the longest"
+            )
+        ids = range(1, len(kept) + 1) if self._renumber else (image.image_id for image in images)
+        return Annotations(
+            name=self.name,
+            class_names=self.class_names,
+            category_ids=np.array(self.category_ids, dtype=np.int64),
+            image_ids=np.array(list(ids), dtype=np.int64),
+            image_names=np.array(names, dtype=np.bytes_),
+            image_root=self.image_root,
+            sizes=np.array([(i.height, i.width) for i in images], dtype=np.int32).reshape(-1, 2),
+            first_box=first,
+            boxes=boxes,
+            labels=labels,
+            ignore=ignore,
+            areas=areas,
+        )
+
+
+def known_classes(classes: Iterable[str]) -> str:
+    """A list of what a box may be, shortened, for messages."""
+    listed = ", ".join(classes)
+    return listed if len(listed) <= 200 else listed[:200] + "..."
+
+
+def _check_classes(file: str, names: Sequence[str], ids: Sequence[int]) -> None:
+    file = printable(file)
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise DataError(f"{file}: number of classes, got {len(names):,}; allowed: 1 to {MAX_CLASSES:,}")
+    for kind, values in (("class name", names), ("class id", ids)):
+        seen: set[object] = set()
+        for value in values:
+            if isinstance(value, str) and not (value.strip() and value.isprintable()):
+                raise DataError(f"{file}: {kind}, got {shown(value)}; allowed: printable text that is not blank")
+            if value in seen:
+                raise DataError(f"{file}: {kind} given twice, got {shown(value)}; allowed: each once")
+            seen.add(value)

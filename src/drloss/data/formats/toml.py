@@ -1,0 +1,179 @@
+"""Data files: a small TOML file that says where the splits of a data set are.
+
+::
+
+    format = "coco"                     # or "voc", "yolo"
+    root = "/data/coco"                 # optional; paths are relative to it, or to this file
+
+    [splits.train]
+    images = "train2017"                # a folder, or a list of folders: one for each annotation file
+    annotations = "annotations/instances_train2017.json"
+
+VOC names trees instead, and may name the classes and how coordinates count::
+
+    format = "voc"
+    classes = ["cat", "dog"]            # optional
+    one_based = false                   # optional; see drloss.data.formats.voc
+
+    [splits.train]
+    trees = ["VOC2007", "VOC2012"]
+    image_set = "trainval"              # optional: without it all images of the trees
+    images = ["/data/2007", "/data/12"] # optional: one folder for each tree, where it is not its JPEGImages
+
+YOLO names image folders or lists, and the classes::
+
+    format = "yolo"
+    classes = ["cat", "dog"]
+    kpt_shape = [17, 3]                 # optional: keypoints after each box; see drloss.data.formats.yolo
+
+    [splits.train]
+    images = ["images/train"]
+
+Unknown keys are refused. The paths may lead anywhere: the file is the user's own word on where the data are. It is at
+most 1 MB, with at most 5,000 dots.
+"""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drloss.data.checks.problems import printable, shown
+from drloss.data.files.paths import clean_name
+from drloss.data.files.reading import Most, read_text
+from drloss.data.formats.coco import CocoPart
+from drloss.data.formats.opening import FileSource, Read, coco_reader, is_tree, voc_reader, yolo_source
+from drloss.data.formats.voc import VocTree
+from drloss.data.formats.yolo import YoloData, keypoints
+from drloss.errors import DataError
+
+MAX_BYTES = 1024**2
+MAX_MARKS = {b".": Most(5000)}
+"""Dots in a file: the time and memory that a key takes grow with the square of its parts."""
+_TOP = {
+    "coco": ("format", "root", "splits"),
+    "voc": ("format", "root", "classes", "one_based", "splits"),
+    "yolo": ("format", "root", "classes", "kpt_shape", "splits"),
+}
+_SPLIT = {"coco": ("images", "annotations"), "voc": ("trees", "image_set", "images"), "yolo": ("images",)}
+
+
+def open_datafile(path: Path, name: str) -> FileSource:
+    """Read a data file.
+
+    Args:
+        path: the TOML file.
+        name: what messages call the data set.
+
+    Raises:
+        DataError: naming the file, the key, its value and what is allowed.
+    """
+    file = printable(str(path))
+    try:
+        content = tomllib.loads(read_text(path, MAX_BYTES, MAX_MARKS))
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise DataError(f"{file}: not TOML ({error})") from None
+    except RecursionError:
+        raise DataError(f"{file}: not TOML (nested too deeply)") from None
+    kind = content.get("format")
+    if not isinstance(kind, str) or kind not in _TOP:
+        raise DataError(f"{file}: format, got {shown(kind)}; allowed: {', '.join(_TOP)}")
+    _only(file, "", content, _TOP[kind])
+    splits = content.get("splits")
+    if not isinstance(splits, dict) or not splits or not all(isinstance(s, dict) for s in splits.values()):
+        raise DataError(f"{file}: splits, got {shown(splits)}; allowed: tables such as [splits.train]")
+    splits = {printable(split): table for split, table in splits.items()}
+    root = path.parent / _text(file, "root", content.get("root", "."))
+    classes = _classes(file, kind, content)
+    for split, table in splits.items():
+        _only(file, f"splits.{split}.", table, _SPLIT[kind])
+    if kind == "yolo":
+        assert classes is not None
+        folders = {s: tuple(_paths(file, f"splits.{s}.images", t.get("images"), root)) for s, t in splits.items()}
+        shape = keypoints(file, content.get("kpt_shape"))
+        return yolo_source(YoloData(path, root, classes, folders, shape), name)
+    if kind == "coco":
+        return FileSource(name, kind, {s: _coco(file, s, table, root) for s, table in splits.items()})
+    one_based = content.get("one_based")
+    if one_based is not None and not isinstance(one_based, bool):
+        raise DataError(f"{file}: one_based, got {shown(one_based)}; allowed: true, false")
+    readers = {s: _voc(file, s, table, root, one_based=one_based, classes=classes) for s, table in splits.items()}
+    return FileSource(name, kind, readers, classes)
+
+
+def _coco(file: str, split: str, table: dict[str, Any], root: Path) -> Read:
+    key = f"splits.{split}."
+    annotations = _paths(file, f"{key}annotations", table.get("annotations"), root)
+    images = _paths(file, f"{key}images", table.get("images"), root)
+    for folder in images:
+        if not folder.is_dir():
+            raise DataError(f"{file}: {key}images, got {shown(str(folder))}; allowed: a folder, or a list of folders")
+    if len(images) != len(annotations):
+        raise DataError(
+            f"{file}: {key}images, got {len(images)} for {len(annotations)} annotations; allowed: one for each"
+        )
+    return coco_reader([CocoPart(a, (i,)) for a, i in zip(annotations, images, strict=True)])
+
+
+def _voc(
+    file: str,
+    split: str,
+    table: dict[str, Any],
+    root: Path,
+    *,
+    one_based: bool | None,
+    classes: tuple[str, ...] | None,
+) -> Read:
+    key = f"splits.{split}."
+    trees = _paths(file, f"{key}trees", table.get("trees"), root)
+    images: list[Path | None] = [None] * len(trees)
+    if "images" in table:
+        images = [*_paths(file, f"{key}images", table["images"], root)]
+    if len(images) != len(trees):
+        raise DataError(f"{file}: {key}images, got {len(images)} for {len(trees)} trees; allowed: one for each")
+    for tree, own in zip(trees, images, strict=True):
+        if not (is_tree(tree) if own is None else own.is_dir() and (tree / "Annotations").is_dir()):
+            raise DataError(
+                f"{file}: {key}trees, got {shown(str(tree))}; allowed: a folder with Annotations, JPEGImages"
+            )
+    image_set = table.get("image_set")
+    if image_set is not None:
+        try:
+            image_set = clean_name(image_set)
+        except ValueError as error:
+            name = f"the name of a list in ImageSets/Main ({error})"
+            raise DataError(f"{file}: {key}image_set, got {shown(image_set)}; allowed: {name}") from None
+    return voc_reader([(VocTree(t, one_based, i), image_set) for t, i in zip(trees, images, strict=True)], classes)
+
+
+def _only(file: str, prefix: str, table: dict[str, Any], allowed: Sequence[str]) -> None:
+    for key in table:
+        if key not in allowed:
+            raise DataError(f"{file}: unknown key, got {shown(prefix + key)}; allowed: {', '.join(allowed)}")
+
+
+def _text(file: str, key: str, value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise DataError(f"{file}: {key}, got {shown(value)}; allowed: a string")
+    return value
+
+
+def _paths(file: str, key: str, value: object, root: Path) -> list[Path]:
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise DataError(f"{file}: {key}, got an empty list; allowed: a path or a list of paths")
+    paths = [root / _text(file, key, v) for v in values]
+    for path in paths:
+        if not os.path.exists(path):  # Path.exists raises on names that are too long
+            raise DataError(f"{file}: {key}, got {shown(str(path))}; allowed: a path that exists")
+    return paths
+
+
+def _classes(file: str, kind: str, content: dict[str, Any]) -> tuple[str, ...] | None:
+    value = content.get("classes")
+    if value is None and kind != "yolo":
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(c, str) for c in value):
+        raise DataError(f"{file}: classes, got {shown(value)}; allowed: a list of class names")
+    return tuple(value)

@@ -1,0 +1,174 @@
+"""Writing annotations as COCO, VOC or YOLO data sets, one split at a time, into one folder.
+
+What :func:`drloss.data.formats.opening.open_data` reads back from the folder is what was written: COCO keeps all of it; VOC
+and YOLO have no place for areas and image ids; YOLO has none for objects to ignore and keeps coordinates as shares
+of the image's size, to about 1e-12 px. VOC coordinates are written as they stand, from 0.
+
+Generated images are written as PNG, files are copied as they are. Nothing is overwritten.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from drloss.data.annotations import Annotations
+from drloss.data.checks.problems import shown
+from drloss.data.files.paths import clean_name
+from drloss.data.formats.opening import DATA_FILE, image_sets
+from drloss.data.formats.voc import PASCAL_TREE, VocTree
+from drloss.data.formats.yolo import SPLITS
+from drloss.errors import DataError, UserError
+from drloss.io.atomic import write_atomic, write_text
+
+
+def write_coco(annotations: Annotations, folder: Path, split: str) -> None:
+    """Write ``annotations/instances_{split}.json`` and ``{split}/`` with the images.
+
+    Raises:
+        DataError: if an image cannot be read, or a file to write is there already.
+    """
+    path = _new(folder / "annotations" / f"instances_{_split(split)}.json")
+    _write_images(annotations, folder / split, [annotations.image_name(i) for i in range(len(annotations))])
+    ids = annotations.category_ids.tolist()
+    images, boxes = [], []
+    for i in range(len(annotations)):
+        height, width = annotations.sizes[i].tolist()
+        image_id = int(annotations.image_ids[i])
+        images.append({"id": image_id, "file_name": annotations.image_name(i), "width": width, "height": height})
+        own = annotations.boxes_of(i)
+        for j in range(own.start, own.stop):
+            x1, y1, x2, y2 = annotations.boxes[j].tolist()
+            boxes.append(
+                {
+                    "id": j + 1,
+                    "image_id": image_id,
+                    "category_id": ids[annotations.labels[j] - 1],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(annotations.areas[j]),
+                    "iscrowd": int(annotations.ignore[j]),
+                }
+            )
+    categories = [{"id": k, "name": name} for k, name in zip(ids, annotations.class_names, strict=True)]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    write_text(path, json.dumps(content, allow_nan=False))
+
+
+def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
+    """Write a tree (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``) and a data file with classes.
+
+    An image ``a/b.png`` becomes ``a_b.png``: the format has no subfolders.
+
+    Raises:
+        DataError: if an image cannot be read, or a file to write is there already.
+        UserError: if the folder's name says that it is one of PASCAL's own trees.
+    """
+    if PASCAL_TREE.fullmatch(folder.resolve().name):
+        raise UserError(f"{folder}: name of the folder, got one of PASCAL's trees; allowed: any other")
+    listing = _new(folder / "ImageSets" / "Main" / f"{_split(split)}.txt")
+    names = [annotations.image_name(i).replace("/", "_") for i in range(len(annotations))]
+    for i, name in enumerate(_files(annotations, names)):
+        path = _new(folder / "Annotations" / f"{Path(name).stem}.xml")
+        write_text(path, _voc_xml(annotations, i, name))
+    _write_images(annotations, folder / "JPEGImages", names)
+    write_text(listing, "".join(f"{Path(name).stem}\n" for name in names))
+    classes = ", ".join(json.dumps(name) for name in annotations.class_names)
+    lines = ['format = "voc"', f"classes = [{classes}]", "one_based = false"]
+    for known in image_sets(VocTree(folder)):
+        lines += ["", f"[splits.{json.dumps(known)}]", 'trees = ["."]', f"image_set = {json.dumps(known)}"]
+    write_text(folder / DATA_FILE, "\n".join(lines) + "\n")
+
+
+def write_yolo(annotations: Annotations, folder: Path, split: str) -> None:
+    """Write ``images/{split}``, ``labels/{split}`` and ``data.yaml``.
+
+    Raises:
+        DataError: if an image cannot be read, a file to write is there already, or an object is to be ignored.
+        UserError: if the format has no such split.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split of a YOLO data set, got {shown(split)}; allowed: {', '.join(SPLITS)}")
+    if annotations.ignore.any():
+        count = int(annotations.ignore.sum())
+        raise DataError(f"{annotations.name}: objects to ignore, got {count:,}; allowed: none, YOLO cannot mark them")
+    names = [annotations.image_name(i) for i in range(len(annotations))]
+    labels = folder / "labels" / split
+    for i, name in enumerate(_files(annotations, names)):
+        write_text(_new((labels / name).with_suffix(".txt")), _yolo_lines(annotations, i))
+    _write_images(annotations, folder / "images" / split, names)
+    lines = ["path: ."]
+    lines += [f"{s}: images/{s}" for s in SPLITS if (folder / "images" / s).is_dir()]
+    # Every JSON string is a double-quoted YAML string.
+    lines += ["names:", *(f"  {k}: {json.dumps(name)}" for k, name in enumerate(annotations.class_names))]
+    write_text(folder / "data.yaml", "\n".join(lines) + "\n")
+
+
+def _split(split: str) -> str:
+    try:
+        if "/" not in split:
+            return clean_name(split)
+    except ValueError:
+        pass
+    raise UserError(f"split, got {shown(split)}; allowed: a name that a file can have")
+
+
+def _new(path: Path) -> Path:
+    if path.exists():
+        raise DataError(f"{path}: the file is there already; allowed: a folder without it")
+    return path
+
+
+def _files(annotations: Annotations, names: list[str]) -> Iterator[str]:
+    """The names, once it is sure that no two of them are one label file."""
+    stems = {str(Path(name).with_suffix("")) for name in names}
+    if len(stems) < len(names):
+        raise DataError(f"{annotations.name}: names of images; allowed: names that differ without suffix and folder")
+    return iter(names)
+
+
+def _write_images(annotations: Annotations, folder: Path, names: list[str]) -> None:
+    for i, name in enumerate(names):
+        path = _new(folder / name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if annotations.draw is None:
+            assert annotations.image_root is not None
+            shutil.copyfile(annotations.image_root / annotations.image_name(i), path)
+        else:
+            pixels = annotations.load_image(i).permute(1, 2, 0).numpy()
+            picture = Image.fromarray(np.ascontiguousarray(pixels))
+            write_atomic(path, partial(picture.save, format="PNG"))
+
+
+def _voc_xml(annotations: Annotations, index: int, name: str) -> str:
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = name
+    size = ElementTree.SubElement(root, "size")
+    height, width = annotations.sizes[index].tolist()
+    for side, value in (("width", width), ("height", height), ("depth", 3)):
+        ElementTree.SubElement(size, side).text = str(value)
+    own = annotations.boxes_of(index)
+    for j in range(own.start, own.stop):
+        item = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(item, "name").text = annotations.class_names[annotations.labels[j] - 1]
+        ElementTree.SubElement(item, "difficult").text = str(int(annotations.ignore[j]))
+        box = ElementTree.SubElement(item, "bndbox")
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), annotations.boxes[j].tolist(), strict=True):
+            ElementTree.SubElement(box, side).text = repr(value)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _yolo_lines(annotations: Annotations, index: int) -> str:
+    height, width = annotations.sizes[index].tolist()
+    own = annotations.boxes_of(index)
+    lines = []
+    for label, box in zip(annotations.labels[own].tolist(), annotations.boxes[own].tolist(), strict=True):
+        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+        values = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        lines.append(" ".join([str(label - 1), *(repr(v) for v in values)]) + "\n")
+    return "".join(lines)

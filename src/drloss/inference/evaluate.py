@@ -1,0 +1,133 @@
+"""``drloss eval``: a trained detector on a split of data, in numbers, files and plots."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from drloss.data.annotations import Annotations
+from drloss.data.loading import Batch
+from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.detector.objective import assign_batch
+from drloss.detector.weights import DetectorFile
+from drloss.distributed.ranks import Ranks
+from drloss.errors import UserError
+from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.limits import full_images
+from drloss.evaluation.running import run_detector, run_multi_scale
+from drloss.evaluation.thresholds import threshold_sweep
+from drloss.io.atomic import json_of, write_json
+from drloss.studies.report.figures import save_evaluation_figures
+from drloss.training.checkpoints import fingerprint, load_run
+from drloss.training.runs import warn
+
+RESULTS = "results.json"
+METRICS = "metrics.json"
+PLOTS = ("precision_recall.png", "thresholds.png", "densities.png")
+
+
+def evaluate_run(
+    run: Path,
+    annotations: Annotations,
+    out: Path,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    workers: int,
+    score_threshold: float | None,
+    test_scales: Sequence[int] = (),
+    console: Console,
+) -> Evaluation | None:
+    """Evaluate a run folder or an exported file and write what comes of it.
+
+    Args:
+        run: run folder or ``.safetensors`` file.
+        annotations: the split.
+        out: folder for ``results.json`` (COCO results format), ``metrics.json`` and the plots.
+        ranks: this process among its peers.
+        batch_size, workers: of data loading.
+        score_threshold: replaces the run's own.
+        test_scales: short sides in pixels, for a multi-scale test; it has no score densities.
+        console: where rank 0 prints.
+    Returns:
+        The evaluation on rank 0, None elsewhere.
+    Raises:
+        UserError: if the run cannot be loaded or knows other classes than the data.
+    """
+    model, about = load_run(run)
+    require_same_classes(about, annotations, run)
+    if score_threshold is not None:
+        model.config = replace(model.config, score_threshold=score_threshold)
+    model.to(ranks.device)
+    histogram = None if test_scales else ScoreHistogram()
+    with Progress(console=console, disable=not ranks.first) as progress:
+        task = progress.add_task("evaluating", total=len(annotations) * max(1, len(test_scales)))
+
+        def advance(images: int) -> None:
+            progress.advance(task, images * ranks.size)
+
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        if histogram is None:
+            detections = run_multi_scale(model, annotations, ranks, test_scales, **options, progress=advance)
+        else:
+            detections = run_detector(
+                model,
+                annotations,
+                ranks,
+                **options,
+                observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
+                progress=advance,
+            )
+    if histogram is not None:
+        for other in ranks.gather(histogram.to_json())[1:]:
+            histogram.merge(ScoreHistogram.from_json(other))
+    if not ranks.first:
+        return None
+    evaluation = evaluate(annotations, detections)
+    sweep = threshold_sweep(annotations, detections)
+    write_results(out / RESULTS, annotations, detections)
+    metrics = evaluation.to_json() | {"data": annotations.name, "fingerprint": fingerprint(annotations)}
+    metrics |= {"run": str(run), "thresholds": sweep}
+    metrics |= {"test_scales": list(test_scales)} if histogram is None else {"scores": histogram.to_json()}
+    write_json(out / METRICS, metrics)
+    save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
+    console.print(metrics_table(evaluation))
+    for problem in (undefined_ap(annotations), full_images(detections, model.config.max_detections)):
+        if problem:
+            warn(console, problem)
+    console.print(f"results, metrics and plots are in {out}")
+    return evaluation
+
+
+def require_own_results(out: Path) -> None:
+    """Raise UserError if ``out`` holds a file of the name of one that an evaluation writes, and no evaluation."""
+    there = json_of(out / METRICS)
+    if isinstance(there, dict) and {"metrics", "data", "run", "thresholds"} <= there.keys():
+        return
+    for name in (RESULTS, METRICS, *PLOTS):
+        if (out / name).exists():
+            raise UserError(
+                f"--out {out}: {name} is there, of no evaluation by drloss, and would be overwritten; "
+                "name another folder"
+            )
+
+
+def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
+    """Add a batch's scores to a histogram, sorted by the labels that training would give its anchors."""
+    device = outputs.logits[0].device
+    labels, _ = assign_batch(outputs.anchors, [o.to(device) for o in batch.objects], model.config)
+    histogram.update(outputs.logits, labels)
+
+
+def require_same_classes(about: DetectorFile, annotations: Annotations, run: Path) -> None:
+    """Raise UserError unless a detector knows just the classes of the data, in their order."""
+    if about.class_names != annotations.class_names:
+        raise UserError(
+            f"{run} was trained on the classes {json.dumps(about.class_names)}, but {annotations.name} has "
+            f"{json.dumps(annotations.class_names)}"
+        )

@@ -1,0 +1,147 @@
+"""``drloss predict``: pictures with boxes, and the same as JSON."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from drloss.data.checks.images import read_image
+from drloss.data.checks.problems import printable
+from drloss.data.files.paths import IMAGE_SUFFIXES
+from drloss.data.transforms import pad, padded_size, resize, resized_size
+from drloss.detector.detections import Detection, Frame, detect
+from drloss.detector.model import RetinaNet
+from drloss.distributed.ranks import Ranks
+from drloss.errors import DataError, UserError, first_line
+from drloss.evaluation.drawing import draw_detections
+from drloss.evaluation.limits import full_images
+from drloss.io.atomic import json_of, write_atomic, write_json
+from drloss.training.checkpoints import load_run
+from drloss.training.runs import warn
+
+PREDICTIONS = "predictions.json"
+LONGEST = 180
+"""Bytes of an image's name that its picture's may have: file systems take 255, and it is written beside first."""
+
+
+def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshold: float, console: Console) -> None:
+    """Detect objects in an image, or in every image of a folder, and write pictures and ``predictions.json``.
+
+    Args:
+        run: run folder or exported ``.safetensors`` file.
+        images: an image file or a folder, searched with its subfolders but ``out``.
+        out: folder for the pictures, named as the images are; not that of the images.
+        ranks: for the device.
+        threshold: least score of what is drawn; the JSON holds everything above the detector's own threshold.
+        console: where to print.
+    Raises:
+        UserError: if there is no image, ``out`` holds other files of these names, the run cannot be loaded, or images
+            could not be read or pictures not be written (the rest is).
+    """
+    paths = _find(images, out)
+    root = images if images.is_dir() else images.parent
+    pictures = {path: out / picture_name(path.relative_to(root)) for path in paths}
+    _require_place(out, root, pictures.values())
+    model, about = load_run(run)
+    model.to(ranks.device)
+    records: list[dict[str, Any]] = []
+    detections: list[Detection] = []
+    unreadable: list[str] = []
+    unwritten: list[str] = []
+    for path in track(paths, "predicting", console=console, disable=len(paths) == 1):
+        try:
+            image = read_image(path)
+        except DataError as error:
+            unreadable.append(str(error))
+            continue
+        detection = detect_image(model, image, ranks.device)
+        try:
+            picture = draw_detections(image, detection, about.class_names, threshold=threshold)
+            write_atomic(pictures[path], partial(picture.save, format="PNG"))
+        except (UserError, ValueError, MemoryError) as error:
+            unwritten.append(f"{printable(str(pictures[path]))}: {first_line(error)}")
+        detections.append(detection)
+        records.append(_record(str(path.relative_to(root)), image, detection, about.class_names))
+    write_json(out / PREDICTIONS, records)
+    shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)
+    console.print(f"{len(records)} image(s), {shown} detection(s) of score {threshold:g} or more: {out}")
+    if problem := full_images(detections, model.config.max_detections, threshold):
+        warn(console, problem)
+    failed = [
+        f"{len(found)} of {len(paths)} {what}; the first: {found[0]}"
+        for found, what in (
+            (unreadable, "images could not be read"),
+            (unwritten, f"pictures could not be written (their detections are in {PREDICTIONS})"),
+        )
+        if found
+    ]
+    if failed:
+        raise UserError("\n".join(failed))
+
+
+def picture_name(image: Path) -> Path:
+    """Where an image's picture goes, relative to the folder: as the image, with a hash where that would be too long.
+
+    It keeps the image's own suffix inside: ``a.jpg`` and ``a.png`` must not become one picture.
+    """
+    name = os.fsencode(image.name)
+    if len(name) <= LONGEST:
+        return image.with_name(f"{image.name}.png")
+    start = name[:LONGEST].decode("utf-8", "ignore")
+    return image.with_name(f"{start}-{hashlib.sha256(name).hexdigest()[:16]}.png")
+
+
+@torch.no_grad()
+def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) -> Detection:
+    """Detections of one uint8 image (3, H, W), in its own pixels, on the CPU."""
+    original = (image.shape[1], image.shape[2])
+    size = resized_size(*original, model.config.short_side, model.config.max_side)
+    batch = pad(resize(image, size), padded_size([size])).unsqueeze(0)
+    (detection,) = detect(model(batch.to(device)), [Frame(original, size)], model.config)
+    return {key: value.cpu() for key, value in detection.items()}
+
+
+def _find(images: Path, out: Path) -> list[Path]:
+    if images.is_file():
+        return [images]
+    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if out.resolve() != images.resolve():
+        found = [p for p in found if out.resolve() not in p.resolve().parents]  # what was drawn before
+    if not found:
+        what = (
+            f"no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})" if images.is_dir() else "no such file or folder"
+        )
+        raise UserError(f"{images}: {what}")
+    return found
+
+
+def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
+    """Raise UserError if ``out`` is the folder of the images, or holds what was not written by an earlier call."""
+    if out.resolve() == root.resolve():
+        raise UserError(f"--out {out}: is the folder of the images; name another")
+    there = json_of(out / PREDICTIONS)
+    keys = {"image", "height", "width", "detections"}
+    if isinstance(there, list) and all(isinstance(record, dict) and record.keys() == keys for record in there):
+        return
+    for path in (out / PREDICTIONS, *pictures):
+        if os.path.lexists(path):
+            raise UserError(f"--out {out}: {path} is there, not drawn by drloss, and would be overwritten")
+
+
+def _record(name: str, image: torch.Tensor, detection: Detection, class_names: tuple[str, ...]) -> dict[str, Any]:
+    rows = zip(*(detection[key].tolist() for key in ("boxes", "scores", "labels")), strict=True)
+    return {
+        "image": name,
+        "height": image.shape[1],
+        "width": image.shape[2],
+        "detections": [
+            {"class": class_names[label - 1], "score": round(score, 5), "box_xyxy": [round(v, 2) for v in box]}
+            for box, score, label in rows
+        ],
+    }

@@ -1,0 +1,264 @@
+"""What a comparison looks at in one finished run, measured once and kept beside its weights."""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drloss.data.annotations import Annotations
+from drloss.data.loading import Batch
+from drloss.detector.detections import Detection, detect
+from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.detector.objective import Objective, assign_batch
+from drloss.detector.start import resolve_norm
+from drloss.distributed.ranks import Ranks
+from drloss.evaluation.coco import Evaluation, evaluate
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.matching import Matches, match_detections
+from drloss.evaluation.running import run_detector
+from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
+from drloss.inference.evaluate import observe_scores
+from drloss.io.atomic import write_json
+from drloss.training.checkpoints import MODEL, fingerprint, load_run
+from drloss.training.config import Config, make_loss, to_json
+from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
+KEPT = "measured.json"
+_VERSION = 2
+TIMED_BATCHES = 4
+"""Batches whose post-processing is timed at each threshold."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run on the validation split.
+
+    Attributes:
+        folder: run folder.
+        seed: of the run.
+        evaluation: metrics, at the run's own score threshold.
+        sweep: of :func:`drloss.evaluation.thresholds.threshold_sweep`, with ``candidates`` that reach NMS for each
+            image, and ``postprocess_ms`` for each image, at each threshold.
+        histogram: scores of the candidates.
+        detections: of every image, above the run's own score threshold.
+        matches: of those detections.
+        curves: what the run logged, as far as it is still there.
+        seconds: of training, evaluation left out; NaN where they were not logged.
+        iterations: of training.
+        cost: ``step_ms`` of one training step, ``loss_ms`` of the classification loss in it, ``peak_mb`` of it, for
+            ``images``; empty where there is no image.
+    """
+
+    folder: Path
+    seed: int
+    evaluation: Evaluation
+    sweep: list[dict[str, float]]
+    histogram: ScoreHistogram
+    detections: list[Detection]
+    matches: Matches
+    curves: dict[str, tuple[list[float], list[float]]]
+    seconds: float
+    iterations: int
+    cost: dict[str, float]
+
+
+def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> RunResult:
+    """Evaluate a finished run, or take what was kept where neither weights nor data have changed.
+
+    Args:
+        folder: run folder.
+        config: of the run.
+        val: the split to evaluate on.
+        ranks: for the device.
+    """
+    key = f"{_VERSION} {hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()} {fingerprint(val)}"
+    if _kept(folder).get("key") != key:
+        write_json(folder / KEPT, _measure(folder, config, val, ranks) | {"key": key})
+    kept = _kept(folder)
+    detections = [
+        {
+            "boxes": torch.tensor(d["boxes"], dtype=torch.float32).reshape(-1, 4),
+            "scores": torch.tensor(d["scores"], dtype=torch.float32),
+            "labels": torch.tensor(d["labels"], dtype=torch.int64),
+        }
+        for d in kept["detections"]
+    ]
+    curves = read_scalars(folder / METRICS) | read_scalars(folder / EVALUATIONS)
+    return RunResult(
+        folder=folder,
+        seed=config.seed,
+        evaluation=Evaluation.from_json(kept["evaluation"]),
+        sweep=[{k: nan if v is None else v for k, v in record.items()} for record in kept["sweep"]],
+        histogram=ScoreHistogram.from_json(kept["histogram"]),
+        detections=detections,
+        matches=match_detections(val, detections),
+        curves=curves,
+        seconds=sum(curves["seconds"][1]) if "seconds" in curves else nan,
+        iterations=config.max_iters,
+        cost=kept["cost"],
+    )
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What was measured before; empty where that cannot be read."""
+    try:
+        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def is_finished(folder: Path, config: Config, train: Annotations, val: Annotations) -> bool:
+    """Whether a folder holds the run of a configuration on some data, trained to its end.
+
+    Checkpoints need not be there any more. Where something else is there, ``drloss train --resume`` says what.
+    """
+    try:
+        was = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))[-1]["data"]["fingerprint"]
+        now = to_json(replace(config, detector=resolve_norm(config.detector, config.weights)))
+        same = data == fingerprint(train) and not changed_settings(was, now, HOW_IT_RUNS)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    measured = str(_kept(folder).get("key", ""))
+    return same and (folder / MODEL).is_file() and (not measured or measured.endswith(fingerprint(val)))
+
+
+def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> dict[str, Any]:
+    model, _ = load_run(folder)
+    model.to(ranks.device)
+    histogram = ScoreHistogram()
+    timed: list[tuple[HeadOutputs, Batch]] = []
+
+    def observe(outputs: HeadOutputs, batch: Batch) -> None:
+        observe_scores(histogram, model, outputs, batch)
+        if len(timed) < TIMED_BATCHES:
+            timed.append((outputs, batch))
+
+    # What scores above a higher threshold is found the same with a lower one: see threshold_sweep.
+    own = model.config
+    model.config = replace(own, score_threshold=min(own.score_threshold, *THRESHOLDS))
+    everything = run_detector(
+        model, val, ranks, batch_size=config.eval_batch_size, workers=config.workers, observe=observe
+    )
+    model.config = own
+    detections = above(everything, own.score_threshold)
+    sweep = [
+        record | _post_processing(model, timed, record["threshold"]) for record in threshold_sweep(val, everything)
+    ]
+    return {
+        "evaluation": evaluate(val, detections).to_json(),
+        "sweep": sweep,
+        "histogram": histogram.to_json(),
+        "detections": [{name: value.tolist() for name, value in d.items()} for d in detections],
+        "cost": _cost(model, config, timed, ranks.device) if timed else {},
+    }
+
+
+def _post_processing(model: RetinaNet, timed: list[tuple[HeadOutputs, Batch]], threshold: float) -> dict[str, float]:
+    """Candidates that reach NMS and milliseconds from logits to detections, for each image, at a threshold."""
+    config = replace(model.config, score_threshold=threshold)
+    images = sum(len(batch.indices) for _, batch in timed)
+    if not images:
+        return {}
+    candidates = sum(
+        min(int((scores.float().sigmoid() > threshold).sum()), config.level_candidates)
+        for outputs, _ in timed
+        for level in outputs.logits
+        for scores in level
+    )
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for outputs, batch in timed:
+            detect(outputs, batch.frames, config)
+        if timed[0][0].logits[0].is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return {"candidates": candidates / images, "postprocess_ms": 1e3 * statistics.median(times) / images}
+
+
+def _cost(
+    model: RetinaNet, config: Config, timed: list[tuple[HeadOutputs, Batch]], device: torch.device
+) -> dict[str, float]:
+    """Milliseconds and peak memory of a training step on a micro-batch of validation images, and the loss's part.
+
+    In the precision and memory format of the run, but not compiled.
+    """
+    batch = timed[0][1]
+    n = min(config.micro_batch, len(batch.indices))
+    images, objects = batch.images[:n].to(device), [o.to(device) for o in batch.objects[:n]]
+    loss = make_loss(config.loss).to(device)
+    objective = Objective(loss, model.config)
+    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    model.train()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+    def forward() -> HeadOutputs:
+        with torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32"):
+            outputs: HeadOutputs = model(images)
+        return outputs
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        objective(forward(), objects).total.backward()
+
+    with torch.no_grad():
+        outputs = forward()
+    labels, _ = assign_batch(outputs.anchors, objects, model.config)
+    maps = [m.detach().requires_grad_() for m in outputs.maps]
+    quality = {"quality": (labels > 0).float()} if getattr(loss, "uses_quality", False) else {}
+
+    def loss_alone() -> None:
+        _forward_backward(loss, maps, labels, quality)
+
+    found = {"step_ms": _milliseconds(step, device), "loss_ms": _milliseconds(loss_alone, device)}
+    model.zero_grad(set_to_none=True)  # or the step begins by freeing what is not its own
+    return found | {"peak_mb": _peak_mb(step, device), "images": float(n)}
+
+
+def _forward_backward(loss: nn.Module, maps: list[Tensor], labels: Tensor, quality: dict[str, Tensor]) -> None:
+    loss(maps, labels, **quality).backward()
+    for m in maps:
+        m.grad = None
+
+
+def _milliseconds(run: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times[1:])
+
+
+def _peak_mb(run: Callable[[], None], device: torch.device) -> float:
+    """Peak of the memory that torch allocates in a call, in megabytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(profile_memory=True, activities=activities, acc_events=True) as profile:
+        run()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 1e6

@@ -1,0 +1,169 @@
+"""``drloss compare``: should I change my loss? Several losses on the user's own data, one page with the answer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from drloss.data.annotations import Annotations
+from drloss.data.checks.images import check_images
+from drloss.data.formats.opening import DataSource
+from drloss.distributed.ranks import Ranks
+from drloss.errors import UserError
+from drloss.io.atomic import write_json, write_text
+from drloss.studies.compare.differences import (
+    Contender,
+    configurations,
+    difference,
+    disagreements,
+    run_folder,
+    title,
+    verdict,
+)
+from drloss.studies.compare.files import markdown, to_json
+from drloss.studies.compare.measure import is_finished, measure_run
+from drloss.studies.compare.page import count, write_page
+from drloss.studies.jobs import Job, train_jobs
+from drloss.studies.report.gallery import counted, fair_threshold, gallery
+from drloss.training.config import Config, make_loss
+from drloss.training.log import environment
+from drloss.training.runs import require_boxes
+
+REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
+PICTURES = 6
+"""Images in the gallery: those on which the first loss and its best rival differ most."""
+
+
+def run_compare(
+    source: DataSource,
+    losses: Sequence[str],
+    seeds: Sequence[int],
+    preset: str,
+    settings: dict[str, object],
+    options: Sequence[str],
+    splits: tuple[str, str],
+    out: Path,
+    ranks: Ranks,
+    *,
+    at_once: int,
+    skip_bad: bool = False,
+    console: Console,
+) -> Path:
+    """Train each loss with each seed, measure the runs and write the report.
+
+    Args:
+        source: the data.
+        losses: at least one, as ``drloss train --loss`` takes them; the first is the one to beat.
+        seeds: of each loss.
+        preset: name of the configuration.
+        settings: what replaces the preset's settings, but for loss and seed.
+        options: the same as options of ``drloss train``, with the data's.
+        splits: to train on and to evaluate on.
+        out: folder for ``runs/``, ``report.html``, ``report.md`` and ``report.json``. What is done already is kept.
+        ranks: for the device.
+        at_once: runs at a time.
+        skip_bad: leave bad images and boxes out, as the runs do.
+        console: where to print.
+    Returns:
+        The report's path.
+    Raises:
+        UserError: if options, data or folder do not fit, or a run fails.
+    """
+    configs = configurations(losses, seeds, preset, settings)
+    train, val = (_read(source, split, skip_bad) for split in splits)
+    if not counted(val):
+        raise UserError(f"{source.name}: split {splits[1]} has no objects to compare on")
+    require_boxes(train)
+    jobs = [
+        Job(
+            name=f"{title(spec)}, seed {seed}",
+            out=run_folder(out, spec, seed),
+            iterations=config.max_iters,
+            options=[*options, "--preset", preset, "--loss", spec, "--seed", str(seed)],
+        )
+        for (spec, seed), config in configs.items()
+        if not is_finished(run_folder(out, spec, seed), config, train, val)
+    ]
+    if len(jobs) < len(configs):
+        console.print(f"{len(configs) - len(jobs)} of {count(len(configs), 'run')} done already")
+    if jobs:
+        train_jobs(jobs, ranks.device, at_once, console)
+    contenders = []
+    for spec in losses:
+        runs = []
+        for seed in seeds:
+            console.print(f"measuring {escape(title(spec))}, seed {seed}")
+            runs.append(measure_run(run_folder(out, spec, seed), configs[spec, seed], val, ranks))
+        contenders.append(Contender(spec, runs))
+    first, *others = contenders
+    console.print("resampling the images")
+    differences = [difference(other, first) for other in others]
+    told = [verdict(d, len(val)) for d in differences]
+    facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
+    settings_of = {spec: _settings(configs[spec, seeds[0]], preset) for spec in losses}
+    name = f"{', '.join(map(title, losses))} on {source.name}"
+    pictures = _gallery(val, contenders)
+    write_page(
+        out / REPORT,
+        contenders,
+        differences,
+        told,
+        name=name,
+        facts=facts,
+        settings=settings_of,
+        gallery=pictures,
+    )
+    text = markdown(contenders, differences, told, name=name, facts=facts, settings=settings_of)
+    write_text(out / MARKDOWN, text)
+    write_json(out / DATA, to_json(contenders, differences, told, facts, settings_of))
+    for line in told:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"report: {out / REPORT}", markup=False)
+    return out / REPORT
+
+
+def _read(source: DataSource, split: str, skip_bad: bool) -> Annotations:
+    annotations, report = source.read(split, strict=not skip_bad)
+    return check_images(annotations, report, strict=False)[0] if skip_bad else annotations
+
+
+def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config: Config) -> dict[str, str]:
+    where = environment(ranks.device, ranks.size)
+    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
+    return {
+        "data": f"{name}: {count(len(train), 'image')} to train on, {len(val)} to evaluate on, "
+        f"{count(counted(val), 'object')} in {'it' if len(val) == 1 else 'them'}",
+        "detector": f"{config.detector.backbone}, images of {config.detector.short_side} pixels",
+        "device": f"{where['device']}, {count(torch.get_num_threads(), 'thread')}",
+        "date": where["started"],
+        "drloss": f"{where['drloss']}, commit {where['commit'] or 'unknown'}",
+        "versions": f"Python {where['python']}, {versions}",
+    }
+
+
+def _settings(config: Config, preset: str) -> dict[str, str]:
+    loss = make_loss(config.loss)
+    return {
+        "loss": repr(loss),
+        "prior probability": f"{loss.prior_probability:g}",
+        "preset": preset,
+        "weights": config.weights,
+        "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
+        "batch": str(config.batch_size),
+        "iterations": str(config.max_iters),
+        "precision": config.precision,
+        "score threshold": f"{config.detector.score_threshold:g}",
+        "NMS threshold": f"{config.detector.nms_threshold:g}",
+    }
+
+
+def _gallery(val: Annotations, contenders: Sequence[Contender]) -> Image.Image:
+    """The images on which the first two differ most, with their first seeds."""
+    shown = [contender.runs[0] for contender in contenders]
+    first, second = shown[0], shown[min(1, len(shown) - 1)]
+    thresholds = [fair_threshold(run.detections, counted(val)) for run in (first, second)]
+    ranked = disagreements(first.matches, second.matches, *thresholds)
+    return gallery(val, [run.detections for run in shown], ranked[:PICTURES])

@@ -1,0 +1,155 @@
+"""Evaluated runs as records: what the pages of the reproduction are made of, from folders or a file of them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from drloss.errors import UserError, first_line
+from drloss.evaluation.coco import METRICS
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.inference.evaluate import METRICS as METRICS_FILE
+from drloss.io.atomic import write_text
+from drloss.studies.paper.numbers import Settings
+from drloss.training.runs import CONFIG, ENVIRONMENT
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation of a run.
+
+    Attributes:
+        config: the run's ``config.json``.
+        environment: the last entry of its ``environment.json``.
+        metrics: ``metrics.json`` of the evaluation.
+    """
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: dict[str, Any]
+
+    def values(self, threshold: float | None = None) -> dict[str, float]:
+        """The metrics in percent, at a score threshold or at the run's own; NaN for what is not defined."""
+        found = self.metrics["metrics"]
+        if threshold is not None:
+            found = next((r for r in self.metrics["thresholds"] if r["threshold"] == threshold), {})
+        return {m: nan if found.get(m) is None else float(found[m]) for m in METRICS}
+
+    @property
+    def histogram(self) -> ScoreHistogram | None:
+        """Scores of its candidates, where they were kept."""
+        scores = self.metrics.get("scores")
+        return None if scores is None else ScoreHistogram.from_json(scores)
+
+
+Records = Mapping[tuple[str, str], Mapping[int, Record]]
+"""By :attr:`Settings.key`, by seed."""
+
+
+def run_folder(out: Path, name: str) -> Path:
+    """Folder of a run."""
+    return out / "runs" / name
+
+
+def read_runs(out: Path, chosen: Iterable[Settings]) -> Records:
+    """The evaluated runs with some settings, from their folders in ``out``."""
+    return {settings.key: dict(sorted(_read_runs(out, settings))) for settings in chosen}
+
+
+def _read_runs(out: Path, settings: Settings) -> Iterable[tuple[int, Record]]:
+    for folder in run_folder(out, "").glob(f"{settings.name}-seed*"):
+        seed = re.fullmatch(re.escape(settings.name) + r"-seed(\d+)", folder.name)
+        metrics = read_metrics(folder / settings.evaluation)
+        if seed and metrics is not None:
+            yield int(seed[1]), Record(read_of_run(folder / CONFIG), read_of_run(folder / ENVIRONMENT)[-1], metrics)
+
+
+def read_metrics(evaluation: Path) -> dict[str, Any] | None:
+    """``metrics.json`` of an evaluation, or None where there is none or it is cut off: evaluate anew."""
+    try:
+        found = json.loads((evaluation / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"metrics", "thresholds", "data"} <= found.keys() else None
+
+
+def read_of_run(path: Path) -> Any:
+    """``config.json`` or ``environment.json`` of a run folder.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found:
+            return found
+        reason = "it is empty"
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+    raise UserError(f"{path}: cannot be read ({reason}); put it back, or delete its folder to train the run anew")
+
+
+def write_records(path: Path, scale: str, records: Records, with_scores: Collection[tuple[str, str]]) -> None:
+    """Write what the page needs of all runs to one file, a line for each, with a checksum over them.
+
+    Args:
+        path: to write.
+        scale: of the runs.
+        records: the runs.
+        with_scores: keys of those whose densities are drawn; of the others they are left out.
+    """
+    lines = []
+    for key, seeds in records.items():
+        kept = ["metrics", "thresholds", "data", "fingerprint", *(["scores"] if key in with_scores else [])]
+        for seed, record in seeds.items():
+            metrics = {name: record.metrics[name] for name in kept if name in record.metrics}
+            run = {"run": key[0], "evaluation": key[1], "seed": seed, "config": record.config}
+            environment = {
+                k: v for k, v in record.environment.items() if k != "command"
+            }  # it names the user's folders
+            lines.append(json.dumps(run | {"environment": environment, "metrics": metrics}))
+    runs = "[\n" + ",\n".join(lines) + "\n]"
+    write_text(path, f'{{"scale": "{scale}", "sha256": "{_digest(json.loads(runs))}", "runs": {runs}}}\n')
+
+
+def read_records(path: Path) -> tuple[str, Records]:
+    """Scale and runs that :func:`write_records` wrote.
+
+    Raises:
+        UserError: if they are not as they were written.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["sha256"] != _digest(kept["runs"]):
+        raise UserError(f"{path}: the records are not those that were written: their checksum differs")
+    found: dict[tuple[str, str], dict[int, Record]] = {}
+    for run in kept["runs"]:
+        record = Record(run["config"], run["environment"], run["metrics"])
+        found.setdefault((run["run"], run["evaluation"]), {})[run["seed"]] = record
+    return kept["scale"], found
+
+
+def join_records(parts: Sequence[Records]) -> Records:
+    """The runs of all parts; where two have the same evaluation and seed, the later one's.
+
+    Raises:
+        UserError: if they were trained or evaluated on different data of the same split.
+    """
+    joined: dict[tuple[str, str], dict[int, Record]] = {}
+    for key, seeds in (item for part in parts for item in part.items()):
+        joined[key] = dict(sorted({**joined.get(key, {}), **seeds}.items()))
+    seen: dict[str, str] = {}
+    for record in (record for seeds in joined.values() for record in seeds.values()):
+        trained, metrics = record.environment["data"], record.metrics
+        for name, found in ((trained["name"], trained["fingerprint"]), (metrics["data"], metrics.get("fingerprint"))):
+            split = name.rsplit(" ", 1)[-1]
+            if found and seen.setdefault(split, found) != found:
+                raise UserError(f"the records are of runs on different data of the split {split}: they make no page")
+    return joined
+
+
+def _digest(runs: Any) -> str:
+    return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()

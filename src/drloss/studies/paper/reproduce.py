@@ -1,0 +1,343 @@
+"""``drloss reproduce``: the runs behind the paper's tables, as run folders, and the page that is made of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from drloss.data.annotations import Annotations
+from drloss.detector.start import resolve_norm
+from drloss.distributed.ranks import Ranks
+from drloss.errors import UserError
+from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.running import run_detector
+from drloss.inference.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
+from drloss.io.atomic import write_text
+from drloss.studies.compare.differences import TITLES
+from drloss.studies.jobs import Job, train_jobs
+from drloss.studies.paper import scores
+from drloss.studies.paper.numbers import (
+    FIGURES,
+    NEEDS,
+    TABLES,
+    Settings,
+    expectation,
+    figure_settings,
+    rows_of,
+    settings,
+)
+from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, run_folder, write_records
+from drloss.studies.paper.tables import histograms, page
+from drloss.training.checkpoints import MODEL, fingerprint, load_run
+from drloss.training.config import OPTIONS, Config, override, to_json
+from drloss.training.presets import PRESETS
+from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
+
+EQUATIONS = ("figure2", "figure3")
+"""Figures drawn from equations alone; figure1 from synthetic scores where there is no run."""
+WHAT = (*sorted((*FIGURES, *EQUATIONS)), *TABLES, "all")
+"""What ``drloss reproduce`` may be asked for."""
+PAGE, RECORDS = "reproduction.md", "records.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, for all the rows that it serves.
+
+    Attributes:
+        settings: of the rows.
+        seed: of the run.
+        given: settings of the user's, on top.
+    """
+
+    settings: Settings
+    seed: int
+    given: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.settings.name}-seed{self.seed}"
+
+    @property
+    def values(self) -> dict[str, object]:
+        """All that replaces the preset's settings."""
+        return {**self.settings.values, **self.given, "seed": self.seed}
+
+    @property
+    def expects(self) -> str:
+        """What it must reach, in words."""
+        return expectation(self.settings)
+
+    @property
+    def config(self) -> Config:
+        """What the run computes.
+
+        Raises:
+            UserError: if a setting does not fit.
+        """
+        config = override(PRESETS[self.settings.preset], self.values)
+        return replace(config, detector=resolve_norm(config.detector, config.weights), expects=self.expects)
+
+
+def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) -> list[Settings]:
+    """The settings behind some tables and the figures' losses, each once, in the order of the rows."""
+    rows = [settings(row, scale) for table in tables for row in rows_of(table)]
+    found = [s for s in rows if isinstance(s, Settings)] + [figure_settings(loss, scale) for loss in losses]
+    return list({s.key: s for s in found}.values())
+
+
+def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[Run]:
+    """Their runs: all of one's seeds follow each other. Two that are evaluated differently are one run."""
+    return [Run(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
+
+
+def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) -> list[str]:
+    """The tables among what is asked for, in the paper's order.
+
+    Raises:
+        UserError: if they cannot be run together, or not with the settings given.
+    """
+    tables = [table for table in TABLES if table in what or "all" in what]
+    if scale == "paper" and "table7" in tables and len(tables) > 1:
+        if "table7" in what:
+            raise UserError("table7 needs VOC2007 and the others COCO: run it by itself, with the same --out")
+        tables.remove("table7")
+    for table in tables:
+        if clash := sorted(_own_settings(table, scale) & set(given)):
+            flag = clash[0].replace("_", "-")
+            raise UserError(f"--{flag} cannot be set with {table}: it is what its rows differ in")
+    return tables
+
+
+def _own_settings(table: str, scale: str) -> set[str]:
+    """Names of the settings that the rows of a table differ in, or give themselves."""
+    rows = rows_of(table)
+    chosen = [s for s in (settings(row, scale) for row in rows) if isinstance(s, Settings)]
+    own = {name for s in chosen for name in s.values}
+    configs = [override(PRESETS[s.preset], s.values) for s in chosen]
+    flat = [vars(config) | vars(config.detector) for config in configs]
+    own |= {name for name in OPTIONS if len({values[name] for values in flat}) > 1}
+    if any(row.threshold is not None for row in rows):
+        own.add("score_threshold")
+    if any(s.test_scales for s in chosen):
+        own.add("short_side")
+    return own
+
+
+def choose_shard(runs: Sequence[Run], text: str) -> list[Run]:
+    """Every n-th run from the i-th on, for ``i/n``.
+
+    Raises:
+        UserError: if it is not i/n with 1 <= i <= n.
+    """
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--shard must be i/n with i from 1 to n, got {text!r}")
+    return list(runs[int(first) - 1 :: int(count)])
+
+
+def reproduce_runs(
+    tables: Sequence[str],
+    losses: Sequence[str],
+    data: str,
+    read_split: Callable[[str], Annotations],
+    out: Path,
+    ranks: Ranks,
+    *,
+    scale: str,
+    seeds: Sequence[int],
+    given: Mapping[str, object],
+    shard: str,
+    at_once: int,
+    skip_bad: bool,
+    console: Console,
+) -> Path:
+    """Train and evaluate what is missing of some tables and figures, and write the page and what it shows.
+
+    Args:
+        tables: names, of :func:`choose_tables`.
+        losses: whose densities the figures asked for show.
+        data: as ``drloss train --data`` takes it.
+        read_split: the annotations of a split of it.
+        out: folder for ``runs/``, ``reproduction.md``, ``records.json`` and Figures 1, 4 and 5. What is done already
+            is kept.
+        ranks: for the device.
+        scale: ``"paper"`` or ``"laptop"``.
+        seeds: of each row.
+        given: settings that replace the rows'.
+        shard: ``i/n``: every n-th run from the i-th on.
+        at_once: runs at a time.
+        skip_bad: leave bad images and boxes out.
+        console: where to print.
+    Returns:
+        The page's path.
+    Raises:
+        UserError: if options, data or folder do not fit, or a run failed; the others are trained, evaluated and on
+            the page before that is said.
+    """
+    chosen = chosen_settings(tables, losses, scale)
+    runs = choose_shard(runs_of(chosen, seeds, given), shard)
+    configs = {run.name: run.config for run in runs}  # what does not fit is said before anything is trained
+    if scale == "paper":
+        for table in tables:
+            console.print(f"{table} needs {NEEDS[table]}", markup=False, soft_wrap=True)
+    for name, expects in {run.settings.name: run.expects for run in runs}.items():
+        console.print(f"{name}: {expects}", markup=False, soft_wrap=True)
+    read_once = cache(read_split)
+
+    @cache
+    def fingerprint_of(split: str) -> str:
+        return fingerprint(read_once(split))
+
+    missing = [run for run in runs if not is_finished(run, run_folder(out, run.name), data, fingerprint_of)]
+    console.print(f"{len(runs)} run(s) for {', '.join(tables) or 'figures'}; {len(runs) - len(missing)} done already")
+    failed: list[str] = []
+    if missing:
+        jobs = [_job(run, run_folder(out, run.name), data, skip_bad) for run in missing]
+        failed = train_jobs(jobs, ranks.device, at_once, console, keep_going=True)
+    for run in runs:
+        folder = run_folder(out, run.name)
+        if not is_finished(run, folder, data, fingerprint_of):
+            continue
+        for wanted in (s for s in chosen if s.name == run.settings.name):
+            split = wanted.splits[1]
+            if _is_evaluated(folder, wanted, fingerprint_of(split)):
+                continue
+            console.print(f"evaluating {run.name}", markup=False)
+            evaluate_run(
+                folder,
+                read_once(split),
+                folder / wanted.evaluation,
+                ranks,
+                batch_size=configs[run.name].eval_batch_size,
+                workers=configs[run.name].workers,
+                score_threshold=None,
+                test_scales=wanted.test_scales,
+                console=Console(quiet=True),
+            )
+    path = write_reproduction(out, scale)
+    console.print(f"page: {path}", markup=False)
+    if failed:
+        raise UserError("\n".join(failed))
+    return path
+
+
+def write_reproduction(out: Path, scale: str) -> Path:
+    """Write the page of all run folders in ``out`` at a scale, their records, and Figures 1, 4 and 5.
+
+    Returns:
+        The page's path.
+    """
+    records = read_runs(out, chosen_settings(list(TABLES), FIGURES["figure4"], scale))
+    write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in FIGURES["figure4"]])
+    write_text(out / PAGE, page(scale, records))
+    draw_figures(out, scale, records)
+    return out / PAGE
+
+
+def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
+    """Figures 1, 4 and 5, as far as there are runs for them, all seeds of a loss together.
+
+    Returns:
+        The files written.
+    """
+    found = {loss: _together(loss, scale, records) for loss in FIGURES["figure4"]}
+    shown = [histogram for histogram in found.values() if histogram is not None]
+    paths = scores.save_densities(folder, shown) if len(shown) == len(found) else []
+    if (dr := found["dr"]) is not None:
+        paths += scores.save_separation(folder, dr)
+        paths += scores.save_ranking(folder, scores.rank_scores(dr[3], dr[2]))
+    return paths
+
+
+def ranking_of_runs(out: Path, scale: str) -> scores.Ranking | None:
+    """Data of Figure 1 from the DR runs in a folder, or None where there are none."""
+    found = _together("dr", scale, read_runs(out, [figure_settings("dr", scale)]))
+    return None if found is None else scores.rank_scores(found[3], found[2])
+
+
+def _together(loss: str, scale: str, records: Records) -> scores.Histogram | None:
+    """Scores of all seeds of a loss."""
+    found = histograms(loss, scale, records)
+    if not found:
+        return None
+    together = ScoreHistogram()
+    for histogram in found.values():
+        together.merge(histogram)
+    source = f"{figure_settings(loss, scale).name}, seeds {', '.join(map(str, found))}"
+    return TITLES[loss], loss, source, together
+
+
+def is_finished(run: Run, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
+    """Whether a folder holds the run, trained to its end.
+
+    Args:
+        run: what is wanted.
+        folder: that it is in, or will be.
+        data: name of the data, for the message.
+        fingerprint_of: of a split, from its name; called only where there is a run.
+    Raises:
+        UserError: if it was trained on other data, or the folder does not say on what.
+    """
+    ended = (folder / MODEL).is_file()
+    if not (folder / CONFIG).is_file() or not (ended or (folder / ENVIRONMENT).is_file()):
+        return False
+    was, split = read_of_run(folder / ENVIRONMENT)[-1]["data"], run.settings.splits[0]
+    if was["fingerprint"] != fingerprint_of(split):
+        raise UserError(
+            f"{folder}: was trained on {was['name']} as it was then, and {data} {split} is something else now; name "
+            "another --out"
+        )
+    return ended and not changed_settings(read_of_run(folder / CONFIG), to_json(run.config), HOW_IT_RUNS)
+
+
+def _is_evaluated(folder: Path, wanted: Settings, data: str) -> bool:
+    """Whether the run was evaluated since it was trained, on the data of that fingerprint."""
+    metrics = folder / wanted.evaluation / METRICS
+    if not metrics.is_file() or metrics.stat().st_mtime < (folder / MODEL).stat().st_mtime:
+        return False
+    found = read_metrics(metrics.parent)
+    return found is not None and found.get("fingerprint") == data
+
+
+def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
+    options = ["--data", data, "--preset", run.settings.preset]
+    for name, split in zip(("--train-split", "--val-split"), run.settings.splits, strict=True):
+        options += [name, split]
+    options += ["--skip-bad"] if skip_bad else []
+    options += ["--expects", run.expects]
+    for name, value in run.values.items():
+        options += _option(name, value)
+    return Job(run.name, folder, run.config.max_iters, options)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as ``drloss train`` takes it."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+
+
+def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranking:
+    """Data of Figure 1 from a trained run and a split.
+
+    Raises:
+        UserError: if the run cannot be loaded, knows other classes, or there is nothing to draw.
+    """
+    model, about = load_run(run)
+    require_same_classes(about, annotations, run)
+    model.to(ranks.device)
+    histogram = ScoreHistogram()
+    run_detector(
+        model,
+        annotations,
+        ranks,
+        batch_size=2,
+        observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
+    )
+    return scores.rank_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")
