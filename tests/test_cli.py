@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 from drloss.cli import main
+from drloss.detector.config import DetectorConfig
+from drloss.detector.model import RetinaNet
+from drloss.detector.weights import DetectorFile, save_detector
 
 SMALL = [
     "--max-iters",
@@ -189,6 +192,91 @@ def test_other_classes_are_refused_by_eval(workshop, tmp_path, capsys):
     assert main(["eval", str(workshop / "run"), "--data", str(folder), "--device", "cpu"]) == 2
 
 
+def test_an_image_that_is_cut_off_stops_a_run_before_it_starts(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "run"
+    assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=2,test=1,size=64"]) == 0
+    image = sorted((data / "train").iterdir())[5]
+    image.write_bytes(image.read_bytes()[:-100])
+    train = ["train", "--data", str(data), "--preset", "cpu", "--out", str(out), "--short-side", "64", *SMALL]
+    assert main(train) == 2
+    said = capsys.readouterr().err
+    assert image.name in said
+    assert "image not readable" in said
+    assert not out.exists()
+
+
+def test_a_split_without_a_box_has_no_ap_in_eval_and_that_is_said(workshop, tmp_path, capsys):
+    data = tmp_path / "data"
+    assert main(["make-shapes", str(data), "--data", "shapes:train=2,val=2,test=1,size=64"]) == 0
+    file = data / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    evaluate = ["eval", str(workshop / "run"), "--data", str(data), "--device", "cpu", "--out", str(tmp_path / "o")]
+    assert main(evaluate) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no boxes in" in said
+    assert "AP is undefined there" in said
+    assert "nan" not in said
+
+
+def test_long_names_of_images_get_pictures_of_their_own(workshop, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    names = ["a" * 236 + ".png", "a" * 235 + "b.png", "a" * 251 + ".jpg", "ä" * 120 + ".png", "short.png"]
+    for name in names:
+        Image.new("RGB", (64, 64), "grey").save(images / name, format="PNG")
+    predict = ["predict", str(workshop / "run"), str(images), "--out", str(out), "--device", "cpu"]
+    assert main(predict) == 0
+    assert len(list(out.glob("*.png"))) == len(names)
+    assert (out / "short.png.png").is_file()
+    assert {r["image"] for r in json.loads((out / "predictions.json").read_text())} == set(names)
+    before = {path.name for path in out.iterdir()}
+    assert main(predict) == 0  # one's own are replaced
+    assert {path.name for path in out.iterdir()} == before
+
+
+def test_a_picture_that_cannot_be_written_costs_no_other(workshop, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (64, 64), "grey").save(images / name)
+    (images / "broken.png").write_bytes(b"x")
+    predict = ["predict", str(workshop / "run"), str(images), "--out", str(out), "--device", "cpu"]
+    assert main(predict) == 2
+    (out / "b.png.png").unlink()
+    (out / "b.png.png").mkdir()
+    (out / "c.png.png").unlink()
+    capsys.readouterr()
+    assert main(predict) == 2
+    said = capsys.readouterr().err
+    assert "1 of 4 images could not be read; the first: " in said
+    assert "1 of 4 pictures could not be written (their detections are in predictions.json)" in said
+    assert "b.png.png: cannot be written: Is a directory" in said
+    assert len(json.loads((out / "predictions.json").read_text())) == 3
+    assert (out / "c.png.png").is_file()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.05])
+def test_images_full_of_detections_are_said_by_predict_and_eval(workshop, tmp_path, capsys, threshold):
+    config = DetectorConfig(
+        **{"backbone": "resnet10", "norm": "group", "fpn_channels": 32, "top_level": 5, "head_depth": 1},
+        **{"head_channels": 32, "anchor_scale": 2.5, "short_side": 64, "max_side": 64},
+    )
+    names = ("disc", "square", "triangle", "star")
+    prior = 0.6 if threshold == 0.5 else 0.1
+    state, file = RetinaNet(config, 4, prior).state_dict(), tmp_path / "young.safetensors"
+    save_detector(file, state, DetectorFile(config, names, (1, 2, 3, 4), "dr"))
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
+    predict = ["predict", str(file), str(tmp_path / "grey.png"), "--device", "cpu", "--threshold", str(threshold)]
+    assert main([*predict, "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"warning: 1 of 1 image(s) have 100 detections of score {threshold:g} or more" in said
+    assert "the training was too short" in said
+    evaluate = ["eval", str(file), "--data", "shapes:train=2,val=3,size=64", "--device", "cpu"]
+    assert main([*evaluate, "--out", str(tmp_path / "eval")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("warning: 3 of 3 image(s) have 100 detections" in said) == (threshold == 0.5)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check-data", "--help"], ["predict", "--help"]])
 def test_help_answers_without_torch(arguments):
     code = f"""
@@ -213,14 +301,15 @@ sys.exit(main(["predict", "run", "images", "--out", "x"]))
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "torchvision is missing: pip install 'drloss[detector]'" in done.stderr
+    assert "torchvision is missing: run pip install '.[detector]' in the checkout of drloss" in done.stderr
 
 
 def test_a_run_goes_on_without_an_image_that_turns_out_to_be_damaged(tmp_path, capsys):
     data, out = tmp_path / "data", str(tmp_path / "run")
     assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=2,test=1,size=64"]) == 0
     image = sorted((data / "train").iterdir())[5]
-    image.write_bytes(image.read_bytes()[:-100])
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-100] + bytes(50) + whole[-50:])
     train = ["train", "--data", str(data), "--preset", "cpu", "--out", out, "--short-side", "64", *SMALL]
     assert main(train) == 2
     said = capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 for needed in ("transformers", "scipy", "PIL"):
-    pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'drloss[transformers]'")
+    pytest.importorskip(needed, reason=f"{needed} is not installed: pip install '.[transformers]'")
 
 import transformers as hf
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher

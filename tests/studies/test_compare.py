@@ -130,6 +130,22 @@ def test_a_split_without_objects_is_refused_before_anything_is_trained(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["compare", "demo"])
+@pytest.mark.parametrize(("split", "words"), [("train", "train: no box in its 2 images"), ("val", "val")])
+def test_one_split_without_objects_is_enough_to_refuse(tmp_path, monkeypatch, capsys, command, split, words):
+    kind = type(open_data("shapes:size=64,train=2,val=2"))
+    real = kind.read
+
+    def read(self, name, *, strict=True):
+        found, report = real(self, name, strict=strict)
+        return (replace(found, ignore=np.ones_like(found.ignore)) if name == split else found), report
+
+    monkeypatch.setattr(kind, "read", read)
+    assert main([command, "--data", "shapes:size=64,train=2,val=2", "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_of_one_seed_start_alike(compared):
     out, _ = compared
     told = json.loads((out / "report.json").read_text())

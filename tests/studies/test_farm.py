@@ -88,3 +88,13 @@ def test_a_run_goes_to_the_device_that_has_the_fewest(job, tmp_path, monkeypatch
     thread.join()
     assert sorted(begun(tmp_path)[:2]) == ["a cuda:0", "b cuda:1"]
     assert begun(tmp_path)[2] == "c cuda:1"
+
+
+def test_why_a_run_failed_is_told_in_all_its_lines(job, tmp_path, monkeypatch):
+    script = tmp_path / "failing"
+    script.write_text('#!/bin/sh\necho "epoch 1"; echo "drloss: error: no weights"; echo "put them there"; exit 2\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(farm.sys, "executable", str(script))
+    console = Console(file=io.StringIO())
+    (told,) = train_jobs([job("a")], torch.device("cpu"), 1, console, keep_going=True)
+    assert told.endswith("drloss: error: no weights put them there")

@@ -15,6 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from drloss.data.formats import writing
+from drloss.data.formats.opening import open_data
 from drloss.data.formats.shapes import open_shapes
 from drloss.data.loading import TrainingOrder
 from drloss.data.transforms import Augmentation
@@ -122,11 +124,44 @@ def test_an_interrupted_run_resumes_where_it_was(run):
         assert torch.equal(load_run(part)[0].state_dict()[key], value), key
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_finished_run_resumes_to_nothing(run):
-    folder, _ = run()
-    before = losses(folder)
-    run(resume=True)
-    assert losses(folder) == before
+    folder, _ = run(max_iters=2)
+    before = contents(folder)
+    _, said = run(resume=True, max_iters=2)
+    assert "the run has ended already, with its 2 iterations: nothing is left to do" in said
+    assert contents(folder) == before
+    (folder / MODEL).unlink()  # as if it had been killed before the last write
+    run(resume=True, max_iters=2)
+    assert contents(folder)[folder / MODEL] == before[folder / MODEL]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_iters": 1}, "has done 2 iterations, and --max-iters is 1: there is none left; give a larger"),
+        ({"max_iters": 2, "lr": 0.1}, r"has ended after 2 iterations, and lr was 0\.002 and is now 0\.1: that would"),
+    ],
+)
+def test_a_run_is_not_forced_to_become_another_one_without_a_step(run, settings, words):
+    folder, _ = run(max_iters=2)
+    before = contents(folder)
+    with pytest.raises(UserError, match=words):
+        run(resume=True, force=True, **settings)
+    assert contents(folder) == before
+    if settings["max_iters"] == 1:
+        (folder / MODEL).unlink()  # one that was stopped
+        with pytest.raises(UserError, match=words):
+            run(resume=True, force=True, **settings)
+
+
+def test_a_threshold_of_a_finished_run_may_be_set_anew(run):
+    folder, _ = run(max_iters=2)
+    run(resume=True, max_iters=2, score_threshold=0.3)
+    assert load_run(folder)[1].detector.score_threshold == 0.3
 
 
 def test_a_run_folder_is_not_overwritten(run):
@@ -187,6 +222,7 @@ def test_a_copy_of_a_checkpoint_under_another_name_is_neither_used_nor_removed(r
     copies = [folder / CHECKPOINTS / f"iteration_{name}.pt" for name in ("00000004_backup", "best", "2", "000000009")]
     for copy in copies:
         copy.write_bytes(b"mine")
+    (folder / MODEL).unlink()
     _, said = run(resume=True, max_iters=4)
     assert "resuming after iteration 4" in said
     assert "damaged" not in said
@@ -208,9 +244,11 @@ def test_the_weights_a_run_began_with_need_not_be_there_any_more(run, tmp_path):
 
 
 def test_what_changes_the_last_bits_is_said_on_resume(run, monkeypatch):
-    run(max_iters=2, micro_batch=4)
+    folder, _ = run(max_iters=2, micro_batch=4)
+    (folder / MODEL).unlink()  # or there is nothing left to do
     _, said = run(resume=True, max_iters=2, micro_batch=4)
     assert "warning" not in said
+    (folder / MODEL).unlink()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     _, said = run(resume=True, max_iters=2, micro_batch=2)
     assert "warning: micro_batch was 4 and is now 2; sums are taken in another order" in said
@@ -250,6 +288,7 @@ def _order(annotations):
 )
 def test_a_damaged_record_of_a_resumed_run_is_named(run, name, words):
     folder, _ = run(max_iters=2)
+    (folder / MODEL).unlink()
     (folder / name).write_bytes(b'[{"\xff')
     with pytest.raises(UserError, match=words):
         run(resume=True, max_iters=2)
@@ -270,6 +309,7 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_named(run, tmp_path):
         with pytest.raises(UserError, match=words):
             run(name)
     folder, _ = run(max_iters=2)
+    (folder / MODEL).unlink()
     shutil.rmtree(folder / "tensorboard")
     (folder / "tensorboard").write_text("mine")
     with pytest.raises(UserError, match="tensorboard: cannot be written: File exists"):
@@ -294,18 +334,48 @@ def test_other_modes_train(run, settings):
     assert losses(folder) == pytest.approx(losses(run("plain", max_iters=3)[0]), rel=0.5)
 
 
-def test_images_without_any_object_train(run, data, tmp_path):
-    nothing = np.zeros(0)
-    empty = replace(
-        data[0],
-        first_box=np.zeros(25, dtype=np.int64),
-        boxes=nothing.reshape(0, 4),
-        labels=nothing.astype(np.int64),
-        ignore=nothing.astype(bool),
-        areas=nothing,
-    )
-    fit(TINY, empty, None, tmp_path / "empty", ALONE, console=Console(quiet=True))
-    assert np.isfinite(losses(tmp_path / "empty")).all()
+def with_boxes(annotations, images):
+    """A split whose first ``images`` images alone have their boxes."""
+    count = annotations.first_box[images]
+    kept = {name: getattr(annotations, name)[:count] for name in ("boxes", "labels", "ignore", "areas")}
+    return replace(annotations, first_box=np.minimum(annotations.first_box, count), **kept)
+
+
+def test_steps_without_any_object_train_and_show_no_score_of_positives(data, tmp_path):
+    console = Console(width=200, file=io.StringIO())
+    fit(TINY, with_boxes(data[0], 1), None, tmp_path / "run", ALONE, console=console)
+    scalars, said = read_scalars(tmp_path / "run" / METRICS), console.file.getvalue()
+    assert np.isfinite(scalars["loss"][1]).all()
+    some = [i for i, count in zip(*scalars["positives"], strict=True) if count > 0]
+    assert len(some) == 1  # 6 steps of 4 images are one epoch
+    assert scalars["expected_pos"][0] == scalars["effective_pos"][0] == scalars["margin"][0] == some
+    assert scalars["expected_pos"][1][0] < 0.9  # three images without positives, for which it is 1, do not count
+    assert said.count("P+ - P-") == 5
+    assert said.count("P+ 0.") == 1
+
+
+def test_a_split_without_a_box_trains_nothing(data, tmp_path):
+    with pytest.raises(UserError, match=r"shapes.* train: no box in its 24 images: a detector needs objects"):
+        fit(TINY, with_boxes(data[0], 0), None, tmp_path / "run", ALONE, console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_split_without_a_box_has_no_ap_and_that_is_said(data, tmp_path):
+    console = Console(width=200, file=io.StringIO())
+    fit(override(TINY, {"max_iters": 1}), data[0], with_boxes(data[1], 0), tmp_path / "run", ALONE, console=console)
+    said = " ".join(console.file.getvalue().split())
+    assert said.count("AP is undefined") == 2  # before the first step, and at the evaluation
+    assert "nan" not in said
+    assert "AP –, AP50 –" in said
+
+
+def test_what_the_preset_reaches_is_said_on_its_data_alone(run, data, tmp_path):
+    assert "AP50 of 50 or more on shapes val" in run(max_iters=1)[1]
+    console = Console(width=200, file=io.StringIO())
+    writing.write_coco(data[0], tmp_path / "coco", "train")
+    other, _ = open_data(str(tmp_path / "coco")).read("train")
+    fit(override(TINY, {"max_iters": 1}), other, None, tmp_path / "other", ALONE, console=console)
+    assert "AP50" not in console.file.getvalue()
 
 
 def test_a_non_finite_loss_stops_with_step_and_images_and_keeps_the_checkpoint(run, monkeypatch, tmp_path):
@@ -361,7 +431,7 @@ def test_a_bad_image_is_named_without_a_workers_traceback(data, tmp_path):
 
 def test_nothing_to_learn_from_is_refused(data, tmp_path):
     ignored = replace(data[0], ignore=np.ones(len(data[0].boxes), dtype=bool))
-    with pytest.raises(UserError, match="no image with an object to train on"):
+    with pytest.raises(UserError, match=r"no box in its 24 images but \d+ that are ignored"):
         fit(replace(TINY, keep_empty=False), ignored, None, tmp_path / "run", ALONE, console=Console(quiet=True))
 
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "drloss").split(".")[0]
         if package == "drloss":
             raise
-        print(f"drloss: error: {package} is missing: pip install 'drloss[detector]'", file=sys.stderr)
+        print(f"drloss: error: {package} is missing: {_INSTALL}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -88,6 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
+_INSTALL = "run pip install '.[detector]' in the checkout of drloss, which is on no index"
 _FULL = "DefaultCPUAllocator: can't allocate memory"
 _NO_MEMORY = (
     "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side of a training, "

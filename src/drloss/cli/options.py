@@ -137,7 +137,7 @@ def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[An
     annotations, report = source.read(split, strict=not skip_bad)
     if skip_bad:
         return check_images(annotations, report, strict=False, progress=going_on)
-    return require_images(annotations, report)
+    return require_images(annotations, report, progress=going_on)
 
 
 def tell(report: Any, path: Path, console: Any) -> None:

@@ -1,4 +1,4 @@
-"""A detector's weights in files: exported as safetensors, and taken from other detectors or ImageNet classifiers.
+"""A detector's weights in files: exported as safetensors, and read from there and from what ``torch.save`` wrote.
 
 Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.io.untrusted`. A detector
 is built only where the file has its weights, so that a description cannot ask for more memory than the file's size.
@@ -7,7 +7,7 @@ is built only where the file has its weights, so that a description cannot ask f
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from drloss.detector.config import DetectorConfig, check_detector
 from drloss.detector.model import RetinaNet
@@ -24,11 +23,10 @@ from drloss.io.atomic import write_atomic
 from drloss.io.untrusted import read_metadata, read_pt, read_safetensors, require_new_torch
 
 FORMAT = "drloss.detector/1"
-_BODY = "backbone.body."
+_WRAPPINGS = ("model", "state_dict", "model_state_dict")
+"""Under what a ``.pt`` file may hold its weights, beside other things."""
 _LONGEST_LOSS = 1000
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
-"""How torchvision is to fetch ImageNet weights, the one thing that drloss ever takes from the network."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +113,32 @@ def _check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: s
             wanted = tuple(own[name].shape) if name in own else "none"
             raise UserError(f"{source}: weight {name} does not fit the detector: shape {found}, wanted {wanted}")
     for name, tensor in weights.items():
-        _check_values(name, tensor, own[name], source)
+        check_values(name, tensor, own[name], source)
 
 
-def _check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
+def check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
+    """Raise UserError if a weight is of another kind than ``own``, or not finite."""
     if tensor.dtype != own.dtype and not (tensor.dtype in _FLOATS and own.is_floating_point()):
         raise UserError(f"{source}: weight {name} is of type {tensor.dtype}, wanted {own.dtype}")
     if not tensor.float().isfinite().all():
         raise UserError(f"{source}: weight {name} has values that are not finite")
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """Tensors by name of a file, and the names of the classes of the detector they are of, where the file says so."""
+
+    tensors: dict[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a ``.safetensors``, ``.pt`` or ``.pth`` file.
+    """Tensors by name of a file; see :func:`open_weights`."""
+    return open_weights(path).tensors
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """The weights in a ``.safetensors``, ``.pt`` or ``.pth`` file.
 
     Raises:
         UserError: if the file is missing, damaged or holds anything but tensors by name.
@@ -134,74 +146,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
+        about = _about(path)
+        return WeightsFile(read_safetensors(path)[0], about.class_names if about else None)
     require_new_torch(path)
-    content = read_pt(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"weights {path}: must hold tensors by name (a state dict)")
-    return {str(k): v for k, v in content.items()}
-
-
-def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
-    """Replace the norm ``"auto"``: frozen batch norm where ``weights`` bring its statistics, else group norm."""
-    if config.norm != "auto":
-        return config
-    if weights in ("none", "imagenet"):
-        return replace(config, norm="frozen" if weights == "imagenet" else "group")
-    frozen = any(name.endswith("running_mean") for name in read_weights(Path(weights)))
-    return replace(config, norm="frozen" if frozen else "group")
-
-
-def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> str:
-    """Start a detector from ImageNet weights, a backbone file or another detector, and say what was done.
-
-    A detector's file may know other classes: then the last layer of the classification head stays as it was
-    initialised, at the prior of the loss.
-
-    Args:
-        model: the new detector.
-        weights: ``"none"``, ``"imagenet"`` or a file.
-        class_names: K names of the new detector's classes.
-    Raises:
-        UserError: if there are no such weights or they do not fit.
-    """
-    if weights == "none":
-        return "random weights"
-    if weights == "imagenet":
-        name = model.config.backbone
-        if name == "resnet10":
-            raise UserError("weights imagenet: there are none for resnet10; use --weights none or another backbone")
-        found = dict(get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(**_DOWNLOAD))
-        _load_backbone(model, found, f"ImageNet weights of {name}")
-        return f"ImageNet weights of {name} (torchvision, IMAGENET1K_V1)"
-    found = read_weights(Path(weights))
-    if not any(name.startswith(_BODY) for name in found):
-        _load_backbone(model, found, weights)
-        return f"backbone weights of {weights}"
-    own = model.state_dict()
-    about = _about(Path(weights)) if weights.endswith(".safetensors") else None
-    others = about is not None and about.class_names != class_names
-    last = [n for n in own if n.startswith("cls_head.predict.") and n in found]
-    renewed = [n for n in last if others or found[n].shape != own[n].shape]
-    load_weights(model, {**found, **{n: own[n] for n in renewed}}, weights)
-    return f"detector weights of {weights}" + (", but for the last layer of the classifier" if renewed else "")
-
-
-def _load_backbone(model: RetinaNet, found: dict[str, Tensor], source: str) -> None:
-    body = model.backbone.body
-    own = body.state_dict()
-    found = {n: t for n, t in found.items() if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
-    for name in own.keys() | found.keys():
-        if name not in found or name not in own or found[name].shape != own[name].shape:
-            kind = "is missing" if name not in found else "is unknown or of another shape"
+    content = whole = read_pt(path)
+    while wrapped := [k for k in _WRAPPINGS if isinstance(content, dict) and isinstance(content.get(k), dict)]:
+        content = content[wrapped[0]]
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"weights {path}: must hold tensors by name (a state dict), got {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
             raise UserError(
-                f"{source}: backbone weight {name} {kind} for {model.config.backbone}, norm {model.config.norm}"
+                f"weights {path}: must hold tensors by name (a state dict), alone or under one of "
+                f"{', '.join(_WRAPPINGS)}; {str(name)!r:.80} is a {type(value).__name__}"
             )
-        _check_values(name, found[name], own[name], source)
-    body.load_state_dict(found)
+    names = whole.get("class_names")
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return WeightsFile({str(k): v for k, v in content.items()}, tuple(names) if known else None)
 
 
 def check_classes(plain: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:

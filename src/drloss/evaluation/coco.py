@@ -172,6 +172,13 @@ def metrics_table(evaluation: Evaluation, title: str | None = None) -> "Table":
     return table
 
 
+def undefined_ap(annotations: Annotations) -> str | None:
+    """Why a split has no AP, in words, if it has none."""
+    if not annotations.ignore.all():
+        return None
+    return f"no boxes in {annotations.name} that count: AP is undefined there"
+
+
 def percent(value: float) -> str:
     """A metric as tables show it: one decimal, a dash for NaN."""
     return "–" if isnan(value) else f"{value:.1f}"

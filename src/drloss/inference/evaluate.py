@@ -16,13 +16,15 @@ from drloss.detector.objective import assign_batch
 from drloss.detector.weights import DetectorFile
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
-from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, write_results
+from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.figures import save_evaluation_figures
+from drloss.evaluation.limits import full_images
 from drloss.evaluation.running import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
 from drloss.training.checkpoints import fingerprint, load_run
+from drloss.training.runs import warn
 
 RESULTS = "results.json"
 METRICS = "metrics.json"
@@ -95,6 +97,9 @@ def evaluate_run(
     write_json(out / METRICS, metrics)
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
     console.print(metrics_table(evaluation))
+    for problem in (undefined_ap(annotations), full_images(detections, model.config.max_detections)):
+        if problem:
+            warn(console, problem)
     console.print(f"results, metrics and plots are in {out}")
     return evaluation
 

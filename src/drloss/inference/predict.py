@@ -1,5 +1,7 @@
 """``drloss predict``: pictures with boxes, and the same as JSON."""
 
+import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -11,17 +13,22 @@ from rich.console import Console
 from rich.progress import track
 
 from drloss.data.checks.images import read_image
+from drloss.data.checks.problems import printable
 from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, passed_over
 from drloss.data.transforms import pad, padded_size, resize, resized_size
 from drloss.detector.detections import Detection, Frame, detect
 from drloss.detector.model import RetinaNet
 from drloss.distributed.ranks import Ranks
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, first_line
 from drloss.evaluation.drawing import draw_detections
+from drloss.evaluation.limits import full_images
 from drloss.io.atomic import json_of, write_atomic, write_json
 from drloss.training.checkpoints import load_run
+from drloss.training.runs import warn
 
 PREDICTIONS = "predictions.json"
+LONGEST = 180
+"""Bytes of an image's name that its picture's may have: file systems take 255, and it is written beside first."""
 
 
 def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshold: float, console: Console) -> None:
@@ -37,16 +44,18 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
         console: where to print.
     Raises:
         UserError: if there is no image, ``out`` holds other files of these names, the run cannot be loaded, or images
-            could not be read (the rest is written).
+            could not be read or pictures not be written (the rest is).
     """
     paths = _find(images, out, console)
     root = images if images.is_dir() else images.parent
-    pictures = {path: out / f"{path.relative_to(root)}.png" for path in paths}
+    pictures = {path: out / picture_name(path.relative_to(root)) for path in paths}
     _require_place(out, root, pictures.values())
     model, about = load_run(run)
     model.to(ranks.device)
     records: list[dict[str, Any]] = []
+    detections: list[Detection] = []
     unreadable: list[str] = []
+    unwritten: list[str] = []
     for path in track(paths, "predicting", console=console, disable=len(paths) == 1):
         try:
             image = read_image(path)
@@ -54,15 +63,40 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
             unreadable.append(str(error))
             continue
         detection = detect_image(model, image, ranks.device)
-        picture = draw_detections(image, detection, about.class_names, threshold=threshold)
-        # Its name keeps its own suffix inside: a.jpg and a.png must not become one picture.
-        write_atomic(pictures[path], partial(picture.save, format="PNG"))
+        try:
+            picture = draw_detections(image, detection, about.class_names, threshold=threshold)
+            write_atomic(pictures[path], partial(picture.save, format="PNG"))
+        except (UserError, ValueError, MemoryError) as error:
+            unwritten.append(f"{printable(str(pictures[path]))}: {first_line(error)}")
+        detections.append(detection)
         records.append(_record(str(path.relative_to(root)), image, detection, about.class_names))
     write_json(out / PREDICTIONS, records)
     shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)
     console.print(f"{len(records)} image(s), {shown} detection(s) of score {threshold:g} or more: {out}")
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read; the first: {unreadable[0]}")
+    if problem := full_images(detections, model.config.max_detections, threshold):
+        warn(console, problem)
+    failed = [
+        f"{len(found)} of {len(paths)} {what}; the first: {found[0]}"
+        for found, what in (
+            (unreadable, "images could not be read"),
+            (unwritten, f"pictures could not be written (their detections are in {PREDICTIONS})"),
+        )
+        if found
+    ]
+    if failed:
+        raise UserError("\n".join(failed))
+
+
+def picture_name(image: Path) -> Path:
+    """Where an image's picture goes, relative to the folder: as the image, with a hash where that would be too long.
+
+    It keeps the image's own suffix inside: ``a.jpg`` and ``a.png`` must not become one picture.
+    """
+    name = os.fsencode(image.name)
+    if len(name) <= LONGEST:
+        return image.with_name(f"{image.name}.png")
+    start = name[:LONGEST].decode("utf-8", "ignore")
+    return image.with_name(f"{start}-{hashlib.sha256(name).hexdigest()[:16]}.png")
 
 
 @torch.no_grad()
@@ -107,7 +141,7 @@ def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
     if isinstance(there, list) and all(isinstance(record, dict) and record.keys() == keys for record in there):
         return
     for path in (out / PREDICTIONS, *pictures):
-        if path.exists():
+        if os.path.lexists(path):
             raise UserError(f"--out {out}: {path} is there, not drawn by drloss, and would be overwritten")
 
 

@@ -172,8 +172,10 @@ class _Farm:
                         self.console.print(f"{self.jobs[index].name}: {done}/{self.jobs[index].iterations} {state}")
 
     def _note_failure(self, job: Job) -> None:
-        last = job.log.read_text(errors="replace").strip().splitlines()[-1:]
-        self.failed.append(f"the {job.name} run failed ({job.log}): {''.join(last)}")
+        lines = job.log.read_text(errors="replace").strip().splitlines()
+        errors = [i for i, line in enumerate(lines) if line.startswith("drloss: error: ")]  # of a line or two
+        last = lines[errors[-1] :] if errors else lines[-1:]
+        self.failed.append(f"the {job.name} run failed ({job.log}): {' '.join(last)}")
 
     def _start(self, index: int) -> None:
         """Start a run, on the device that has the fewest; nothing happens while another process trains it."""

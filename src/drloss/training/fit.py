@@ -29,10 +29,12 @@ from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_
 from drloss.data.transforms import Augmentation
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
-from drloss.detector.weights import DetectorFile, initialise, load_weights, resolve_norm, save_detector
+from drloss.detector.start import Start, initialise, resolve_norm
+from drloss.detector.weights import DetectorFile, load_weights, save_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError, first_line
-from drloss.evaluation.coco import evaluate
+from drloss.evaluation.coco import evaluate, percent, undefined_ap
+from drloss.evaluation.limits import full_images
 from drloss.evaluation.running import run_detector
 from drloss.io.atomic import remove_unfinished
 from drloss.losses import DRLoss, dr_statistics, first_loss_problem
@@ -49,7 +51,17 @@ from drloss.training.checkpoints import (
 )
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, ScalarLog
-from drloss.training.runs import announce, require_new_run, saved_state, settings_of, versions, write_records
+from drloss.training.runs import (
+    announce,
+    is_finished,
+    require_boxes,
+    require_new_run,
+    saved_state,
+    settings_of,
+    versions,
+    warn,
+    write_records,
+)
 from drloss.training.schedule import (
     build_optimizer,
     learning_rate,
@@ -65,6 +77,13 @@ class NonFiniteLoss(UserError):
 
 class Stopped(Exception):
     """The run was asked to stop by a signal and has written a checkpoint: its work is not done, nor lost."""
+
+
+_OF_POSITIVES = ("expected_pos", "effective_pos")
+"""Figures that an image without positives has not."""
+_SEEN = (*_OF_POSITIVES, "expected_neg", "effective_neg", "positives", "with_positives")
+_LOGGED = ("expected_pos", "expected_neg", "margin", "effective_pos", "effective_neg", "positives")
+"""What is logged of what the DR loss sees, in the order of the columns: P̂₊, P̂₋, their margin, effective numbers."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +132,15 @@ def fit(
         require_new_run(out)
     for name in reports:
         require_place(out / name)
+    require_boxes(train)
     if resume and config.detector.norm == "auto":
         config = replace(config, detector=replace(config.detector, norm=_norm_so_far(out)))
     trainer = _Trainer(config, train, val, out, ranks=ranks, console=console)
+    if not newest_first(out / CHECKPOINTS):
+        trainer.start()  # before there is a folder: weights that cannot be had leave none
     with trainer.stop_signals(), only_writer(out) if ranks.first else nullcontext():
-        trainer.prepare(resume, force, reports)
-        trainer.run()
+        if trainer.prepare(resume, force, reports):
+            trainer.run()
 
 
 def _norm_so_far(out: Path) -> str:
@@ -163,6 +185,7 @@ class _Trainer:
         loss = make_loss(config.loss)
         self.model = RetinaNet(self.config.detector, len(train.class_names), float(loss.prior_probability))  # type: ignore[arg-type]
         self.objective = Objective(loss, self.config.detector)
+        self.started: Start | None = None
         self.iteration = 0
         self.last_ap = math.nan
         self.evaluated = True  # whether the evaluation that the last step asked for is done
@@ -171,8 +194,19 @@ class _Trainer:
 
     # ------------------------------------------------------------------ before the first step
 
-    def prepare(self, resume: bool, force: bool, reports: Mapping[str, Report]) -> None:
-        """Initialise or resume, move to the device, and write down what is about to happen."""
+    def start(self) -> Start:
+        """Give the model the weights that it is to start from, once."""
+        if self.started is None:
+            self.ranks.at("fetching weights", slow=True)
+            self.started = initialise(self.model, self.config.weights, self.train.class_names)
+        return self.started
+
+    def prepare(self, resume: bool, force: bool, reports: Mapping[str, Report]) -> bool:
+        """Initialise or resume, move to the device, and write down what is about to happen.
+
+        Returns:
+            False if the run has ended already, and nothing was written.
+        """
         require_space(self.out, state_size(self.model, self.config))
         self.fingerprint = " ".join(fingerprint(split) for split in (self.train, self.val) if split is not None)
         state = None
@@ -180,7 +214,7 @@ class _Trainer:
             state = saved_state(self.out, self.config, self.fingerprint, self.console, force=force)
             if state is None and (self.out / MODEL).exists():
                 raise UserError(f"--resume {self.out}: holds {MODEL} and no checkpoint; name another folder")
-        start_from = "a checkpoint" if state else initialise(self.model, self.config.weights, self.train.class_names)
+        started = Start("a checkpoint") if state else self.start()
         self.model.to(self.ranks.device)
         if self.config.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -189,8 +223,15 @@ class _Trainer:
         if state:
             self._restore(state)
         self._same_on_all_ranks()
+        if state and self.evaluated and is_finished(self.out, state, self.config):
+            self.console.print(
+                f"the run has ended already, with its {self.iteration} iterations: nothing is left to do, and "
+                "nothing was changed (--force with a larger --max-iters goes on)",
+                soft_wrap=True,
+            )
+            return False
         self.parallel = self._parallel()
-        announce(self.config, self.train, self.ranks, start_from, self.console)
+        announce(self.config, self.train, self.val, self.ranks, started, self.console)
         if self.iteration:
             self.console.print(f"resuming after iteration {self.iteration}")
         self.ranks.wait()
@@ -198,11 +239,12 @@ class _Trainer:
             remove_unfinished(self.out)
             if self.iteration < self.config.max_iters:
                 (self.out / MODEL).unlink(missing_ok=True)  # of a shorter run that is now forced to go on
-            write_records(self.out, self.config, self.train, self.ranks, self.iteration, self.console)
+            write_records(self.out, self.config, self.train, self.ranks, self.iteration, started, self.console)
             for name, report in reports.items():
                 report.write(self.out / name)
             self.log = ScalarLog(self.out, self.iteration, evaluated=self.evaluated)
         self.ranks.wait()
+        return True
 
     def _same_on_all_ranks(self) -> None:
         """Raise UserError if processes see other data or another checkpoint than rank 0 does."""
@@ -369,12 +411,17 @@ class _Trainer:
         )
 
     def _statistics(self, outputs: HeadOutputs, terms: LossTerms) -> Tensor:
-        """Means over the images of what the DR loss sees: P̂₊, P̂₋, margin, effective numbers, positives."""
+        """Means over the images of what the DR loss sees: :data:`_SEEN`.
+
+        An image without positives counts 0 in what is said of positives: those are divided by ``with_positives``.
+        """
         loss = self.objective.loss
         options = {k: v for k, v in loss.options.items() if k != "reduction"} if isinstance(loss, DRLoss) else {}
         s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **options)
         positives = (terms.labels > 0).sum(dim=1).float()
-        each = (s.expected_pos, s.expected_neg, s.margin, s.effective_pos, s.effective_neg, positives)
+        some = positives > 0
+        of_positives = (torch.where(some, v, 0.0) for v in (s.expected_pos, s.effective_pos))
+        each = (*of_positives, s.expected_neg, s.effective_neg, positives, some.float())
         return torch.stack([value.mean() for value in each])
 
     def _check_first_loss(self, terms: LossTerms) -> None:
@@ -408,15 +455,20 @@ class _Trainer:
         if not self.ranks.first or statistics is None:
             return
         self.ranks.at("logging", slow=True)
-        names = ("expected_pos", "expected_neg", "margin", "effective_pos", "effective_neg", "positives")
+        seen = dict(zip(_SEEN, statistics.tolist(), strict=True))
+        some = seen.pop("with_positives")
+        seen |= {name: seen[name] / some if some else math.nan for name in _OF_POSITIVES}
+        seen["margin"] = seen["expected_pos"] - seen["expected_neg"]
         values = {"loss": report.loss, "loss_cls": report.cls, "loss_box": report.box}
-        values |= dict(zip(names, statistics.tolist(), strict=True))
+        values |= {name: seen[name] for name in _LOGGED}
         values |= {"lr": learning_rate(self.config, self.iteration - 1), "seconds": seconds}
         self.log.write(METRICS, self.iteration, values)
         if not self.console.is_terminal:
+            positive = f"{values['expected_pos']:.3f}" if some else "-"
             self.console.print(
                 f"{self.iteration}/{self.config.max_iters} loss {report.loss:.4f} (cls {report.cls:.4f}, box "
-                f"{report.box:.4f}) P+ {values['expected_pos']:.3f} P- {values['expected_neg']:.3f}"
+                f"{report.box:.4f}) P+ {positive} "
+                f"P- {values['expected_neg']:.3f}"
             )
 
     def _evaluate(self) -> float:
@@ -435,8 +487,14 @@ class _Trainer:
             metrics = evaluate(self.val, detections).metrics
             self.last_ap = metrics["AP"]
             self.log.write(EVALUATIONS, self.iteration, metrics)
-            numbers = ", ".join(f"{k} {v:.1f}" for k, v in metrics.items())
+            numbers = ", ".join(f"{k} {percent(v)}" for k, v in metrics.items())
             self.console.print(f"iteration {self.iteration}: {numbers}")
+            words = [undefined_ap(self.val)]
+            if self.iteration == self.config.max_iters:  # before it, scores are still on their way
+                words.append(full_images(detections, self.config.detector.max_detections))
+            for word in words:
+                if word:
+                    warn(self.console, word)
         self.ranks.wait()
         self.evaluated = True
         return time.perf_counter() - began

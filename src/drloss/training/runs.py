@@ -12,8 +12,10 @@ from rich.markup import escape
 import drloss
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import shown
+from drloss.detector.start import Start
 from drloss.distributed.ranks import Ranks
-from drloss.errors import UserError
+from drloss.errors import DataError, UserError
+from drloss.evaluation.coco import undefined_ap
 from drloss.io.atomic import json_of, write_json
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_state
 from drloss.training.config import Config, make_loss, to_json
@@ -87,15 +89,49 @@ def saved_state(
         raise UserError(
             f"--resume {out}: {differences[0]}; resume with the data and settings the run began with, or --force it"
         )
+    _require_steps(out, state, config, learnt, differences)
     if state["versions"] != versions():
         written = shown(state["versions"])
         differences.append(f"its checkpoint was written by {written} and goes on with {versions()}")
     for difference in differences:
-        _warn(console, f"{difference}; the run will not be the one that was begun")
+        warn(console, f"{difference}; the run will not be the one that was begun")
     for name in ROUNDING:
         if name in changed and name not in learnt:
-            _warn(console, f"{_difference(name, *changed[name])}; {_OTHER_BITS}")
+            warn(console, f"{_difference(name, *changed[name])}; {_OTHER_BITS}")
     return state
+
+
+def _require_steps(
+    out: Path, state: dict[str, Any], config: Config, learnt: Collection[str], differences: list[str]
+) -> None:
+    """Raise UserError if a run would be forced to become another one without a step in which it could."""
+    done = state["iteration"]
+    if not differences or done < config.max_iters:
+        return
+    if "max_iters" not in learnt and not (out / MODEL).is_file():
+        return  # stopped in its last evaluation: its weights are still to be written
+    why = f"has done {done} iterations, and --max-iters is {config.max_iters}: there is none left"
+    if "max_iters" not in learnt:
+        why = f"has ended after {done} iterations, and {differences[0]}: that would train nothing"
+    raise UserError(f"--resume {out}: {why}; give a larger --max-iters, or eval or export the run as it is")
+
+
+def is_finished(out: Path, state: dict[str, Any], config: Config) -> bool:
+    """Whether nothing is left to do for a run whose newest state is ``state``: its last step done, its weights there.
+
+    Other settings of the detector are to be written into the weights' description, and so are something to do.
+    """
+    changed = set(changed_settings(state["config"], to_json(config))) - set(HOW_IT_RUNS)
+    return state["iteration"] >= config.max_iters and not changed and (out / MODEL).is_file()
+
+
+def require_boxes(train: Annotations) -> None:
+    """Raise UserError if there is nothing in a split that a detector could learn to find."""
+    if train.ignore.all():
+        crowds = f" but {len(train.boxes)} that are ignored (crowds)" if len(train.boxes) else ""
+        raise DataError(
+            f"{train.name}: no box in its {len(train)} images{crowds}: a detector needs objects to learn from"
+        )
 
 
 _OTHER_BITS = "sums are taken in another order, and the run may end with other last bits"
@@ -105,7 +141,8 @@ def _difference(name: str, was: object, now: object) -> str:
     return f"{name} was {shown(was)} and is now {shown(now)}"
 
 
-def _warn(console: Console, words: str) -> None:
+def warn(console: Console, words: str) -> None:
+    """Print a warning."""
     console.print(f"warning: {words}", style="yellow", markup=False, soft_wrap=True)
 
 
@@ -132,7 +169,9 @@ def _flat(plain: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k != "detector"} | detector
 
 
-def announce(config: Config, train: Annotations, ranks: Ranks, start_from: str, console: Console) -> None:
+def announce(
+    config: Config, train: Annotations, val: Annotations | None, ranks: Ranks, started: Start, console: Console
+) -> None:
     """Print what is about to happen."""
 
     def say(text: str) -> None:
@@ -140,7 +179,9 @@ def announce(config: Config, train: Annotations, ranks: Ranks, start_from: str, 
 
     boxes, classes = int((~train.ignore).sum()), len(train.class_names)
     say(f"{train.name}: {len(train)} images, {boxes} boxes, {classes} classes")
-    say(f"{config.detector.backbone} ({config.detector.norm} norm) from {start_from}; loss {config.loss}")
+    say(f"{config.detector.backbone} ({config.detector.norm} norm) from {started.words}; loss {config.loss}")
+    for line in started.details:
+        say(f"  {line}")
     epochs = config.max_iters * config.batch_size / max(len(train), 1)
     say(
         f"{config.max_iters} iterations of {config.batch_size} images ({epochs:.1f} epochs) on {ranks.size} "
@@ -151,12 +192,20 @@ def announce(config: Config, train: Annotations, ranks: Ranks, start_from: str, 
             f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "
             f"{config.batch_size} (Remark 2; --no-scale-lr keeps it)"
         )
-    if config.expects and config.loss == "dr":
-        say(f"the preset states: {config.expects}")
+    if config.expects and config.loss == "dr" and (train.draw is not None or "shapes" not in config.expects):
+        say(f"the preset states, with its own settings and on the data it names: {config.expects}")
+    if val is not None and (problem := undefined_ap(val)):
+        warn(console, problem)
 
 
 def write_records(
-    out: Path, config: Config, train: Annotations, ranks: Ranks, iteration: int, console: Console
+    out: Path,
+    config: Config,
+    train: Annotations,
+    ranks: Ranks,
+    iteration: int,
+    started: Start,
+    console: Console,
 ) -> None:
     """Write ``config.json``, and append where and on what the run goes on to ``environment.json``.
 
@@ -172,9 +221,10 @@ def write_records(
     write_json(out / CONFIG, to_json(config))
     data = {"name": train.name, "images": len(train), "classes": list(train.class_names)}
     record = environment(ranks.device, ranks.size) | {"data": data | {"fingerprint": fingerprint(train)}}
+    record |= {"from_iteration": iteration, "started_from": [started.words, *started.details]}
     decisive = ("threads", "processes") if ranks.device.type == "cpu" else ("processes",)
     for name in decisive if earlier else ():
         was, now = earlier[-1].get(name), record[name]
         if was != now:
-            _warn(console, f"{_difference(f'the number of {name}', was, now)}; {_OTHER_BITS}")
-    write_json(path, [*earlier, record | {"from_iteration": iteration}])
+            warn(console, f"{_difference(f'the number of {name}', was, now)}; {_OTHER_BITS}")
+    write_json(path, [*earlier, record])

@@ -13,34 +13,47 @@ from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, reason_of, report_of, without_images
 from drloss.data.files.paths import Inside
 from drloss.data.images.decoding import SizeError, check_image, image_size, quiet, read_image
+from drloss.data.images.endings import may_be_cut_off
 from drloss.errors import DataError
 
 __all__ = ["check_images", "image_size", "read_image", "require_images"]
 
 _Found = tuple[int, Problem]
+_THREADS = 8
 
 
 def require_images(
-    annotations: Annotations, report: Report | None = None, *, strict: bool = True
+    annotations: Annotations,
+    report: Report | None = None,
+    *,
+    strict: bool = True,
+    progress: Callable[[int, int], object] | None = None,
 ) -> tuple[Annotations, Report]:
-    """Leave out, or refuse, images whose file is missing, empty or a link out of the image folder.
+    """Leave out, or refuse, images whose file is missing, empty, cut off or a link out of the image folder.
 
-    Looks at no file's content: cheap enough for the start of every training.
+    Looks at the first and last bytes of each file, and decodes those alone that do not end as they should: cheap
+    enough for the start of every training. Damage inside a file is found when it is read.
 
     Args:
         annotations: N images.
         report: theirs, to go on from.
         strict: raise instead of leaving images out.
+        progress: called with the number of images done and N.
 
     Raises:
-        DataError: if ``strict`` and an image is missing, or if none is left.
+        DataError: if ``strict`` and an image is missing or cut off, or if none is left.
     """
     report = report_of(annotations) if report is None else report
     if annotations.draw is not None or annotations.image_root is None:
         return annotations, report
-    inside = Inside(annotations.image_root)
-    reasons = (_missing(annotations, inside, i) for i in range(len(annotations)))
-    found = [(i, _problem(annotations, i, reason)) for i, reason in enumerate(reasons) if reason]
+    check = partial(_missing_or_cut_off, annotations, Inside(annotations.image_root))
+    found: list[_Found] = []
+    with quiet(), ThreadPoolExecutor(_THREADS) as pool:  # which wait for a disk or a network, not for each other
+        for i, reason in enumerate(pool.map(check, range(len(annotations)))):
+            if reason:
+                found.append((i, _problem(annotations, i, reason)))
+            if progress is not None:
+                progress(i + 1, len(annotations))
     return _result(annotations, report, found, [], strict)
 
 
@@ -120,6 +133,18 @@ def _missing(annotations: Annotations, inside: Inside, index: int) -> _Reason | 
     if size is None:
         return "image file missing", "", "the file that the data set lists"
     return ("image file empty", "0 bytes", "an image") if size == 0 else None
+
+
+def _missing_or_cut_off(annotations: Annotations, inside: Inside, index: int) -> _Reason | None:
+    assert annotations.image_root is not None
+    missing = _missing(annotations, inside, index)
+    if missing:
+        return missing
+    try:
+        suspect = may_be_cut_off(annotations.image_root / annotations.image_name(index))
+    except OSError as error:
+        return "image file cannot be read", error.strerror or "", "a readable file"
+    return _unusable(annotations, inside, True, index)[0] if suspect else None
 
 
 def _unusable(annotations: Annotations, inside: Inside, decode: bool, index: int) -> tuple[_Reason | None, bool]:

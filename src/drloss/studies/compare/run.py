@@ -30,6 +30,7 @@ from drloss.studies.jobs import job_of, train_jobs
 from drloss.studies.report.gallery import counted, fair_threshold, gallery
 from drloss.training.config import Config, make_loss
 from drloss.training.log import environment
+from drloss.training.runs import require_boxes
 
 REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
 PICTURES = 6
@@ -73,6 +74,7 @@ def run_compare(
     train, val = (_read(source, split, skip_bad) for split in splits)
     if not counted(val):
         raise UserError(f"{source.name}: split {splits[1]} has no objects to compare on")
+    require_boxes(train)
     data = ["--data", source.name, "--train-split", splits[0], "--val-split", splits[1]]
     data += ["--skip-bad"] if skip_bad else []
     jobs = [
