@@ -30,7 +30,7 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 }
 """Constructors by name; all but ``resnet10`` have ImageNet weights in torchvision."""
 
-NORMS: dict[Literal["frozen", "group"], Callable[[int], nn.Module]] = {
+NORMS: dict[Literal["auto", "frozen", "group"], Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "group": partial(nn.GroupNorm, 32),
 }
