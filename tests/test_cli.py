@@ -11,8 +11,8 @@ from PIL import Image
 
 from drloss.cli import main
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
 
 SMALL = [
     "--max-iters",

@@ -8,8 +8,8 @@ from PIL import Image
 
 from drloss.cli import main
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
 from drloss.training.config import to_json
 from drloss.training.log import EVALUATIONS, METRICS
 from drloss.training.presets import PRESETS

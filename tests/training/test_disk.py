@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from drloss.detector import weights
+from drloss.detector import exported
 from drloss.detector.config import DetectorConfig
-from drloss.detector.weights import DetectorFile, save_detector
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.errors import UserError
 from drloss.training import checkpoints
 from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, require_space, save_checkpoint
@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_on_the_disk_are_an_error_with_their_path(tmp_pa
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(exported, "save_file", full)
     about = DetectorFile(DetectorConfig(), ("a",), (1,), "dr")
     with pytest.raises(UserError, match=r"w\.safetensors: cannot be written: .*No space left"):
         save_detector(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, about)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from drloss.cli import main
-from drloss.detector.weights import load_detector
+from drloss.detector.exported import load_detector
 from drloss.training.checkpoints import load_run
 
 BEFORE = Path(__file__).parent.parent / "before"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint
 from drloss.training.config import override
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars

@@ -189,7 +189,7 @@ def add_export(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Com
 
 
 def _export(options: argparse.Namespace) -> int:
-    from drloss.detector.weights import save_detector
+    from drloss.detector.exported import save_detector
     from drloss.training.checkpoints import load_run
 
     if options.out.suffix != ".safetensors":

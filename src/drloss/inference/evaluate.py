@@ -11,9 +11,9 @@ from rich.progress import Progress
 
 from drloss.data.annotations import Annotations
 from drloss.data.loading import Batch
+from drloss.detector.exported import DetectorFile
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import assign_batch
-from drloss.detector.weights import DetectorFile
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from drloss.data.annotations import Annotations
+from drloss.detector.exported import DetectorFile, build_detector, check_classes, load_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, build_detector, check_classes, load_detector
 from drloss.errors import UserError, first_line
 from drloss.io.atomic import remove_unfinished, unwritable, write_atomic
 from drloss.io.untrusted import read_pt, require_new_torch

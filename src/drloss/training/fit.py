@@ -27,10 +27,10 @@ from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import Report, require_place
 from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_batches
 from drloss.data.transforms import Augmentation
+from drloss.detector.exported import DetectorFile, load_weights, save_detector
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
-from drloss.detector.start import Start, initialise, resolve_norm
-from drloss.detector.weights import DetectorFile, load_weights, save_detector
+from drloss.detector.starting_weights import Start, initialise, resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError, first_line
 from drloss.evaluation.coco import evaluate, percent, undefined_ap

@@ -12,7 +12,7 @@ from rich.markup import escape
 import drloss
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import shown
-from drloss.detector.start import Start
+from drloss.detector.starting_weights import Start
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
 from drloss.evaluation.coco import undefined_ap

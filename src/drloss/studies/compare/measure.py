@@ -19,7 +19,7 @@ from drloss.data.loading import Batch
 from drloss.detector.detections import Detection, detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
 from drloss.evaluation.densities import ScoreHistogram

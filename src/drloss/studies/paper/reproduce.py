@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram

@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import isnan
 from statistics import mean, stdev
 
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.compare.differences import TITLES
