@@ -23,8 +23,9 @@ from drloss.evaluation.limits import full_images
 from drloss.evaluation.running import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
-from drloss.training.checkpoints import fingerprint, load_run
-from drloss.training.runs import warn
+from drloss.training.fingerprint import fingerprint
+from drloss.training.messages import warn
+from drloss.training.trained import load_run
 
 RESULTS = "results.json"
 METRICS = "metrics.json"
