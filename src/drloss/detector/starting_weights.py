@@ -14,13 +14,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.hub import get_dir
 from torchvision.models import get_model_weights
 
-from drloss.detector.backbone import BACKBONES, NORMS, ResNetFPN
+from drloss.detector.backbone import BACKBONES, ResNetFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import check_values, read_description
 from drloss.detector.model import RetinaNet
@@ -39,7 +40,6 @@ PARTS = {
 }
 """Parts of a detector, each with the beginning of the names of its weights."""
 CLASSIFIER = "the last layer of the classifier"
-_OTHER_CLASSES = "other classes, or not said which"
 _DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
 """Options of torchvision's download of ImageNet weights, the only thing that drloss fetches from the network."""
 _COUNTER = "num_batches_tracked"
@@ -173,9 +173,9 @@ def _load_parts(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip
         given = {n: t for n, t in there.items() if re.match(pattern, n) and not n.startswith(f"{BODY}fc.")}
         if not wanted:
             continue
-        problem = (
-            "no counterpart in the file" if not given else _OTHER_CLASSES if part in skip else _misfit(wanted, given)
-        )
+        problem = "no counterpart in the file"
+        if given:
+            problem = "other classes, or not said which" if part in skip else _misfit(wanted, given)
         if problem and pattern == BODY:
             raise UserError(_other_backbone(model.config, wanted, given, source))
         if problem:
@@ -216,8 +216,9 @@ def _other_backbone(
     shapes = {name: tensor.shape for name, tensor in given.items()}
     problem = _misfit(wanted, given)
     message = f"{source}: its backbone is no {config.backbone} with norm {config.norm}: {problem}"
+    norms: tuple[Literal["frozen", "group"], ...] = ("frozen", "group")
     for backbone in BACKBONES:
-        for norm in NORMS:
+        for norm in norms:
             with torch.device("meta"):
                 body = ResNetFPN(replace(config, backbone=backbone, norm=norm)).body.state_dict()
             if shapes == {BODY + name: tensor.shape for name, tensor in body.items()}:

@@ -7,7 +7,7 @@ whether to go on.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -72,10 +72,7 @@ def fit(
     require_boxes(train)
     require_fit(config, train, val, ranks)
     new = new_detector(config, train, out, ranks, resume=resume)
-    with ExitStack() as held:
-        stop = held.enter_context(stop_signals(console))
-        if ranks.first:
-            held.enter_context(only_writer(out))
+    with stop_signals(console) as stop, only_writer(out) if ranks.first else nullcontext():
         trainer = prepare(new, train, val, out, ranks, console, stop, resume=resume, force=force, reports=reports)
         if trainer is not None:
             _train(trainer)
@@ -85,11 +82,8 @@ def fit(
 def _train(trainer: Trainer) -> None:
     """Train to the last iteration, with the evaluations and checkpoints that are due on the way."""
     config, ranks = trainer.config, trainer.ranks
-    with ExitStack() as opened:
-        if trainer.log is not None:
-            opened.callback(trainer.log.close)
-        progress = opened.enter_context(progress_bar(trainer))
-        batches = opened.enter_context(own_batches(trainer))
+    log = closing(trainer.log) if trainer.log else nullcontext()
+    with log, progress_bar(trainer) as progress, own_batches(trainer) as batches:
         bar = progress.add_task("", total=config.max_iters, completed=trainer.iteration, loss="-", ap="-")
         trainer.model.train()
         if not trainer.evaluated:  # the run was stopped during an evaluation
