@@ -15,7 +15,7 @@ from torch import Tensor
 import drloss
 from benchmarks.authors import authors_dr_loss
 from drloss import DRLoss
-from drloss.training.log import commit
+from drloss.training.records import commit
 
 LOGITS = {"start, N(0, 0.1)": (0.0, 0.1), "early, N(-3, 1)": (-3.0, 1.0), "trained, N(-5, 1.5)": (-5.0, 1.5)}
 

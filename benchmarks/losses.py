@@ -23,7 +23,7 @@ from torch import Tensor
 import drloss
 from benchmarks.authors import authors_dr_loss, torchvision_focal
 from drloss import dr_loss
-from drloss.training.log import commit
+from drloss.training.records import commit
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "torchvision focal": torchvision_focal,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drloss.training.log import commit
+from drloss.training.records import commit
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
 

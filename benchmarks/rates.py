@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from drloss.training.log import EVALUATIONS, environment, read_scalars
+from drloss.training.log import read_scalars
+from drloss.training.records import environment
+from drloss.training.run_folder import EVALUATIONS_FILE
 
 METRICS = ("AP", "AP50", "AP75")
 
@@ -30,7 +32,7 @@ def train(out: Path, loss: str, rate: float, options: list[str]) -> dict[str, fl
         with log.open("w") as file:
             environ = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT, env=environ)
-    curves = read_scalars(folder / EVALUATIONS)
+    curves = read_scalars(folder / EVALUATIONS_FILE)
     return {metric: curves[metric][1][-1] for metric in METRICS}
 
 

@@ -11,7 +11,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 import torch
 
 from drloss.io.atomic import write_json
-from drloss.training.log import environment
+from drloss.training.records import environment
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

@@ -207,31 +207,31 @@ def _mine(rank):
 
 def at_step(step, do, rank=None):
     """``do`` at the beginning of step ``step`` (1 is the first of a run, resumed or not)."""
-    from drloss.training.fit import _Trainer
+    from drloss.training import fit
 
-    original = _Trainer._step
+    original = fit.take_step
 
-    def patched(self, *args, **kwargs):
-        if self.iteration + 1 == step:
+    def patched(trainer, *args, **kwargs):
+        if trainer.iteration + 1 == step:
             _act(do)
-        return original(self, *args, **kwargs)
+        return original(trainer, *args, **kwargs)
 
     if _mine(rank):
-        _Trainer._step = patched
+        fit.take_step = patched
 
 
 def nan_at_step(step, rank=None):
     """The loss of step ``step`` is NaN."""
-    from drloss.training.fit import _Trainer
+    from drloss.training import step as steps
 
-    original = _Trainer._forward
+    original = steps.forward
 
-    def patched(self, batch):
-        outputs, terms = original(self, batch)
-        return outputs, replace(terms, box=terms.box * (float("nan") if self.iteration + 1 == step else 1))
+    def patched(trainer, batch):
+        outputs, terms = original(trainer, batch)
+        return outputs, replace(terms, box=terms.box * (float("nan") if trainer.iteration + 1 == step else 1))
 
     if _mine(rank):
-        _Trainer._forward = patched
+        steps.forward = patched
 
 
 def in_save(save, call, number, do, rank=None):
@@ -312,9 +312,9 @@ def on_terminal(device):
 
 
 def _at_save(save, begin, end=lambda: None):
-    from drloss.training import fit
+    from drloss.training import state
 
-    original, saves = fit.save_checkpoint, itertools.count(1)
+    original, saves = state.save_checkpoint, itertools.count(1)
 
     def patched(*args, **kwargs):
         chosen = next(saves) == save
@@ -326,7 +326,7 @@ def _at_save(save, begin, end=lambda: None):
             if chosen:
                 end()
 
-    fit.save_checkpoint = patched
+    state.save_checkpoint = patched
 
 
 def _watch_saves(save, before):

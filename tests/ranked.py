@@ -54,12 +54,13 @@ def train_patterns(ranks, folder, config, patterns):
     from drloss.data.formats.shapes import open_shapes
     from drloss.data.loading import TrainingOrder
     from drloss.data.transforms import Augmentation
-    from drloss.training import fit
-    from drloss.training.log import METRICS, read_scalars
+    from drloss.training import fit, preparation
+    from drloss.training.log import read_scalars
+    from drloss.training.run_folder import METRICS_FILE
 
     made = []
-    detector = fit.RetinaNet
-    fit.RetinaNet = lambda *args, **kwargs: made.append(detector(*args, **kwargs)) or made[-1]
+    detector = preparation.RetinaNet
+    preparation.RetinaNet = lambda *args, **kwargs: made.append(detector(*args, **kwargs)) or made[-1]
     data = open_shapes("shapes:train=36,val=1,size=32").read("train")[0]
     augmentation = Augmentation((config.train_short_sides[0], config.train_short_sides[-1]), config.detector.max_side)
     for number, pattern in enumerate(patterns):
@@ -75,7 +76,7 @@ def train_patterns(ranks, folder, config, patterns):
         digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
         digests = ranks.gather(digest)
         if ranks.first:
-            found = {"losses": read_scalars(out / METRICS)["loss"][1], "digests": digests}
+            found = {"losses": read_scalars(out / METRICS_FILE)["loss"][1], "digests": digests}
             (folder / f"{number}.{ranks.size}.json").write_text(json.dumps(found))
 
 

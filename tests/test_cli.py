@@ -11,8 +11,8 @@ from PIL import Image
 
 from drloss.cli import main
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
 
 SMALL = [
     "--max-iters",
@@ -331,7 +331,7 @@ def test_a_want_of_memory_says_what_to_lower(error, tmp_path, monkeypatch, capsy
     def full(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("drloss.training.fit._Trainer._step", full)
+    monkeypatch.setattr("drloss.training.fit.take_step", full)
     train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *SMALL]
     assert main(train) == 2
     assert "more memory than there is: lower --micro-batch" in capsys.readouterr().err
@@ -341,7 +341,7 @@ def test_other_errors_of_torch_are_faults_of_ours(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("drloss.training.fit._Trainer._step", broken)
+    monkeypatch.setattr("drloss.training.fit.take_step", broken)
     train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *SMALL]
     with pytest.raises(RuntimeError, match="mat1"):
         main(train)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
 from faults import tiny_run
 
 TRY = """
@@ -488,7 +488,7 @@ def test_an_unsealed_checkpoint_is_not_even_looked_at(tmp_path, good, try_all):
 
 
 def test_an_old_torch_is_not_given_a_pickle(tmp_path, monkeypatch):
-    from drloss.detector.weights import read_weights
+    from drloss.detector.starting_weights import read_weights
     from drloss.errors import UserError
 
     torch.save({"weight": torch.ones(1)}, tmp_path / "a.pt")

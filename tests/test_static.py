@@ -32,8 +32,11 @@ NAMES = re.compile(
 METHODS = {"extractall", "extract", "get_state_dict", "load_state_dict_from_url", "download_url_to_file"}
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "csh", "cmd", "cmd.exe", "powershell", "env", "xargs"}
 ALLOWED = {
-    ("detector/start.py", "get_state_dict"),  # torchvision's download of ImageNet weights, on --weights imagenet
-    ("detector/start.py", "get_dir"),  # where it keeps them, for a message
+    (
+        "detector/starting_weights.py",
+        "get_state_dict",
+    ),  # torchvision's download of ImageNet weights, on --weights imagenet
+    ("detector/starting_weights.py", "get_dir"),  # where it keeps them, for a message
 }
 """What may reach for the network after all: by file, the call."""
 CTYPES = "losses/fused/cpu.py"

@@ -1,4 +1,4 @@
-"""The errors a user can cause, so that the command line can tell them from a fault of ours."""
+"""Errors that a user can cause, which the command line prints differently from bugs of drloss."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,25 +7,25 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Something in the user's files, options or environment is wrong.
 
-    The message names the file or option, the value found and what is allowed. The command line prints it
-    without a traceback and exits with code 2.
+    The message names the file or option, the value that was found and what is allowed. The command line prints the
+    message without a traceback and exits with code 2.
     """
 
 
 class DataError(UserError):
-    """A data set, an annotation file or an image cannot be used as it is."""
+    """A data set, an annotation file or an image cannot be used."""
 
 
 class AbsentError(DataError):
-    """A split's folder or file is not there, which matters to those who ask for that split."""
+    """The folder or file of a split does not exist."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, in one line."""
+    """First line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` for the allowed name that is most like ``name``, or ``""`` where none is."""
+    """``", did you mean 'x'?"`` for the most similar allowed name, or ``""`` if none is similar."""
     found = get_close_matches(name, list(allowed), n=1)
     return f", did you mean {found[0]!r}?" if found else ""

@@ -8,11 +8,11 @@ from PIL import Image
 
 from drloss.cli import main
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
 from drloss.training.config import to_json
-from drloss.training.log import EVALUATIONS, METRICS
 from drloss.training.presets import PRESETS
+from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE
 
 QUICK = ["--preset", "cpu", "--short-side", "64", "--max-iters", "2", "--batch-size", "2", "--no-scale-lr"]
 QUICK += ["--workers", "0", "--device", "cpu"]
@@ -122,7 +122,7 @@ def test_a_report_of_bad_data_does_not_replace_an_annotation_file(flawed, detect
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"]], ids=["new", "resume"])
-@pytest.mark.parametrize("name", ["config.json", "environment.json", METRICS, EVALUATIONS, "tensorboard"])
+@pytest.mark.parametrize("name", ["config.json", "environment.json", METRICS_FILE, EVALUATIONS_FILE, "tensorboard"])
 def test_files_that_no_run_wrote_are_not_replaced(name, more, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     for content in ("{}", "a,b\n1,2\n"):

@@ -10,10 +10,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import Frame, detect
+from drloss.detector.exported import DetectorFile, load_detector, save_detector
 from drloss.detector.model import IMAGE_MEAN, HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective
 from drloss.detector.targets import Objects
-from drloss.detector.weights import DetectorFile, load_detector, save_detector
 from drloss.losses import DRLoss
 
 TINY = DetectorConfig(

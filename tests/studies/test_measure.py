@@ -7,7 +7,7 @@ import torch
 
 from drloss.data.formats.shapes import open_shapes
 from drloss.detector.model import RetinaNet
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import join_ranks
 from drloss.evaluation.running import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS

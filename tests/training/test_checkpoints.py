@@ -4,8 +4,11 @@ import torch
 
 from drloss.data.formats.shapes import open_shapes
 from drloss.errors import UserError
-from drloss.training.checkpoints import fingerprint, load_checkpoint, load_run, save_checkpoint
-from drloss.training.log import METRICS, ScalarLog, read_scalars
+from drloss.training.checkpoints import load_checkpoint, save_checkpoint
+from drloss.training.fingerprint import fingerprint
+from drloss.training.log import ScalarLog, read_scalars
+from drloss.training.run_folder import METRICS_FILE
+from drloss.training.trained import load_run
 
 
 def test_two_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path):
@@ -88,21 +91,21 @@ def test_the_fingerprint_sees_every_array():
 
 
 def test_an_empty_scalar_file_is_no_obstacle(tmp_path):
-    (tmp_path / METRICS).touch()
+    (tmp_path / METRICS_FILE).touch()
     log = ScalarLog(tmp_path, 2)
-    log.write(METRICS, 3, {"loss": 1.0})
+    log.write(METRICS_FILE, 3, {"loss": 1.0})
     log.close()
-    assert read_scalars(tmp_path / METRICS) == {"loss": ([3.0], [1.0])}
+    assert read_scalars(tmp_path / METRICS_FILE) == {"loss": ([3.0], [1.0])}
 
 
 def test_scalars_are_read_back_and_rows_after_the_resume_point_dropped(tmp_path):
     log = ScalarLog(tmp_path, 0)
     for iteration in (1, 2, 3):
-        log.write(METRICS, iteration, {"loss": iteration / 2, "AP": float("nan")})
+        log.write(METRICS_FILE, iteration, {"loss": iteration / 2, "AP": float("nan")})
     log.close()
-    with (tmp_path / METRICS).open("a") as file:
+    with (tmp_path / METRICS_FILE).open("a") as file:
         file.write("4,0.")  # cut off by a kill
     ScalarLog(tmp_path, 2).close()
-    assert read_scalars(tmp_path / METRICS) == {"loss": ([1.0, 2.0], [0.5, 1.0])}
+    assert read_scalars(tmp_path / METRICS_FILE) == {"loss": ([1.0, 2.0], [0.5, 1.0])}
     ScalarLog(tmp_path, 0).close()
-    assert read_scalars(tmp_path / METRICS) == {}
+    assert read_scalars(tmp_path / METRICS_FILE) == {}

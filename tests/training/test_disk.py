@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from drloss.detector import weights
+from drloss.detector import exported
 from drloss.detector.config import DetectorConfig
-from drloss.detector.weights import DetectorFile, save_detector
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.errors import UserError
-from drloss.training import checkpoints
-from drloss.training.checkpoints import CHECKPOINTS, load_checkpoint, require_space, save_checkpoint
-from drloss.training.log import METRICS, ScalarLog, read_scalars
+from drloss.training import run_folder
+from drloss.training.checkpoints import load_checkpoint, save_checkpoint
+from drloss.training.log import ScalarLog, read_scalars
+from drloss.training.run_folder import CHECKPOINTS, METRICS_FILE, require_space
 from faults import fault, flipped, full_disk, start, tiny_run, truncated
 
 STATE = {"model": {f"w{i}": torch.full((1000,), float(i)) for i in range(100)}, "words": "state", "numbers": [1, 2.5]}
@@ -111,12 +112,12 @@ def test_a_full_disk_ends_a_run_with_its_last_checkpoint_and_a_message(tmp_path)
     folder = tmp_path / "run" / CHECKPOINTS
     assert [p.name for p in folder.iterdir()] == ["iteration_00000002.pt"]
     assert load_checkpoint(folder)[0]["iteration"] == 2
-    assert read_scalars(tmp_path / "run" / METRICS)["loss"][0] == [1, 2, 3, 4]
+    assert read_scalars(tmp_path / "run" / METRICS_FILE)["loss"][0] == [1, 2, 3, 4]
 
 
 def test_a_run_that_has_no_room_for_three_checkpoints_does_not_begin(tmp_path, monkeypatch):
     free = shutil._ntuple_diskusage(10**9, 0, 9 * 10**7)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: free)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: free)
     require_space(tmp_path / "not" / "yet", 3 * 10**7)
     with pytest.raises(UserError, match=r"yet: no space: 90 MB are free .* needs 93 MB, for three .* of 31 MB"):
         require_space(tmp_path / "not" / "yet", 31 * 10**6)
@@ -127,9 +128,9 @@ def test_a_run_that_has_no_room_for_three_checkpoints_does_not_begin(tmp_path, m
 
 def test_a_log_that_cannot_be_written_is_an_error_with_its_path(tmp_path):
     log = ScalarLog(tmp_path, 0)
-    (tmp_path / METRICS).mkdir()
+    (tmp_path / METRICS_FILE).mkdir()
     with pytest.raises(UserError, match=r"metrics\.csv: cannot be written: Is a directory"):
-        log.write(METRICS, 1, {"loss": 1.0})
+        log.write(METRICS_FILE, 1, {"loss": 1.0})
     log.close()
 
 
@@ -137,7 +138,7 @@ def test_weights_that_do_not_fit_on_the_disk_are_an_error_with_their_path(tmp_pa
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(exported, "save_file", full)
     about = DetectorFile(DetectorConfig(), ("a",), (1,), "dr")
     with pytest.raises(UserError, match=r"w\.safetensors: cannot be written: .*No space left"):
         save_detector(tmp_path / "w.safetensors", {"w": torch.zeros(2)}, about)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from drloss.cli import main
-from drloss.detector.weights import load_detector
-from drloss.training.checkpoints import load_run
+from drloss.detector.exported import load_detector
+from drloss.training.trained import load_run
 
 BEFORE = Path(__file__).parent.parent / "before"
 DATA = "shapes:size=64,train=16,val=8"

@@ -22,12 +22,17 @@ from drloss.data.loading import TrainingOrder
 from drloss.data.transforms import Augmentation
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, load_run, save_checkpoint
+from drloss.training.checkpoints import load_checkpoint, save_checkpoint
 from drloss.training.config import from_json, override, to_json
-from drloss.training.fit import NonFiniteLoss, Stopped, _Trainer, fit
-from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+from drloss.training.fit import Stopped, fit, own_batches
+from drloss.training.log import read_scalars
+from drloss.training.preparation import new_detector, prepare, require_same_on_all_ranks
 from drloss.training.presets import PRESETS
-from drloss.training.runs import FREE_ON_RESUME, HOW_IT_RUNS, changed_settings
+from drloss.training.resume import FREE_ON_RESUME, HOW_IT_RUNS, changed_settings
+from drloss.training.run_folder import CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
+from drloss.training.signals import StopRequest
+from drloss.training.step import NonFiniteLoss, forward, take_step
+from drloss.training.trained import load_run
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SPEC = "shapes:train=24,val=6,size=64"
@@ -69,7 +74,7 @@ def run(tmp_path, data):
 
 
 def losses(folder):
-    return read_scalars(folder / METRICS)["loss"][1]
+    return read_scalars(folder / METRICS_FILE)["loss"][1]
 
 
 def test_a_run_leaves_everything_behind(run):
@@ -78,13 +83,13 @@ def test_a_run_leaves_everything_behind(run):
         "config.json",
         "environment.json",
         ".lock",
-        METRICS,
-        EVALUATIONS,
+        METRICS_FILE,
+        EVALUATIONS_FILE,
         "tensorboard",
         CHECKPOINTS,
         "model.safetensors",
     }
-    scalars = read_scalars(folder / METRICS)
+    scalars = read_scalars(folder / METRICS_FILE)
     assert scalars["loss"][0] == [1, 2, 3, 4, 5, 6]
     assert {"loss_cls", "loss_box", "expected_pos", "expected_neg", "margin", "effective_neg", "lr"} <= set(scalars)
     assert np.allclose(np.add(scalars["loss_cls"][1], scalars["loss_box"][1]), scalars["loss"][1], atol=1e-6)
@@ -181,7 +186,7 @@ def test_resume_refuses_other_settings_and_other_data(run, data, tmp_path):
         fit(TINY, data[0], data[1], tmp_path / "run", ALONE, resume=True, console=Console(quiet=True))
 
 
-@pytest.mark.parametrize("name", [MODEL, METRICS, EVALUATIONS, CHECKPOINTS])
+@pytest.mark.parametrize("name", [MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS])
 @pytest.mark.parametrize("resume", [False, True])
 def test_files_that_are_no_runs_are_not_overwritten(run, tmp_path, name, resume):
     (tmp_path / "run").mkdir()
@@ -194,17 +199,15 @@ def test_files_that_are_no_runs_are_not_overwritten(run, tmp_path, name, resume)
 
 
 def test_ranks_that_see_other_data_or_another_checkpoint_stop():
-    def trainer(*everyone):
-        ranks = SimpleNamespace(gather=lambda own: [own, *everyone])
-        return SimpleNamespace(ranks=ranks, fingerprint="abc", iteration=8)
+    def check(*everyone):
+        require_same_on_all_ranks(SimpleNamespace(gather=lambda own: [own, *everyone]), "abc", 8)
 
-    check = _Trainer._same_on_all_ranks
     same = {"data": "abc", "checkpoint": "iteration 8"}
-    check(trainer(same, same))
+    check(same, same)
     with pytest.raises(UserError, match=r"rank 2 has another checkpoint than rank 0 \(iteration 4 and iteration 8\)"):
-        check(trainer(same, {**same, "checkpoint": "iteration 4"}))
+        check(same, {**same, "checkpoint": "iteration 4"})
     with pytest.raises(UserError, match=r"rank 1 has another data than rank 0"):
-        check(trainer({**same, "data": "x"}))
+        check({**same, "data": "x"})
 
 
 def test_resume_without_a_checkpoint_starts(run):
@@ -214,7 +217,7 @@ def test_resume_without_a_checkpoint_starts(run):
     shutil.rmtree(folder / CHECKPOINTS)
     (folder / MODEL).unlink()
     assert "no checkpoint" in run(resume=True)[1]
-    assert read_scalars(folder / METRICS)["loss"][0] == [1, 2, 3, 4, 5, 6]
+    assert read_scalars(folder / METRICS_FILE)["loss"][0] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_copy_of_a_checkpoint_under_another_name_is_neither_used_nor_removed(run):
@@ -283,7 +286,7 @@ def _order(annotations):
     ("name", "words"),
     [
         ("environment.json", r"environment\.json: cut off or altered: .*; remove it to go on without it"),
-        (METRICS, r"metrics\.csv: cannot be read as UTF-8 text: .*; remove it to go on without it"),
+        (METRICS_FILE, r"metrics\.csv: cannot be read as UTF-8 text: .*; remove it to go on without it"),
     ],
 )
 def test_a_damaged_record_of_a_resumed_run_is_named(run, name, words):
@@ -344,7 +347,7 @@ def with_boxes(annotations, images):
 def test_steps_without_any_object_train_and_show_no_score_of_positives(data, tmp_path):
     console = Console(width=200, file=io.StringIO())
     fit(TINY, with_boxes(data[0], 1), None, tmp_path / "run", ALONE, console=console)
-    scalars, said = read_scalars(tmp_path / "run" / METRICS), console.file.getvalue()
+    scalars, said = read_scalars(tmp_path / "run" / METRICS_FILE), console.file.getvalue()
     assert np.isfinite(scalars["loss"][1]).all()
     some = [i for i, count in zip(*scalars["positives"], strict=True) if count > 0]
     assert len(some) == 1  # 6 steps of 4 images are one epoch
@@ -452,16 +455,12 @@ def test_how_many_images_a_pooled_loss_takes_at_a_time_decides_what_is_learnt():
 
 
 def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):
-    from drloss.training.fit import _Trainer
-
-    step = _Trainer._step
-
-    def interrupted(self, *args):
-        if self.iteration == 2:
+    def interrupted(trainer, *args):
+        if trainer.iteration == 2:
             signal.raise_signal(signal.SIGINT)
-        return step(self, *args)
+        return take_step(trainer, *args)
 
-    monkeypatch.setattr(_Trainer, "_step", interrupted)
+    monkeypatch.setattr("drloss.training.fit.take_step", interrupted)
     with pytest.raises(Stopped, match="iteration 3"):
         run()
     monkeypatch.undo()
@@ -521,7 +520,7 @@ def test_two_processes_of_torchrun_equal_one_to_the_bit(tmp_path):
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     assert (tmp_path / "two" / MODEL).read_bytes() == (tmp_path / "one" / MODEL).read_bytes()
     # Evaluation, too: every image once, on both.
-    one, two = (read_scalars(tmp_path / name / EVALUATIONS) for name in ("one", "two"))
+    one, two = (read_scalars(tmp_path / name / EVALUATIONS_FILE) for name in ("one", "two"))
     assert one.keys() == two.keys()
 
 
@@ -535,12 +534,14 @@ def test_an_image_is_trained_on_as_it_is_alone(tmp_path, data):
     boxes = np.minimum(data[0].boxes, 23)
     mixed = replace(data[0], sizes=sizes, draw=draw, boxes=boxes)
     config = override(TINY, {"max_side": 128, "train_short_sides": (24, 64), "batch_size": 8, "micro_batch": 8})
-    trainer = _Trainer(config, mixed, None, tmp_path / "run", ranks=ALONE, console=Console(quiet=True))
-    trainer.parallel = trainer.model
-    with trainer._batches() as batches:
+    out = tmp_path / "run"
+    how = {"console": Console(quiet=True), "stop": StopRequest(), "force": False, "reports": {}}
+    new = new_detector(config, mixed, out, ALONE, resume=False)
+    trainer = prepare(new, mixed, None, out, ALONE, resume=False, **how)
+    with own_batches(trainer) as batches:
         batch = next(batches)
     assert len(set(batch.sizes)) > 2
-    _, together = trainer._forward(batch)
+    _, together = forward(trainer, batch)
     alone = [
         trainer.objective(trainer.model(image[None, :, :height, :width]), [objects]).total
         for image, (height, width), objects in zip(batch.images, batch.sizes, batch.objects, strict=True)

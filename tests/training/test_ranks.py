@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import DetectorFile, save_detector
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint
+from drloss.training.checkpoints import load_checkpoint
 from drloss.training.config import override
-from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+from drloss.training.log import read_scalars
 from drloss.training.presets import PRESETS
+from drloss.training.run_folder import CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
 from faults import at_step, constant, fault, nan_at_step, start, start_ranks, tiny_run, wait_until
 from ranked import evaluate_splits, in_ranks, train_patterns
 
@@ -32,7 +33,7 @@ def rows(path):
 
 
 def what_is_left(folder):
-    return (folder / MODEL).read_bytes(), rows(folder / METRICS), rows(folder / EVALUATIONS)
+    return (folder / MODEL).read_bytes(), rows(folder / METRICS_FILE), rows(folder / EVALUATIONS_FILE)
 
 
 def said_by_all(children):
@@ -70,7 +71,7 @@ def test_two_and_four_ranks_learn_what_one_learns(tmp_path, figure):
     runs = [start_ranks(tiny_run(tmp_path / str(n), **settings), tmp_path / f"log{n}", n) for n in (2, 4)]
     finish([start(tiny_run(tmp_path / "1", **settings), tmp_path / "log"), *itertools.chain(*runs)])
     weights = {n: load_file(tmp_path / str(n) / MODEL) for n in (1, 2, 4)}
-    losses = {n: np.array(read_scalars(tmp_path / str(n) / METRICS)["loss"][1]) for n in weights}
+    losses = {n: np.array(read_scalars(tmp_path / str(n) / METRICS_FILE)["loss"][1]) for n in weights}
     assert len(losses[1]) == 20
     differences = {}
     for size in (2, 4):
@@ -146,7 +147,7 @@ def test_a_nan_on_one_rank_stops_all_in_the_same_step(tmp_path, soak, figure):
         assert f"iteration {step}: the loss is not finite (rank {rank}, image ids " in line
         ids = line.split("image ids ")[1].split(")")[0].split(", ")
         assert len(set(ids)) == 6 // size
-        assert len(rows(folder / METRICS) if step > 1 else []) == step - 1
+        assert len(rows(folder / METRICS_FILE) if step > 1 else []) == step - 1
         if step <= 2:
             assert "there is no checkpoint yet" in line
         else:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from drloss.cli import main
-from drloss.training.checkpoints import CHECKPOINTS, MODEL, load_checkpoint, newest_first
-from drloss.training.log import EVALUATIONS, METRICS
+from drloss.training.checkpoints import load_checkpoint, newest_first
+from drloss.training.run_folder import CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
 from faults import at_step, before, fault, ignored, in_save, on_terminal, slow_disk, start, tiny_run, wait_until
 
 RUN = {"eval_every": 3, "max_iters": 6}
@@ -28,7 +28,7 @@ def rows(path):
 
 def what_is_left(folder):
     """All that a run leaves, but for times and places: the bytes of the weights, and the rows of both CSV files."""
-    return (folder / MODEL).read_bytes(), rows(folder / METRICS), rows(folder / EVALUATIONS)
+    return (folder / MODEL).read_bytes(), rows(folder / METRICS_FILE), rows(folder / EVALUATIONS_FILE)
 
 
 def finish(folder, log, **settings):
@@ -108,7 +108,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_exit_code_0(whole, tmp_path, 
             child = start(arguments, log, fault(at_step, step=int(rng.integers(1, 6)), do="SIGTERM"))
         else:
             child = start(arguments, log)
-            wait_until((folder / METRICS).exists, child=child)
+            wait_until((folder / METRICS_FILE).exists, child=child)
             time.sleep(rng.uniform(0, seconds / 3))
             began = time.monotonic()
             child.send(rng.choice([signal.SIGTERM, signal.SIGINT]), group=kind == "to the group")
@@ -135,7 +135,7 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint_unless_it_is_to_go_on(wh
         tiny_run(tmp_path / "run", workers=2, **RUN), tmp_path / "log", fault(on_terminal, device=os.ttyname(ours))
     )
     os.close(ours)
-    wait_until((tmp_path / "run" / METRICS).exists, child=child)
+    wait_until((tmp_path / "run" / METRICS_FILE).exists, child=child)
     os.close(terminal)  # what is printed from now on is an error
     child.send(signal.SIGHUP, group=True)
     assert child.wait() == 0, child.said
@@ -183,7 +183,7 @@ def test_other_data_or_settings_are_refused_unless_forced_and_named_then(begun):
     assert "the data have changed" in said
     assert "lr was 0.002 and is now 0.01" in said
     assert json.loads((begun / "config.json").read_text())["lr"] == 0.01
-    assert rows(begun / METRICS)[3]["lr"] != rows(begun / METRICS)[2]["lr"]
+    assert rows(begun / METRICS_FILE)[3]["lr"] != rows(begun / METRICS_FILE)[2]["lr"]
 
 
 def test_force_does_not_bend_what_cannot_fit(begun):
@@ -208,11 +208,11 @@ def test_a_finished_run_can_be_forced_to_go_on(begun):
     code, said = resumed(begun, "--force", max_iters=6, warmup_iters=1)
     assert code == 0, said
     assert (begun / MODEL).read_bytes() != short
-    assert len(rows(begun / METRICS)) == 6
+    assert len(rows(begun / METRICS_FILE)) == 6
 
 
 def test_a_validation_split_that_is_gone_may_be_done_without(begun, tmp_path):
-    died = fault(before, module="drloss.training.fit", name="run_detector", do="SIGKILL")
+    died = fault(before, module="drloss.training.reporting", name="run_detector", do="SIGKILL")
     child = start(tiny_run(begun, "--resume", **RUN), tmp_path / "log", died)
     assert child.wait() == -signal.SIGKILL
     toml = tmp_path / "data.toml"
@@ -229,7 +229,7 @@ def test_a_validation_split_that_is_gone_may_be_done_without(begun, tmp_path):
 @pytest.mark.parametrize("do", ["SIGKILL", "raise"])
 def test_a_run_that_is_killed_while_it_evaluates_loses_no_step(whole, tmp_path, do):
     settings = {**RUN, "checkpoint_every": 100}
-    died = fault(before, module="drloss.training.fit", name="run_detector", do=do)
+    died = fault(before, module="drloss.training.reporting", name="run_detector", do=do)
     child = start(tiny_run(tmp_path / "run", **settings), tmp_path / "log", died)
     assert child.wait() != 0
     state, _ = load_checkpoint(tmp_path / "run" / CHECKPOINTS)

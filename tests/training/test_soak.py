@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import theilslopes
 
-from drloss.training.log import METRICS, read_scalars
+from drloss.training.log import read_scalars
+from drloss.training.run_folder import METRICS_FILE
 from faults import start, tiny_run
 
 
@@ -26,7 +27,7 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(tmp_path, soak, fi
         tiny_run(tmp_path / "run", max_iters=steps, checkpoint_every=checkpoints, eval_every=10 * checkpoints),
         tmp_path / "log",
     )
-    metrics, seen = tmp_path / "run" / METRICS, []
+    metrics, seen = tmp_path / "run" / METRICS_FILE, []
     while child.process.is_alive():
         time.sleep(0.1)
         done = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0

@@ -9,7 +9,7 @@ import torch
 from drloss.data.formats.shapes import open_shapes
 from drloss.data.loading import EvaluationImages, _good, _what_was_lost, load_batches
 from drloss.errors import DataError
-from drloss.training.log import METRICS
+from drloss.training.run_folder import METRICS_FILE
 from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until
 
 IMAGE = 7
@@ -36,7 +36,7 @@ def test_a_lost_worker_ends_the_run_within_a_minute_and_names_the_image(tmp_path
     wait_until(lambda: STRUCK in child.said, seconds=300, child=child)
     began = time.time()
     assert child.wait() == code, child.said
-    metrics = tmp_path / "run" / METRICS  # the batches that were read before are trained on first
+    metrics = tmp_path / "run" / METRICS_FILE  # the batches that were read before are trained on first
     seconds = time.time() - max(began, metrics.stat().st_mtime if metrics.exists() else 0)
     assert seconds < 60
     said = " ".join(child.said.split())

@@ -189,8 +189,8 @@ def add_export(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Com
 
 
 def _export(options: argparse.Namespace) -> int:
-    from drloss.detector.weights import save_detector
-    from drloss.training.checkpoints import load_run
+    from drloss.detector.exported import save_detector
+    from drloss.training.trained import load_run
 
     if options.out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors, got {options.out}")

@@ -9,9 +9,9 @@ from drloss.detector.config import DetectorConfig
 
 
 def anchor_shapes(config: DetectorConfig, device: torch.device | None = None) -> Tensor:
-    """Width and height (B, 2) float32 of the anchors of a location, in sides of its level's smallest square anchor.
+    """Width and height (B, 2) float32 of the anchors of a location, ratio by ratio and each in all octaves.
 
-    Ratio by ratio, each in all octaves.
+    The unit is the side of the smallest square anchor of the level.
     """
     octaves = [2 ** (octave / config.anchor_octaves) for octave in range(config.anchor_octaves)]
     shapes = [(octave / sqrt(ratio), octave * sqrt(ratio)) for ratio in config.anchor_ratios for octave in octaves]
@@ -23,11 +23,11 @@ def level_anchors(config: DetectorConfig, shapes: Tensor, grids: list[tuple[int,
 
     Paper: §4.1, "each location has 3 scales and 3 aspect ratios". torchvision's generator is not used: it rounds the
     corners to whole pixels, which is 5 % of the side of a 16-pixel anchor, and centres anchors on cell corners.
-    Made anew each time: a tensor that is kept would stay one of the mode that it was made in (tracing, inference).
+    They are computed in every call: a stored tensor would keep the mode it was made in (tracing, inference).
 
     Args:
         config: strides and scale.
-        shapes: of :func:`anchor_shapes`, on the device where the anchors are to live.
+        shapes: result of :func:`anchor_shapes`, on the device of the anchors.
         grids: height and width of each level's feature map.
     Returns:
         One (H_l * W_l * B, 4) float32 xyxy tensor per level, in pixels of the padded image; the B anchors of a

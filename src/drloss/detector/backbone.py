@@ -41,7 +41,7 @@ class ResNetFPN(nn.Module):
     """Backbone C3-C5 and pyramid P3-P5 or P3-P7, randomly initialised.
 
     Paper: §4.1 and [16, 17]: lateral and output convolutions Kaiming-uniform (a = 1), nearest upsampling, P6 a 3×3
-    stride-2 convolution on C5 and P7 one on ReLU(P6). With frozen norms the stem and the first stage are frozen too.
+    stride-2 convolution on C5 and P7 one on ReLU(P6). With frozen norms the stem and the first stage are frozen, too.
 
     Args:
         config: structure; its ``norm`` must be resolved (not ``"auto"``).

@@ -1,4 +1,4 @@
-"""What a detector is made of, as numbers: everything needed to rebuild it around a file of weights."""
+"""Settings of a detector: everything that is needed to rebuild it for a file of weights."""
 
 from dataclasses import dataclass, fields
 from math import inf
@@ -7,7 +7,7 @@ from typing import Literal
 from drloss.errors import UserError
 
 LARGEST = {"anchor_octaves": 32, "head_depth": 64, "short_side": 8192, "max_side": 8192, "anchor_ratios": 32}
-"""Largest value of some settings, or largest number of values: what a file may ask of the machine that reads it."""
+"""Largest value of some settings, or largest number of values: limits for files from untrusted sources."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DetectorConfig:
 
 
 def check_detector(config: DetectorConfig) -> None:
-    """Raise UserError for the first setting that is of another type than its default, not positive or too large."""
+    """Raise UserError for the first setting that has the wrong type, is not positive or is too large."""
     for field in fields(DetectorConfig):
         name, value, default = field.name, getattr(config, field.name), field.default
         numbers = value if isinstance(default, tuple) and isinstance(value, tuple) else (value,)

@@ -1,4 +1,4 @@
-"""From the heads' outputs to detections: thresholds, decoding and non-maximum suppression (NMS)."""
+"""Detections from the outputs of the heads: thresholds, decoding and non-maximum suppression (NMS)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ def detect(outputs: HeadOutputs, frames: Sequence[Frame], config: DetectorConfig
     """Detections of each image, best first.
 
     Paper: §C and [17]: per level the scores above ``score_threshold``, at most ``level_candidates`` of them; decode,
-    clip to the image, NMS per class over all levels, and the best ``max_detections``. A box outside the image, in its
-    padding, is no candidate.
+    clip to the image, NMS per class over all levels, and the best ``max_detections``. Boxes in the padding of the
+    image are left out.
 
     Args:
-        outputs: of N images.
-        frames: their sizes.
+        outputs: outputs for N images.
+        frames: sizes of the N images.
         config: thresholds and numbers.
     """
     if len(frames) != len(outputs.maps[0]):

@@ -19,21 +19,21 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 """Mean and deviation of ImageNet's RGB values in [0, 1], which torchvision's weights were trained with."""
 NOTHING = -1e4
-"""Logit where a batch has no image: its score is 0."""
+"""Logit in the padding of a batch: its score is 0."""
 
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What the heads say about a batch, level by level.
+    """Outputs of the heads for a batch, level by level.
 
     Attributes:
-        maps: one (N, B·K, H, W) per level, the classification logits as the last convolution leaves them: the losses
-            read them in place.
+        maps: one (N, B·K, H, W) per level, the classification logits in the layout of the last convolution, which the
+            losses read without a copy.
         deltas: one (N, A_l, 4) per level, box deltas weighted (10, 10, 5, 5).
         anchors: one (A_l, 4) per level, xyxy in pixels of the padded images.
         num_classes: K.
-        inside: (N, A) bool, the anchors of all levels that are the image's own, where images of several sizes share a
-            batch; None if all are. Of the others the logits are :data:`NOTHING` and the deltas 0.
+        inside: (N, A) bool, whether an anchor lies on the image and not on its padding; None if no image of the batch
+            has padding. In the padding the logits are :data:`NOTHING` and the deltas 0.
     """
 
     maps: list[Tensor]
@@ -44,7 +44,7 @@ class HeadOutputs:
 
     @cached_property
     def logits(self) -> list[Tensor]:
-        """One (N, A_l, K) per level, a copy in the order of the anchors."""
+        """One (N, A_l, K) per level: the classification logits in the order of the anchors, a copy of ``maps``."""
         return [maps_to_rows(m, self.num_classes) for m in self.maps]
 
 
@@ -52,9 +52,9 @@ torch.export.register_dataclass(HeadOutputs, serialized_type_name="drloss.detect
 
 
 class Head(nn.Module):
-    """Tower of 3×3 convolutions with ReLU and a last one with ``outputs`` values per anchor; shared over levels.
+    """3×3 convolutions with ReLU, and a last one with ``outputs`` values per anchor; shared by all levels.
 
-    Recipe of [17]: all convolutions N(0, 0.01), biases 0 but for the last one's.
+    As in [17], the weights start from N(0, 0.01) and the biases from 0, except for the last bias.
     """
 
     def __init__(self, config: DetectorConfig, outputs: int, bias: float = 0.0) -> None:
@@ -82,15 +82,15 @@ class Head(nn.Module):
 class RetinaNet(nn.Module):
     """RetinaNet on a ResNet-FPN.
 
-    Paper: §4.1, [17]. The heads are RetinaNet's; what a loss asks of them is ``prior_probability`` alone.
+    Paper: §4.1, [17]. The heads are RetinaNet's for every loss; only ``prior_probability`` depends on the loss.
 
-    It runs in the dtype of its parameters, but for what is exact in no half precision: the normalisation of the image
-    and the anchors are float32.
+    It computes in the dtype of its parameters, except for the normalisation of the image and the anchors, which are
+    float32 because half precision is not exact enough for them.
 
     Args:
-        config: structure; the norm ``"auto"`` is group norm here, because the new weights are random.
+        config: structure; the norm ``"auto"`` means group norm here, because the new weights are random.
         num_classes: K object classes.
-        prior_probability: score that every candidate starts from: 0.5 for DR (§4.2), 0.01 for focal loss.
+        prior_probability: initial score of every candidate: 0.5 for DR (§4.2), 0.01 for focal loss.
     """
 
     mean: Tensor
@@ -117,9 +117,9 @@ class RetinaNet(nn.Module):
         return {**shaped, "shapes": anchor_shapes(self.config, device)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RetinaNet":
-        """What ``.to``, ``.half`` and ``.to_empty`` do: the constants follow to a device, and never to a dtype.
+        """Part of ``.to``, ``.half`` and ``.to_empty``: the constants move to a new device, but keep their dtype.
 
-        They are no part of a state dict, so that nothing else would fill them after ``.to_empty``.
+        They are computed anew, because they are not in the state dict that fills the rest after ``.to_empty``.
         """
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in self._constants(self.mean.device).items():
@@ -129,14 +129,14 @@ class RetinaNet(nn.Module):
     def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> HeadOutputs:
         """Logits and deltas of every anchor.
 
-        What is said of an image does not depend on the others of its batch, to float rounding: those of one size run
-        together, and none sees the padding that only a larger neighbour needs.
+        The outputs for an image do not depend on the other images of its batch, up to float rounding: images of one
+        size run together, and without the padding that only a larger image needs.
 
         Args:
             images: (N, 3, H, W), RGB values 0..255 of any dtype, usually uint8; H and W multiples of 32 (see
                 :func:`drloss.data.transforms.pad`).
-            sizes: height and width of each image's own part of ``images``, at the top left; multiples of 32, too.
-                None if each has all of it.
+            sizes: height and width of each image inside ``images``, at the top left; multiples of 32, too. None if
+                each image fills its place.
         """
         whole = (images.shape[2], images.shape[3])
         if sizes is None or all(size == whole for size in sizes):
@@ -156,7 +156,7 @@ class RetinaNet(nn.Module):
         )
 
     def _maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Of images that fill their batch, each level's maps of logits and deltas."""
+        """Maps of logits and of deltas, one per level, for images without padding."""
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         normalised = (wide / 255 - self.mean) / self.std
         features = self.backbone(normalised.to(self.backbone.body.conv1.weight.dtype))
@@ -165,7 +165,7 @@ class RetinaNet(nn.Module):
     def _maps_by_size(
         self, images: Tensor, sizes: Sequence[tuple[int, int]], grids: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The same of images of several sizes, each size run by itself and its maps laid into those of the batch."""
+        """Maps of logits and of deltas for images of several sizes: each size runs alone, and its maps are padded."""
         found: dict[int, list[Tensor]] = {}
         for size in dict.fromkeys(sizes):
             members = [i for i, s in enumerate(sizes) if s == size]
@@ -177,7 +177,7 @@ class RetinaNet(nn.Module):
         return levels[: len(grids)], levels[len(grids) :]
 
     def _inside(self, size: tuple[int, int], grids: list[tuple[int, int]]) -> Tensor:
-        """(A,) bool, the anchors on the cells of an image of this size."""
+        """(A,) bool, whether an anchor lies on an image of this size."""
         device, parts = self.shapes.device, []
         for stride, (height, width) in zip(self.config.strides, grids, strict=True):
             rows = torch.arange(height, device=device) < -(-size[0] // stride)
@@ -188,5 +188,5 @@ class RetinaNet(nn.Module):
 
 
 def _lay(maps: Tensor, grid: tuple[int, int], value: float) -> Tensor:
-    """(N, C, h, w) into the top left of (N, C, *grid)."""
+    """Pad (N, C, h, w) at the right and bottom to (N, C, *grid)."""
     return functional.pad(maps, (0, grid[1] - maps.shape[3], 0, grid[0] - maps.shape[2]), value=value)

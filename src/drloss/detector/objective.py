@@ -12,12 +12,12 @@ from drloss.detector.model import HeadOutputs
 from drloss.detector.targets import BOX_CODER, Objects, assign_targets
 
 SMOOTH_L1_BETA = 0.11
-"""Where RetinaNet's box loss turns from quadratic to linear, in weighted deltas."""
+"""Weighted delta at which RetinaNet's box loss changes from quadratic to linear."""
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The two terms of the objective, each a mean over the images of the batch, and the labels behind them.
+    """The two terms of the objective, each a mean over the images of the batch, and the labels.
 
     Attributes:
         cls: scalar, the weighted classification loss (τ · ℓ_DR for DR).
@@ -31,15 +31,15 @@ class LossTerms:
 
     @property
     def total(self) -> Tensor:
-        """cls + box."""
+        """Sum of the two terms."""
         return self.cls + self.box
 
 
 def box_loss(deltas: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """RetinaNet's box loss of each image: smooth L1 summed over positive anchors, over 4 × their number.
+    """RetinaNet's box loss of each image: smooth L1 summed over its positive anchors, divided by 4 × their number.
 
-    Paper: ℓ_Reg of §3.3, "the original regression loss in RetinaNet". The number is the image's own, at least 1, so
-    that the objective is a sum over images on any number of devices.
+    Paper: ℓ_Reg of §3.3, "the original regression loss in RetinaNet". The number is counted per image and is at least
+    1, so that the objective is a sum over images on any number of devices.
 
     Args:
         deltas: (N, A, 4) predictions, any floating dtype.
@@ -55,7 +55,7 @@ def box_loss(deltas: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def box_quality(deltas: Tensor, targets: Tensor, labels: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of each positive anchor's predicted box with its object, for losses that ask for it.
+    """IoU of each positive anchor's predicted box with its object, for losses that use it.
 
     Args:
         deltas: (N, A, 4) predictions, any floating dtype.
@@ -77,7 +77,7 @@ def box_quality(deltas: Tensor, targets: Tensor, labels: Tensor, anchors: Tensor
 def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorConfig) -> tuple[Tensor, Tensor]:
     """Labels (N, A) and box deltas (N, A, 4) of N images over all levels; see :func:`assign_targets`.
 
-    Anchors that are not an image's own, but a larger neighbour's, match nothing and are ignored.
+    Anchors in the padding of an image match nothing and are ignored.
     """
     joined = torch.cat(outputs.anchors)
     if outputs.inside is None:
@@ -100,8 +100,8 @@ class Objective(nn.Module):
     """Classification loss plus box loss of a batch.
 
     Args:
-        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or anything with its signature. One with
-            ``uses_quality`` is given the IoU of the predicted boxes, too.
+        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or another one with the same signature. If
+            it has ``uses_quality``, it is also given the IoU of the predicted boxes.
         config: matching thresholds.
     """
 
@@ -114,7 +114,7 @@ class Objective(nn.Module):
         """Loss terms of N images.
 
         Args:
-            outputs: of :class:`drloss.detector.model.RetinaNet` on the N images.
+            outputs: result of :class:`drloss.detector.model.RetinaNet` for the N images.
             objects: the annotated objects of each image.
         """
         labels, targets = assign_batch(outputs, objects, self.config)

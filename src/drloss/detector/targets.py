@@ -1,4 +1,4 @@
-"""From anchors and objects to what each anchor should say: matching and box deltas."""
+"""Targets of each anchor: matching with the objects, and box deltas."""
 
 from dataclasses import dataclass
 
@@ -35,14 +35,14 @@ class Objects:
 def assign_targets(anchors: Tensor, objects: Objects, config: DetectorConfig) -> tuple[Tensor, Tensor]:
     """Match the anchors of one image to its objects.
 
-    An anchor of IoU >= ``positive_iou`` with an object takes the class and box of the best one; below
-    ``negative_iou`` with all of them it is background; between, it is ignored. The anchors that tie
-    at an object's best IoU become positive too, for the object that they fit best (Detectron's rule). A background
-    anchor with most of its area inside an ignored region is ignored.
+    An anchor whose best IoU is at least ``positive_iou`` gets the class and box of that object; below
+    ``negative_iou`` it is background; in between it is ignored. The anchors with the highest IoU of an object, ties
+    included, become positive too, each for the object that it fits best (Detectron's rule). A background anchor with
+    most of its area inside an ignored region is ignored.
 
     Args:
         anchors: (A, 4) float32 xyxy.
-        objects: G objects, possibly none.
+        objects: objects of the image, possibly none.
         config: thresholds.
     Returns:
         labels (A,) int64: -1 ignored, 0 background, 1..K; and deltas (A, 4) float32, 0 where not positive.

@@ -1,4 +1,4 @@
-"""One process or many: what a process needs to know of the others under ``torchrun``."""
+"""This process among the processes that ``torchrun`` started, or alone."""
 
 import os
 import signal
@@ -14,25 +14,25 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from drloss.distributed.watchdog import PATIENCE, SLOW, Watch
+from drloss.distributed.watchdog import PATIENCE, SLOW, Watchdog
 from drloss.errors import UserError
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``size``.
+    """This process among the processes of a run.
 
     Attributes:
-        rank: 0..size - 1; rank 0 writes and prints.
-        size: processes.
-        device: where this process computes.
-        watch: what looks after the others, where there are any.
+        rank: number of this process, 0..size - 1; rank 0 writes and prints.
+        size: number of processes.
+        device: device of this process.
+        watchdog: watches the other processes; None if there are none.
     """
 
     rank: int
     size: int
     device: torch.device
-    watch: Watch | None = field(default=None, repr=False, compare=False)
+    watchdog: Watchdog | None = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -52,7 +52,7 @@ class Ranks:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """``value`` of every process, in order of rank, on each of them."""
+        """``value`` of every process, in order of rank; every process gets the list."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -61,41 +61,41 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         if self.size > 1:
             with self._waiting():
                 dist.barrier()
 
     def at(self, doing: str, iteration: int | None = None, *, slow: bool = False) -> None:
-        """Say where this process is, for the others to know should it stay there.
+        """Report what this process does now, so that the others can name it if it stalls.
 
         Args:
-            doing: in a word.
-            iteration: the training step, 1 the first; by default the one before.
-            slow: whether it may take minutes, because one process does it for all or a disk is in it.
+            doing: the activity in one word.
+            iteration: current training step, from 1; unchanged by default.
+            slow: whether the activity may take minutes: only one process works, or a disk is involved.
         """
-        if self.watch is not None:
-            self.watch.at(doing, iteration, slow)
+        if self.watchdog is not None:
+            self.watchdog.at(doing, iteration, slow)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        if self.watch is not None:
-            self.watch.wait(True)
+        if self.watchdog is not None:
+            self.watchdog.wait(True)
         yield
-        if self.watch is not None:
-            self.watch.wait(False)
+        if self.watchdog is not None:
+            self.watchdog.wait(False)
 
 
 @contextmanager
 def join_ranks(device: str | None = None) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started, or be the only one.
+    """Join the processes that ``torchrun`` started, or run alone.
 
     Args:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default CUDA where there is one.
     Raises:
         UserError: if the device does not exist.
-        RankLost: if another process is dead or stands still, in the one process that says so.
-        SystemExit: in this process where another has failed and says why; all end together.
+        RankLost: if another process is dead or does not move; raised in one process only.
+        SystemExit: if another process has failed and reports why; all processes end together.
     """
     size, rank, local = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
@@ -107,30 +107,32 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * SLOW))  # the last resort; the watch is earlier
-    watch = Watch(_connect_store(), rank, size)
-    ranks = Ranks(rank, size, chosen, watch)
+    dist.init_process_group(backend, timeout=timedelta(seconds=2 * SLOW))  # the watchdog ends the run earlier
+    watchdog = Watchdog(_connect_store(), rank, size)
+    ranks = Ranks(rank, size, chosen, watchdog)
     ranks.wait()
-    watch.start()
+    watchdog.start()
     before = signal.signal(signal.SIGTERM, _end) if _in_main_thread() else None
     try:
         yield ranks
         ranks.wait()
     except BaseException as error:
         if _in_main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when another died: it is yet to be said
-        watch.fail(error)
+            signal.signal(
+                signal.SIGTERM, signal.SIG_IGN
+            )  # torchrun sends it when another process dies, but this one still has to report
+        watchdog.fail(error)
         raise
     finally:
-        watch.stop()
+        watchdog.stop()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-    ranks.wait()  # rank 0 may keep the store: it leaves when nobody looks into it any more
+    ranks.wait()  # rank 0 may host the store: it must not end while others use it
     dist.destroy_process_group()
 
 
 def _connect_store() -> Any:
-    """A connection of its own to the store that the processes met at, with other keys for each start by torchrun."""
+    """A new connection to the store of the process group, with separate keys for each restart by torchrun."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PATIENCE))
     return PrefixStore(f"drloss/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -1,12 +1,12 @@
-"""How the processes of a run notice that one of them is dead, stalled or has failed, and say so once.
+"""The watchdog of a run with several processes: it finds a process that is dead, stalled or has failed.
 
-Every process tells the others through the store of ``torch.distributed``, once a second and whenever it goes on,
-where it is and what it does. A thread of each looks at what they all say. A process that is not heard of or stands
-still longer than is reasonable there, or that has failed by itself, is named by the first to find out, in one line;
-all others end quietly, also those that are caught in a collective operation.
+Once a second, and whenever it starts something new, every process writes its activity to the store of
+``torch.distributed``. A thread in each process reads the activities of all. A process is considered lost if it is
+silent or does not move for longer than its activity allows. The first process that finds one, or that fails itself,
+prints one line; all others end without a message, even those that are blocked in a collective operation.
 
 The timeout of a process group cannot do this: it names no rank, with NCCL it ends in a dump, it is the same for a
-step and for the minutes in which rank 0 alone evaluates, and older versions of torch have no public way to change it.
+step and for an evaluation of several minutes on rank 0 alone, and older versions of torch cannot change it.
 """
 
 import json
@@ -21,33 +21,34 @@ from typing import Any, NoReturn
 from drloss.errors import UserError, first_line
 
 BEAT = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 PATIENCE = 45
-"""Seconds that a process may stand still within a step; three times its longest so far where that is more."""
+"""Seconds that an activity within a step may take; or three times its longest so far, if that is more."""
 SLOW = 15 * 60
-"""Seconds for the first step, and for what takes long or one process does for all: evaluation, writing files."""
+"""Seconds that the first step may take, and every slow activity, such as evaluation and writing files."""
 SILENCE = 3
-"""Seconds without a word after which a process is held for dead once a collective operation has failed."""
+"""Seconds of silence after which a process is considered dead, once a collective operation has failed."""
 FAILED = 1
-"""Exit code of a process that ends because another has failed."""
+"""Exit code of a process that ends because another one has failed."""
 
-_VERDICT, _NONE = "verdict", "-"
+_FAILURE, _NONE = "failure", "-"
+"""Key of what ended the run, and the value that stands for nothing yet."""
 
 
 class RankLost(UserError):
-    """Another process of the run is dead or stands still; the last checkpoint is whole."""
+    """Another process of the run is dead or does not move; the last checkpoint is intact."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process is.
+class Activity:
+    """What a process is doing.
 
     Attributes:
-        iteration: the step it is in, 0 before the first.
-        moves: places since that step began.
-        doing: in a word.
-        patience: seconds after which it stands still too long.
-        waiting: for the others; then it is not to blame.
+        iteration: current step, 0 before the first.
+        moves: number of activities since that step began.
+        doing: the activity in one word.
+        patience: seconds that it may take.
+        waiting: whether the process waits for the others, and so is not the cause of a delay.
     """
 
     iteration: int = 0
@@ -58,75 +59,76 @@ class Place:
 
     @property
     def order(self) -> tuple[int, int]:
-        """The smaller, the farther behind."""
+        """Progress of the process: the smaller, the farther behind."""
         return self.iteration, self.moves
 
     def __str__(self) -> str:
         return f"iteration {self.iteration} ({self.doing})" if self.iteration else self.doing
 
     def __format__(self, spec: str) -> str:
-        """``"advice"`` adds how to go on."""
+        """As :meth:`__str__`; the format ``"advice"`` adds how to go on."""
         return f"{self}; go on with --resume" if spec == "advice" and self.iteration else str(self)
 
 
 @dataclass
 class _Peer:
-    """What is known of a process: its last word, and for how many looks its beat and its place have been the same."""
+    """Last message of a process, and for how many checks its message and its activity have not changed."""
 
-    word: str = ""
-    place: Place = Place()
+    message: str = ""
+    activity: Activity = Activity()
     silent: int = 0
     still: int = 0
 
 
-class Watch:
-    """One process's eye on all of them. To be made by all at the same time; :meth:`start` returns on all or none.
+class Watchdog:
+    """Reports this process's activity to the others, and checks theirs. All processes must make one together.
 
     Args:
-        store: a connection that nobody else uses.
-        rank, size: this process, and how many there are.
+        store: a connection to the store that nothing else uses.
+        rank: this process.
+        size: number of processes.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
-        self.verdict = ""  # what ended the run, once it is known here
-        self._place = Place()
+        self.failure = ""  # what ended the run, once this process knows it
+        self._activity = Activity()
         self._beat = 0
         self._since = time.monotonic()
-        self._longest: dict[str, float] = {}  # seconds, by what was done
+        self._longest: dict[str, float] = {}  # seconds of each activity
         self._peers = [_Peer() for _ in range(size)]
-        self._keeper = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
+        self._host = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
         self._answered = False
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         if rank == 0:
-            store.set(_VERDICT, _NONE)
+            store.set(_FAILURE, _NONE)
         store.set(f"heard/{rank}", _NONE)
-        self._tell()
+        self._report()
 
     def start(self) -> None:
-        """Begin to look. Every process must have been made before."""
+        """Begin to check. The watchdogs of all processes must exist."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """End the checks."""
         self._stop.set()
         self._thread.join()
 
-    # ------------------------------------------------------------------ what this process does
+    # ------------------------------------------------------------------ this process
 
     def at(self, doing: str, iteration: int | None, slow: bool) -> None:
-        """Say where this process is; see :meth:`drloss.distributed.ranks.Ranks.at`."""
-        now, before = time.monotonic(), self._place
-        # The first time counts for nothing: kernels are chosen and connections made.
+        """Report what this process does now; see :meth:`drloss.distributed.ranks.Ranks.at`."""
+        now, before = time.monotonic(), self._activity
+        # The first time is not counted: it includes the choice of kernels and the making of connections.
         seconds = now - self._since if before.doing in self._longest else 0.0
         self._longest[before.doing] = max(self._longest.get(before.doing, 0.0), seconds)
         self._since = now
         known = self._longest.get(doing, 0.0)
         same = iteration is None or iteration == before.iteration
         self._move(
-            Place(
+            Activity(
                 iteration=before.iteration if iteration is None else iteration,
                 moves=before.moves + 1 if same else 0,
                 doing=doing,
@@ -135,105 +137,105 @@ class Watch:
         )
 
     def wait(self, waiting: bool) -> None:
-        """Say whether this process waits for the others."""
-        self._move(replace(self._place, moves=self._place.moves + 1, waiting=waiting))
+        """Report whether this process waits for the others."""
+        self._move(replace(self._activity, moves=self._activity.moves + 1, waiting=waiting))
 
-    def _move(self, place: Place) -> None:
-        self._place = place
-        with suppress(RuntimeError):  # the thread finds out, too, and knows what to do
-            self._tell()
+    def _move(self, activity: Activity) -> None:
+        self._activity = activity
+        with suppress(RuntimeError):  # the thread notices it, too, and handles it
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         with self._lock:
             self._beat += 1
-            self.store.set(f"rank/{self.rank}", json.dumps([self._beat, asdict(self._place)]))
+            self.store.set(f"rank/{self.rank}", json.dumps([self._beat, asdict(self._activity)]))
 
-    # ------------------------------------------------------------------ what the others do
+    # ------------------------------------------------------------------ the other processes
 
     def _run(self) -> None:
         after = 0
         while not self._stop.wait(BEAT):
-            if self.verdict:
+            if self.failure:
                 after += 1
-                if after == 2:  # the main thread, if it is free, has answered by now
+                if after == 2:  # the main thread has answered by now, unless it is blocked
                     self._answer("")
                 if after == 2 + 2 * SILENCE:
                     _exit()
                 continue
             try:
-                self._look()
+                self._check()
             except RuntimeError:
-                self.verdict = self._store_lost()
-                self._say(self.verdict)
+                self.failure = self._store_lost()
+                self._print(self.failure)
 
-    def _look(self) -> None:
-        self._tell()
-        verdict, *words = self.store.multi_get([_VERDICT, *(f"rank/{r}" for r in range(self.size))])
-        if verdict.decode() != _NONE:
-            self.verdict = verdict.decode()
+    def _check(self) -> None:
+        self._report()
+        failure, *messages = self.store.multi_get([_FAILURE, *(f"rank/{r}" for r in range(self.size))])
+        if failure.decode() != _NONE:
+            self.failure = failure.decode()
             return
-        for peer, word in zip(self._peers, words, strict=True):
-            place = Place(**json.loads(word)[1])
-            peer.silent = peer.silent + 1 if word.decode() == peer.word else 0
-            peer.still = peer.still + 1 if place == peer.place else 0
-            peer.word, peer.place = word.decode(), place
+        for peer, message in zip(self._peers, messages, strict=True):
+            activity = Activity(**json.loads(message)[1])
+            peer.silent = peer.silent + 1 if message.decode() == peer.message else 0
+            peer.still = peer.still + 1 if activity == peer.activity else 0
+            peer.message, peer.activity = message.decode(), activity
         blame = self._too_long()
-        if blame and self._post(blame):
-            self._say(blame)
+        if blame and self._announce(blame):
+            self._print(blame)
             self._wait_for_answers()
             _exit()
 
     def _too_long(self) -> str:
-        """Who is silent or stands still for too long, and where; empty if nobody.
+        """Message about the processes that are silent or do not move for too long; empty if there are none.
 
-        Those that wait inside a backward pass do not know that they wait. Whoever is behind all others holds them up,
-        and it is only for how long it is there that counts.
+        A process that waits inside a backward pass does not know that it waits. So only the processes that are behind
+        all others count as stalled.
         """
         everyone = dict(enumerate(self._peers))
-        behind = min((p.place.order for p in self._peers if not p.place.waiting), default=None)
-        late = {r: p for r, p in everyone.items() if not p.place.waiting and p.place.order == behind}
-        if any(p.still * BEAT < p.place.patience for p in late.values()):
+        behind = min((p.activity.order for p in self._peers if not p.activity.waiting), default=None)
+        late = {r: p for r, p in everyone.items() if not p.activity.waiting and p.activity.order == behind}
+        if any(p.still * BEAT < p.activity.patience for p in late.values()):
             late = {}
-        # The last word of one that is dead is younger than its place: half the time is enough there.
-        patience = {r: p.place.patience / (2 if r in late else 1) for r, p in everyone.items()}
+        # A dead process has been silent for less time than its activity lasted: half its patience is enough.
+        patience = {r: p.activity.patience / (2 if r in late else 1) for r, p in everyone.items()}
         silent = {r: p for r, p in everyone.items() if p.silent * BEAT >= patience[r]}
         if silent:
             rank, peer = next(iter(silent.items()))
-            return f"rank {rank} has said nothing for {peer.silent * BEAT:.0f} s in {peer.place:advice}"
+            return f"rank {rank} has said nothing for {peer.silent * BEAT:.0f} s in {peer.activity:advice}"
         if late:
             names, peer = ", ".join(map(str, late)), next(iter(late.values()))
-            return f"rank {names} stands still for {peer.still * BEAT:.0f} s in {peer.place:advice}"
+            return f"rank {names} stands still for {peer.still * BEAT:.0f} s in {peer.activity:advice}"
         return ""
 
     def _dead(self) -> str:
-        """Who has not been heard of for a moment, and where; empty if nobody."""
+        """Message about a process that has been silent for :data:`SILENCE` seconds; empty if there is none."""
         for rank, peer in enumerate(self._peers):
             if rank != self.rank and peer.silent * BEAT >= SILENCE:
-                return f"rank {rank} has ended without a word in {peer.place:advice}"
+                return f"rank {rank} has ended without a word in {peer.activity:advice}"
         return ""
 
     def _store_lost(self) -> str:
-        return f"{self._keeper}, who keeps the ranks' store, does not answer in {self._place:advice}"
+        return f"{self._host}, who keeps the ranks' store, does not answer in {self._activity:advice}"
 
     # ------------------------------------------------------------------ the end
 
     def fail(self, error: BaseException) -> None:
-        """Find out with the others who has failed; returns if it is for this process to tell of ``error``.
+        """Find out which process failed first; returns if it is this one, which then has to report ``error``.
 
         Raises:
-            RankLost: if another is dead, and it is for this process to say so.
-            SystemExit: if another process says what has happened.
+            RankLost: if another process is dead, and this one is the first to notice.
+            SystemExit: if another process reports what has happened.
         """
         blame = ""
-        # What a collective raises when another process dies, and torchrun's SIGTERM.
+        # A collective operation raises RuntimeError when another process dies; torchrun sends SIGTERM.
         if isinstance(error, (RuntimeError, SystemExit)):
             blame = self._wait_for_blame()
-        own = blame or f"rank {self.rank} in {self._place}: {type(error).__name__}: {first_line(error)}"
+        own = blame or f"rank {self.rank} in {self._activity}: {type(error).__name__}: {first_line(error)}"
         try:
-            if self.verdict or not self._post(own):
+            if self.failure or not self._announce(own):
                 self._answer(first_line(error))
-                if self._keeper == f"rank {self.rank}":
-                    time.sleep(SILENCE + BEAT)  # the others are still to read the answers
+                if self._host == f"rank {self.rank}":
+                    time.sleep(SILENCE + BEAT)  # the others have yet to read the answers
                 raise SystemExit(FAILED)
             answers = self._wait_for_answers()
         except RuntimeError:
@@ -241,25 +243,26 @@ class Watch:
             blame = blame or self._store_lost()
         if blame:
             raise RankLost(f"{blame} (here: {first_line(error)})") from error
-        if first_line(error) not in answers and "rank " not in str(error):  # else it is all processes', or says so
-            error.add_note(f"rank {self.rank}, {self._place}")
+        # Unless all ranks have the same error, or its message names its rank.
+        if first_line(error) not in answers and "rank " not in str(error):
+            error.add_note(f"rank {self.rank}, {self._activity}")
 
     def _wait_for_blame(self) -> str:
         deadline = time.monotonic() + SILENCE + 2 * BEAT
-        while time.monotonic() < deadline and not self.verdict:
+        while time.monotonic() < deadline and not self.failure:
             if blame := self._dead():
                 return blame
             time.sleep(BEAT / 10)
         return ""
 
-    def _post(self, verdict: str) -> bool:
-        """Whether this process is the first to say what ended the run."""
-        own = f"{self.rank}: {verdict}"  # two may find the same
-        self.verdict = self.store.compare_set(_VERDICT, _NONE, own).decode()
-        return self.verdict == own
+    def _announce(self, failure: str) -> bool:
+        """Announce what ended the run; returns whether this process is the first."""
+        own = f"{self.rank}: {failure}"  # two processes may have the same message
+        self.failure = self.store.compare_set(_FAILURE, _NONE, own).decode()
+        return self.failure == own
 
     def _answer(self, text: str) -> None:
-        """Let the process that posted the verdict know that it was heard, and what this process has to say itself."""
+        """Answer the process that announced the failure, with the message of this process's own error."""
         with self._lock:
             if not self._answered:
                 self._answered = True
@@ -267,7 +270,7 @@ class Watch:
                     self.store.set(f"heard/{self.rank}", json.dumps(text))
 
     def _wait_for_answers(self) -> list[str]:
-        """What the others that live have to say; they need the store, which may end with this process."""
+        """The answers of the processes that are alive. Wait for them: the store may end with this process."""
         deadline = time.monotonic() + SILENCE + BEAT
         living = [r for r, p in enumerate(self._peers) if r != self.rank and p.silent * BEAT < SILENCE]
         while living:
@@ -278,11 +281,11 @@ class Watch:
         return []
 
     @staticmethod
-    def _say(text: str) -> None:
+    def _print(text: str) -> None:
         print(f"drloss: error: {text}", file=sys.stderr, flush=True)
 
 
 def _exit() -> NoReturn:
-    """End this process although its main thread is caught somewhere."""
+    """End this process even if its main thread is blocked."""
     sys.stdout.flush()
     os._exit(FAILED)

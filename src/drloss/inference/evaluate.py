@@ -11,9 +11,9 @@ from rich.progress import Progress
 
 from drloss.data.annotations import Annotations
 from drloss.data.loading import Batch
+from drloss.detector.exported import DetectorFile
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import assign_batch
-from drloss.detector.weights import DetectorFile
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results
@@ -23,8 +23,9 @@ from drloss.evaluation.limits import full_images
 from drloss.evaluation.running import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
-from drloss.training.checkpoints import fingerprint, load_run
-from drloss.training.runs import warn
+from drloss.training.fingerprint import fingerprint
+from drloss.training.messages import warn
+from drloss.training.trained import load_run
 
 RESULTS = "results.json"
 METRICS = "metrics.json"

@@ -23,8 +23,8 @@ from drloss.errors import DataError, UserError, first_line
 from drloss.evaluation.drawing import draw_detections
 from drloss.evaluation.limits import full_images
 from drloss.io.atomic import json_of, write_atomic, write_json
-from drloss.training.checkpoints import load_run
-from drloss.training.runs import warn
+from drloss.training.messages import warn
+from drloss.training.trained import load_run
 
 PREDICTIONS = "predictions.json"
 LONGEST = 180

@@ -1,0 +1,6 @@
+"""Reading and writing files safely.
+
+``atomic`` (text, JSON and other files that are complete or not there), ``sealed`` (tensors with a checksum),
+``untrusted`` (tensors from files of unknown origin).
+Every room may import it; it imports only ``errors``.
+"""

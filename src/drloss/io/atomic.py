@@ -1,4 +1,4 @@
-"""Writing files so that a half-written one never replaces a good one."""
+"""Atomic writing of files: a half-written file never replaces a complete one."""
 
 import errno
 import json
@@ -15,12 +15,12 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], check: Callable[[Path], object] | None = None) -> None:
-    """Have ``write`` fill a file beside ``path``, then put it in place: the old file or the new one, never half.
+    """Write a file beside ``path``, then rename it to ``path``, which always holds the old content or the new one.
 
     Args:
-        path: file to write; its folder is made if need be.
-        write: writes the file it is given. If it raises, ``path`` is as it was and nothing is left beside it.
-        check: looks at the file once it is on the disk, and raises if it is not to take the place of ``path``.
+        path: file to write; its folder is made if it does not exist.
+        write: writes the file that it is given. If it raises, ``path`` keeps its content and the new file is removed.
+        check: is given the new file on the disk, and raises if it must not replace ``path``.
     Raises:
         UserError: if the folder cannot be made or the file cannot be written: no space, no permission, not a folder.
     """
@@ -46,7 +46,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], check: Callable[[P
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What to raise where a file does not take what is written."""
+    """The UserError for a file that cannot be written."""
     reason = error.strerror or str(error)
     if error.errno in _NO_SPACE and "no space" not in reason.lower():
         reason = f"no space left: {reason}"
@@ -54,14 +54,14 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what :func:`write_atomic` left in a folder whose only writer was killed."""
+    """Remove files that a killed process left half-written; no other process may be writing into the folder."""
     for path in folder.glob(".*.part"):
         if re.search(r"\.\d+\.part$", path.name):
             path.unlink(missing_ok=True)
 
 
 def json_of(path: Path) -> Any:
-    """The content of a JSON file; None where there is no such file, or it is anything else."""
+    """The content of a JSON file; None if there is no such file or it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -74,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN, which JSON has not, becomes null, and infinities are refused."""
+    """Write JSON atomically; NaN becomes null, because JSON has no NaN, and infinities raise ValueError."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 

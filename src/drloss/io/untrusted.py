@@ -1,9 +1,9 @@
-"""Reading files of tensors that a stranger may have made: nothing in them is run, and they cost what their size says.
+"""Reading untrusted files of tensors: no code in them is run, and they need no more memory than their size.
 
-``.safetensors`` files hold numbers alone. A ``.pt`` file is a zip archive with a pickle in it; it is read by
-``torch.load(weights_only=True)``, without any fallback, and only after the archive's directory and every instruction
-of the pickle have been looked at: ``weights_only`` alone lets a pickle of a megabyte ask for any amount of memory, by
-copying a value a million times.
+``.safetensors`` files contain only numbers. A ``.pt`` file is a zip archive with a pickle in it. It is read by
+``torch.load(weights_only=True)``, without any fallback, and only after a check of the archive's directory and of
+every instruction of the pickle: with ``weights_only`` alone, a pickle of one megabyte could request any amount of
+memory by copying a value a million times.
 """
 
 import json
@@ -21,17 +21,18 @@ from torch import Tensor
 from drloss.errors import UserError, first_line
 
 MOST_HEADER = 4 * 1024**2
-"""Bytes of a ``.safetensors`` header; that of a ResNeXt-101 detector has 0.1 MB."""
+"""Largest header of a ``.safetensors`` file in bytes; a ResNeXt-101 detector has 0.1 MB."""
 MOST_PICKLE = 1024**2
-"""Bytes of the pickle in a ``.pt`` file; that of a ResNeXt-101 detector with its optimiser has 0.2 MB."""
+"""Largest pickle in a ``.pt`` file in bytes; a ResNeXt-101 detector with its optimiser has 0.2 MB."""
 LEAST_TORCH = (2, 10)
-"""Before this release a hostile ``.pt`` could harm even with ``weights_only`` (CVE-2025-32434, CVE-2026-24747)."""
+"""Oldest safe release: with older ones a hostile ``.pt`` does harm in spite of ``weights_only`` (CVE-2025-32434,
+CVE-2026-24747)."""
 
 _OPCODES = re.compile(
     "PROTO|STOP|MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|BINUNICODE|(EMPTY_)?TUPLE|TUPLE[123]|EMPTY_LIST"
     "|APPENDS?|EMPTY_DICT|SETITEMS?|(LONG_)?BINPUT|(LONG_)?BINGET|GLOBAL|REDUCE|BINPERSID|BUILD"
 )
-"""What ``torch.save`` writes for tensors, numbers, texts, tuples, lists and dicts of them."""
+"""Instructions that ``torch.save`` writes for tensors, numbers, texts, and tuples, lists and dicts of them."""
 _ORDERED_DICT = "collections OrderedDict"
 _GLOBALS = re.compile(
     rf"{_ORDERED_DICT}|torch\._utils _rebuild_(tensor_v2|parameter)"
@@ -39,16 +40,16 @@ _GLOBALS = re.compile(
 )
 _MOST_BUILDS = 16
 _DEEPEST = 32
-"""Lists, tuples and dicts inside each other in a ``.pt`` file; a checkpoint of ours has 5."""
+"""Deepest nesting of lists, tuples and dicts in a ``.pt`` file; a checkpoint of drloss has 5 levels."""
 _MOST_END = 1 << 17
-"""Bytes in which the end record of an archive is looked for; its comment has at most 65,535."""
+"""Bytes at the end of an archive in which its end record must lie; its comment has at most 65,535 bytes."""
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name and metadata of a ``.safetensors`` file.
 
     Raises:
-        UserError: if the file is damaged or contradicts itself.
+        UserError: if the file is damaged or inconsistent.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -64,7 +65,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Metadata of a ``.safetensors`` file, without its tensors.
 
     Raises:
-        UserError: if there is no such file or its header is not one.
+        UserError: if there is no such file or its header cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -101,13 +102,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_pt(path: Path, *, mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote, on the CPU: tensors, numbers, texts, and tuples, lists and dicts of them.
+    """Read what ``torch.save`` wrote, to the CPU: tensors, numbers, texts, and tuples, lists and dicts of them.
 
     Args:
-        path: file, which may go on after the archive's end.
-        mmap: leave the tensors in the file until they are looked at.
+        path: file; there may be other bytes after the end of the archive.
+        mmap: map the tensors from the file instead of reading them.
     Raises:
-        UserError: if the file cannot be read, holds anything else, or says that it holds more than it has bytes.
+        UserError: if the file cannot be read, contains anything else, or claims more content than it has bytes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -119,15 +120,15 @@ def read_pt(path: Path, *, mmap: bool = False) -> Any:
         return content
     except zipfile.BadZipFile:
         raise UserError(f"{path}: neither written by torch.save (since torch 1.6) nor whole") from None
-    except Exception as error:  # of torch, of its unpickler, of zipfile: whatever it is, the file is at fault
+    except Exception as error:  # from torch, its unpickler or zipfile: in any case the file is at fault
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _check_place(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse an archive in which torch would find another directory than Python.
+    """Refuse an archive in which Python and torch would find different directories.
 
-    Python takes the directory that stands just before the end record, torch the one at the place that the record
-    names: a file may have both, one that is harmless and one that is read.
+    Python reads the directory just before the end record, torch the one at the offset in that record. A hostile file
+    could have a harmless one for the check and another one for torch.
     """
     with path.open("rb") as file:
         start = max(0, file.seek(0, os.SEEK_END) - _MOST_END)
@@ -136,7 +137,7 @@ def _check_place(path: Path, archive: zipfile.ZipFile) -> None:
     end = tail.rfind(b"PK\x05\x06")
     (place,) = struct.unpack_from("<L", tail, end + 16)
     locator, record = end - 20, end - 20 - 56
-    if record >= 0 and tail[locator:].startswith(b"PK\x06\x07"):  # of 64 bits
+    if record >= 0 and tail[locator:].startswith(b"PK\x06\x07"):  # 64-bit archive
         (named,) = struct.unpack_from("<Q", tail, locator + 8)
         if named != start + record or not tail[record:].startswith(b"PK\x06\x06"):
             raise ValueError("its directory stands elsewhere than it says")
@@ -148,7 +149,7 @@ def _check_place(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _check_directory(archive: zipfile.ZipFile, size: int) -> bytes:
-    """Refuse an archive that would grow when it is read; returns its pickle."""
+    """Refuse an archive whose content is larger than the file; returns its pickle."""
     entries = archive.infolist()
     if len({e.filename for e in entries}) != len(entries):
         raise ValueError("two of its records have one name")
@@ -166,10 +167,10 @@ def _check_directory(archive: zipfile.ZipFile, size: int) -> bytes:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names anything but tensors and plain values, or copies a value; nothing of it is run."""
+    """Refuse a pickle with anything but tensors and plain values, or with copies of a value; it is not run."""
     builds = 0
-    memo: set[Any] = set()  # where the pickle keeps OrderedDict, to use it again
-    named = False  # whether OrderedDict was named by what came before
+    memo: set[Any] = set()  # numbers under which the pickle stores OrderedDict
+    named = False  # whether the instruction before named OrderedDict
     for opcode, argument, _ in pickletools.genops(pickled):
         if not _OPCODES.fullmatch(opcode.name):
             raise ValueError(f"its pickle has {opcode.name}: it holds more than tensors and is refused")
@@ -188,9 +189,10 @@ def _check_pickle(pickled: bytes) -> None:
 
 
 def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Size and height of plain values written out, each as often as it stands there; refuses what is too large.
+    """Size and depth of plain values if they were printed; refuses what is too large or too deep.
 
-    A list that holds another ten times, and so on, is a small file and a small object, until somebody prints it.
+    A list that contains another list ten times, and that one a third, is small in the file and in memory, but not
+    when it is printed.
     """
     if not isinstance(value, (list, tuple, dict)):
         return (1 + len(value) if isinstance(value, str) else 1), 0
@@ -210,7 +212,7 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
 
 
 def require_new_torch(path: Path) -> None:
-    """Raise UserError if this torch is too old to be given a stranger's ``.pt`` file."""
+    """Raise UserError if this version of torch is too old to read an untrusted ``.pt`` file safely."""
     found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if found < LEAST_TORCH:
         wanted = ".".join(map(str, LEAST_TORCH))

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from drloss.errors import UserError
 from drloss.io.atomic import write_json
-from drloss.training.checkpoints import MODEL
 from drloss.training.config import Config, to_json
-from drloss.training.log import EVALUATIONS, METRICS, read_scalars
+from drloss.training.log import read_scalars
+from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE, MODEL
 
 PRINT_EVERY = 20
 """Seconds between the lines that say how far the runs are, where there is no terminal."""
@@ -53,7 +53,7 @@ class Job:
 
     def progress(self) -> tuple[int, str]:
         """Iterations that the run has logged, and its last loss and AP50 in words."""
-        curves = read_scalars(self.out / METRICS) | read_scalars(self.out / EVALUATIONS)
+        curves = read_scalars(self.out / METRICS_FILE) | read_scalars(self.out / EVALUATIONS_FILE)
         if "loss" not in curves:
             return 0, ""
         ap50 = f", AP50 {curves['AP50'][1][-1]:.1f}" if "AP50" in curves else ""

@@ -1,4 +1,4 @@
-"""The configuration of a run: one frozen dataclass, and how the command line overrides it."""
+"""The configuration of a run: one frozen dataclass, and how it is overridden, checked, read and written."""
 
 import ast
 import inspect
@@ -103,7 +103,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Every setting by the group that ``--help`` shows it in."""
 _TYPES: dict[str, Any] = {f.name: f.type for settings in (Config, DetectorConfig) for f in fields(settings)}
 OPTIONS: dict[str, Any] = {name: _TYPES[name] for names in GROUPS.values() for name in names}
-"""Every setting by name with its type; a detector's setting needs no prefix."""
+"""Type of every setting by name; settings of the detector have no prefix."""
 
 _MAY_BE_ZERO = ("warmup_iters", "clip_norm", "weight_decay", "momentum", "flip", "workers", "seed", "eval_every")
 _SHARES = ("flip", "warmup_factor", "score_threshold", "nms_threshold", "positive_iou", "negative_iou")
@@ -131,9 +131,9 @@ def override(config: Config, values: Mapping[str, object]) -> Config:
     Raises:
         UserError: if a name is unknown, a type is wrong or a value is out of range.
 
-    With ``scale_lr``, a batch size of its own keeps the epochs (Remark 2): iterations and steps scale with
-    ``reference_batch / batch_size``, unless they are given too. Steps and warm-up follow ``max_iters`` in proportion,
-    unless they are given.
+    With ``scale_lr``, another batch size keeps the number of epochs (Remark 2): unless ``max_iters`` is given, it
+    scales with the old batch size over the new one. Unless they are given, ``steps`` and ``warmup_iters`` scale with
+    ``max_iters``, and ``max_side`` and ``train_short_sides`` with ``short_side``.
     """
     for name, value in values.items():
         if name not in OPTIONS:
@@ -212,7 +212,7 @@ def _check_type(name: str, value: object, kind: Any) -> None:
 
 
 def parse_value(name: str, text: str) -> object:
-    """Turn the text of an option into a setting's value: ``64``, ``0.5``, ``640,800``.
+    """Parse the text of an option, such as ``64``, ``0.5`` or ``640,800``, as the value of a setting.
 
     Raises:
         UserError: if the text does not fit the setting's type.
@@ -249,7 +249,7 @@ def make_loss(spec: str) -> "ImageLoss":
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Every setting by name, the detector's beside the others."""
+    """Value of every setting by name, with the detector's beside the others."""
     settings = {**vars(config), **vars(config.detector)}
     del settings["detector"]
     return settings
@@ -268,7 +268,7 @@ def from_json(plain: Mapping[str, Any], source: str) -> Config:
 
     Args:
         plain: the parsed JSON.
-        source: file it came from, for messages.
+        source: name of the file, for messages.
     Raises:
         UserError: if a setting is unknown, missing or of a wrong type.
     """

@@ -41,7 +41,7 @@ CPU = Config(
     checkpoint_every=100,
     expects="AP50 of 50 or more on shapes val with DR, from random weights",
 )
-"""The same code with other numbers: fit for a few CPU cores and images of about 128 pixels."""
+"""Settings for a few CPU cores and images of about 128 pixels; the code is the same."""
 
 R50_1X = Config(expects="AP 37.4 on COCO minival (Tables 1-3 of the paper)")
 R101_2X = Config(
@@ -69,7 +69,7 @@ VOC07 = Config(
 
 
 def _authors(config: Config, score_threshold: float) -> Config:
-    """The preset with the authors' published settings: IoU below 0.5 is background, and their score threshold."""
+    """The preset with the settings that the authors published: background below an IoU of 0.5, a score threshold."""
     return replace(config, detector=replace(config.detector, negative_iou=0.5, score_threshold=score_threshold))
 
 
@@ -97,4 +97,4 @@ PRESETS: dict[str, Config] = {
     "x101_1.5x": X101_15X,
     "voc07": VOC07,
 }
-"""Presets by name. For a focal control say ``--loss focal``: the loss brings its own prior and weight."""
+"""Presets by name. ``--loss focal`` makes any of them a focal-loss baseline, with that loss's prior and weight."""

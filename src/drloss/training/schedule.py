@@ -1,4 +1,4 @@
-"""Learning rate of each iteration, and the optimiser it drives."""
+"""The learning rate of each iteration, and the optimiser."""
 
 from math import cos, pi
 from typing import Any
@@ -13,8 +13,8 @@ def scaled_lr(config: Config) -> float:
     r"""Learning rate after warm-up, before any decay.
 
     Paper: Theorem 1 and Remark 2, §3.2: with the batch m' = m / α and the same epochs, η' = η / α. The rule is
-    derived for SGD; AdamW's steps do not shrink with the gradient's noise in the same way, so its rate scales with
-    the square root.
+    derived for SGD. AdamW's steps depend on the noise of the gradient in another way: its rate scales with the
+    square root.
     """
     if not config.scale_lr:
         return config.lr
@@ -23,7 +23,7 @@ def scaled_lr(config: Config) -> float:
 
 
 def learning_rate(config: Config, iteration: int) -> float:
-    """Learning rate of ``iteration`` (0 is the first): warm-up, then steps or a half cosine to 0."""
+    """Learning rate of ``iteration``, from 0: warm-up, then steps or a half cosine to 0."""
     rate = scaled_lr(config)
     if config.schedule == "cosine":
         rate *= 0.5 * (1 + cos(pi * iteration / config.max_iters))
@@ -35,9 +35,9 @@ def learning_rate(config: Config, iteration: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Optimiser over the trainable parameters; weights decay, biases and norms do not.
+    """Optimiser of the trainable parameters; biases and norms have no weight decay.
 
-    Each group carries ``lr_factor``, which :func:`set_learning_rate` multiplies in: 2 for biases by default.
+    Each group has an ``lr_factor``, by which :func:`set_learning_rate` multiplies the rate: 2 for biases by default.
     """
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
@@ -62,10 +62,10 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Go on with the moments and counts of a saved optimiser; its settings come from the configuration.
+    """Load the moments and counts of a saved optimiser; the learning rate and other settings are not loaded.
 
     Raises:
-        ValueError: if they are those of other parameters.
+        ValueError: if the saved state belongs to other parameters or another kind of optimiser.
     """
     own = optimizer.state_dict()["param_groups"]
     if [g["params"] for g in state["param_groups"]] != [g["params"] for g in own]:
@@ -84,7 +84,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def state_size(model: nn.Module, config: Config) -> int:
-    """Bytes of a checkpoint, about: the model, and what the optimiser keeps of every trainable weight."""
+    """Approximate bytes of a checkpoint: the model, and the optimiser's moments of every trainable weight."""
     kept = 2 if config.optimizer == "adamw" else 1
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     size: int = kept * trained + sum(t.numel() * t.element_size() for t in model.state_dict().values())
@@ -92,6 +92,6 @@ def state_size(model: nn.Module, config: Config) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of ``rate``."""
+    """Set the learning rate of every group to ``rate`` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]

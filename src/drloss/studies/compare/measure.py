@@ -19,7 +19,7 @@ from drloss.data.loading import Batch
 from drloss.detector.detections import Detection, detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
 from drloss.evaluation.densities import ScoreHistogram
@@ -28,10 +28,12 @@ from drloss.evaluation.running import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
-from drloss.training.checkpoints import MODEL, fingerprint, load_run
 from drloss.training.config import Config, make_loss, to_json
-from drloss.training.log import EVALUATIONS, METRICS, read_scalars
-from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
+from drloss.training.fingerprint import fingerprint
+from drloss.training.log import read_scalars
+from drloss.training.resume import HOW_IT_RUNS, changed_settings
+from drloss.training.run_folder import CONFIG, ENVIRONMENT, EVALUATIONS_FILE, METRICS_FILE, MODEL
+from drloss.training.trained import load_run
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
 KEPT = "measured.json"
@@ -94,7 +96,7 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
         }
         for d in kept["detections"]
     ]
-    curves = read_scalars(folder / METRICS) | read_scalars(folder / EVALUATIONS)
+    curves = read_scalars(folder / METRICS_FILE) | read_scalars(folder / EVALUATIONS_FILE)
     return RunResult(
         folder=folder,
         seed=config.seed,

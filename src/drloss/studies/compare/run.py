@@ -29,8 +29,8 @@ from drloss.studies.compare.page import count, write_page
 from drloss.studies.jobs import job_of, train_jobs
 from drloss.studies.report.gallery import counted, fair_threshold, gallery
 from drloss.training.config import Config, make_loss
-from drloss.training.log import environment
-from drloss.training.runs import require_boxes
+from drloss.training.preparation import require_boxes
+from drloss.training.records import environment
 
 REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
 PICTURES = 6

@@ -15,7 +15,7 @@ from drloss.evaluation.densities import ScoreHistogram
 from drloss.inference.evaluate import METRICS as METRICS_FILE
 from drloss.io.atomic import write_text
 from drloss.studies.paper.numbers import Settings
-from drloss.training.runs import CONFIG, ENVIRONMENT
+from drloss.training.run_folder import CONFIG, ENVIRONMENT
 
 
 @dataclass(frozen=True)

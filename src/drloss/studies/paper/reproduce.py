@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
@@ -30,10 +30,12 @@ from drloss.studies.paper.numbers import (
 )
 from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, run_folder, write_records
 from drloss.studies.paper.tables import histograms, page
-from drloss.training.checkpoints import MODEL, fingerprint, load_run
 from drloss.training.config import OPTIONS, Config, override, to_json
+from drloss.training.fingerprint import fingerprint
 from drloss.training.presets import PRESETS
-from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
+from drloss.training.resume import HOW_IT_RUNS, changed_settings
+from drloss.training.run_folder import CONFIG, ENVIRONMENT, MODEL
+from drloss.training.trained import load_run
 
 EQUATIONS = ("figure2", "figure3")
 """Figures drawn from equations alone; figure1 from synthetic scores where there is no run."""

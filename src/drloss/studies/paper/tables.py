@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import isnan
 from statistics import mean, stdev
 
-from drloss.detector.start import resolve_norm
+from drloss.detector.starting_weights import resolve_norm
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.compare.differences import TITLES
@@ -25,7 +25,7 @@ from drloss.studies.paper.numbers import (
 from drloss.studies.paper.records import Record, Records
 from drloss.training.config import override, to_json
 from drloss.training.presets import PRESETS
-from drloss.training.runs import HOW_IT_RUNS, changed_settings
+from drloss.training.resume import HOW_IT_RUNS, changed_settings
 
 PAGE = "reproduction.md"
 _INTRO = {

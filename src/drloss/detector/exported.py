@@ -1,7 +1,7 @@
-"""A detector's weights in files: exported as safetensors, and read from there and from what ``torch.save`` wrote.
+"""The exported detector: one ``.safetensors`` file with the weights and a description, written and read.
 
-Nothing in a file is run, and what a file says of itself is not believed: see :mod:`drloss.io.untrusted`. A detector
-is built only where the file has its weights, so that a description cannot ask for more memory than the file's size.
+Nothing in a file is run, and its description is not trusted: see :mod:`drloss.io.untrusted`. The detector is built
+only after the file proved to have all of its weights, so a description cannot ask for more memory than the file has.
 """
 
 import json
@@ -20,24 +20,22 @@ from drloss.detector.config import DetectorConfig, check_detector
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError, first_line
 from drloss.io.atomic import write_atomic
-from drloss.io.untrusted import read_metadata, read_pt, read_safetensors, require_new_torch
+from drloss.io.untrusted import read_metadata, read_safetensors
 
 FORMAT = "drloss.detector/1"
-_WRAPPINGS = ("model", "state_dict", "model_state_dict")
-"""Under what a ``.pt`` file may hold its weights, beside other things."""
 _LONGEST_LOSS = 1000
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class DetectorFile:
-    """What stands beside the weights of an exported detector.
+    """Description of a detector, stored beside its weights.
 
     Attributes:
         detector: structure and test-time settings.
-        class_names: K names, of the labels 1..K.
-        category_ids: K ids that the training data gave the classes.
-        loss: what it was trained with.
+        class_names: names of the labels 1..K.
+        category_ids: ids of the labels 1..K in the training data.
+        loss: loss that the detector was trained with.
     """
 
     detector: DetectorConfig
@@ -48,7 +46,7 @@ class DetectorFile:
 
 def save_detector(path: Path, weights: dict[str, Tensor], about: DetectorFile) -> None:
     """Write weights and their description to one ``.safetensors`` file, atomically."""
-    # One entry: safetensors writes several in any order, and the same weights are to be the same bytes.
+    # One entry only: safetensors writes several in any order, but the same weights must give the same bytes.
     metadata = {"about": json.dumps({"format": FORMAT, **asdict(about)})}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
 
@@ -59,7 +57,7 @@ def save_detector(path: Path, weights: dict[str, Tensor], about: DetectorFile) -
             raise OSError(first_line(error)) from None
         mask = os.umask(0)
         os.umask(mask)
-        beside.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone
+        beside.chmod(0o666 & ~mask)  # safetensors makes it readable by its owner only
 
     write_atomic(path, write)
 
@@ -70,23 +68,23 @@ def load_detector(path: Path) -> tuple[RetinaNet, DetectorFile]:
     Raises:
         UserError: if the file is missing, damaged or not an exported detector.
     """
-    about = _about(path)
+    about = read_description(path)
     if about is None:
         raise UserError(
             f"{path}: not a detector exported by drloss (its safetensors metadata has no format {FORMAT})"
         )
-    return build_detector(about, read_weights(path), str(path)), about
+    return build_detector(about, read_safetensors(path)[0], str(path)), about
 
 
 def build_detector(about: DetectorFile, weights: dict[str, Tensor], source: str) -> RetinaNet:
     """The detector that ``about`` describes with these weights, in evaluation mode on the CPU.
 
     Raises:
-        UserError: if the description is out of range or the weights are not those of such a detector.
+        UserError: if the description is out of range or the weights do not belong to such a detector.
     """
     try:
         check_detector(about.detector)
-        with torch.device("meta"):  # takes no memory: first see whether the file has the weights at all
+        with torch.device("meta"):  # takes no memory: first check that the file has all weights
             wanted = RetinaNet(about.detector, len(about.class_names), prior_probability=0.5).state_dict()
     except (UserError, RuntimeError, ValueError, OverflowError) as error:
         raise UserError(f"{source}: its description of the detector cannot be used: {first_line(error)}") from None
@@ -97,10 +95,10 @@ def build_detector(about: DetectorFile, weights: dict[str, Tensor], source: str)
 
 
 def load_weights(model: RetinaNet, weights: dict[str, Tensor], source: str) -> None:
-    """Load all weights of a detector, which must fit exactly.
+    """Load the weights of a detector; all must be there and fit.
 
     Raises:
-        UserError: naming the first weight that is missing, unknown, of another shape or kind, or not finite.
+        UserError: naming the first weight that is missing, unknown, of another shape or type, or not finite.
     """
     _check_weights(model.state_dict(), weights, source)
     model.load_state_dict(weights)
@@ -117,59 +115,18 @@ def _check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: s
 
 
 def check_values(name: str, tensor: Tensor, own: Tensor, source: str) -> None:
-    """Raise UserError if a weight is of another kind than ``own``, or not finite."""
+    """Raise UserError if a weight is not of the type of ``own``, or has values that are not finite."""
     if tensor.dtype != own.dtype and not (tensor.dtype in _FLOATS and own.is_floating_point()):
         raise UserError(f"{source}: weight {name} is of type {tensor.dtype}, wanted {own.dtype}")
     if not tensor.float().isfinite().all():
         raise UserError(f"{source}: weight {name} has values that are not finite")
 
 
-@dataclass(frozen=True)
-class WeightsFile:
-    """Tensors by name of a file, and the names of the classes of the detector they are of, where the file says so."""
-
-    tensors: dict[str, Tensor]
-    class_names: tuple[str, ...] | None = None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a file; see :func:`open_weights`."""
-    return open_weights(path).tensors
-
-
-def open_weights(path: Path) -> WeightsFile:
-    """The weights in a ``.safetensors``, ``.pt`` or ``.pth`` file.
-
-    Raises:
-        UserError: if the file is missing, damaged or holds anything but tensors by name.
-    """
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file")
-    if path.suffix == ".safetensors":
-        about = _about(path)
-        return WeightsFile(read_safetensors(path)[0], about.class_names if about else None)
-    require_new_torch(path)
-    content = whole = read_pt(path)
-    while wrapped := [k for k in _WRAPPINGS if isinstance(content, dict) and isinstance(content.get(k), dict)]:
-        content = content[wrapped[0]]
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"weights {path}: must hold tensors by name (a state dict), got {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"weights {path}: must hold tensors by name (a state dict), alone or under one of "
-                f"{', '.join(_WRAPPINGS)}; {str(name)!r:.80} is a {type(value).__name__}"
-            )
-    names = whole.get("class_names")
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return WeightsFile({str(k): v for k, v in content.items()}, tuple(names) if known else None)
-
-
 def check_classes(plain: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """``class_names`` and ``category_ids`` of a description.
+    """Class names and category ids from a description in plain JSON types.
 
     Raises:
-        ValueError: unless they are texts and as many integers.
+        ValueError: if they are not a list of texts and a list of as many integers.
     """
     names, ids = plain["class_names"], plain["category_ids"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -181,7 +138,12 @@ def check_classes(plain: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int,
     return tuple(names), tuple(ids)
 
 
-def _about(path: Path) -> DetectorFile | None:
+def read_description(path: Path) -> DetectorFile | None:
+    """Description in a ``.safetensors`` file; None if drloss did not export it.
+
+    Raises:
+        UserError: if the file or its description cannot be read.
+    """
     metadata = read_metadata(path)
     try:
         plain: dict[str, Any] = json.loads(metadata.get("about", "{}"))

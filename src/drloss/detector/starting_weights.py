@@ -1,32 +1,34 @@
-"""What a new detector starts from: nothing, ImageNet weights, a backbone's file, or another detector's.
+"""Starting weights of a new detector: random, ImageNet's, or from the file of a backbone or of another detector.
 
-Another detector may be one of ours or of torchvision, or of anybody who keeps torchvision's names for the backbone.
-Its weights are taken part by part (:data:`PARTS`): a part whose weights are all there, and fit, is taken whole, any
-other stays as it was initialised, and both are said. The backbone must fit; without it there is no start.
+The other detector may come from drloss, from torchvision, or from anyone who uses torchvision's names for the
+backbone. Its weights are loaded part by part (:data:`PARTS`). A part is loaded if the file has all of its weights and
+all fit; otherwise it keeps its initial values. The run prints both. The backbone must fit.
 
-What is never taken: the last layer of a classifier unless the file says that it knows the same classes (it would not
-start from the prior of the loss), and the last layers of torchvision's heads, whose boxes have other units and
-anchors. A pyramid of P2-P5 is taken from P3 on. torchvision's RetinaNet makes P6 from P5 and not from C5: these two
-levels fit nothing here.
+Two parts are never loaded: the last layer of a classifier for other classes, because it would not start from the
+prior of the loss; and the last layers of torchvision's heads, whose boxes have other units and anchors. Of a pyramid
+P2-P5 the levels from P3 on are loaded. torchvision's RetinaNet makes P6 from P5, here P6 comes from C5: its P6 and P7
+do not fit.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.hub import get_dir
 from torchvision.models import get_model_weights
 
-from drloss.detector.backbone import BACKBONES, NORMS, ResNetFPN
+from drloss.detector.backbone import BACKBONES, ResNetFPN
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import check_values, read_description
 from drloss.detector.model import RetinaNet
-from drloss.detector.weights import check_values, open_weights, read_weights
+from drloss.detector.weight_names import BODY, our_names
 from drloss.errors import UserError, first_line
+from drloss.io.untrusted import read_pt, read_safetensors, require_new_torch
 
-BODY = "backbone.body."
 PARTS = {
     "the backbone": BODY,
     "the pyramid": r"backbone\.fpn\.(inner|layer)_blocks\.",
@@ -36,44 +38,79 @@ PARTS = {
     "the tower of the box head": r"box_head\.tower\.",
     "the last layer of the box head": r"box_head\.predict\.",
 }
-"""Parts of a detector, and how the names of their weights begin."""
+"""Parts of a detector, each with the beginning of the names of its weights."""
 CLASSIFIER = "the last layer of the classifier"
-_NOTHING = "no counterpart in the file"
-_OTHER_CLASSES = "other classes, or not said which"
 _DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
-"""How torchvision is to fetch ImageNet weights, the one thing that drloss ever takes from the network."""
+"""Options of torchvision's download of ImageNet weights, the only thing that drloss fetches from the network."""
 _COUNTER = "num_batches_tracked"
-"""Of batch norm: steps of a training that is over, which says nothing about the weights."""
+"""End of the name of batch norm's step counter, which is not a weight."""
 _SHOWN = 4
-"""Names in a message."""
-
-_TOWER = re.compile(r"^head\.(classification|regression)_head\.conv\.(\d+)\.(0\.)?")
-_RENAMED = (
-    (r"_orig_mod\.", ""),  # torch.compile
-    (r"^((module|model)\.)+", ""),  # DistributedDataParallel, trainers
-    (r"^(backbone\.)?(body\.)?(?=(conv1|bn1|layer[1-4]|fc)\.)", BODY),
-    (r"^fpn\.", "backbone.fpn."),
-    (r"^(backbone\.fpn\.(inner|layer)_blocks\.\d+\.)(?=weight|bias)", r"\g<1>0."),  # torchvision before 0.13
-)
-"""Other names of the same weights: pattern and ours."""
-_TOWERS = {"classification": "cls_head", "regression": "box_head"}
+"""Number of names that a message lists."""
+_WRAPPINGS = ("model", "state_dict", "model_state_dict")
+"""Keys under which a ``.pt`` file may hold its weights beside other things."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a detector starts from.
+    """Description of a detector's starting weights, for the log.
 
     Attributes:
-        words: in a few words.
-        details: a line each for what was taken, what stays as it was initialised, and what was not used.
+        words: the source in a few words.
+        details: one line each: parts that were loaded, parts that keep their initial values, weights not used.
     """
 
     words: str
     details: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """Content of a file of weights.
+
+    Attributes:
+        tensors: weights by name.
+        class_names: names of the detector's classes, if the file has them.
+    """
+
+    tensors: dict[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights by name from a ``.safetensors``, ``.pt`` or ``.pth`` file; see :func:`open_weights`."""
+    return open_weights(path).tensors
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Read the weights, and class names if there are any, from a ``.safetensors``, ``.pt`` or ``.pth`` file.
+
+    Raises:
+        UserError: if the file is missing, damaged or holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    if path.suffix == ".safetensors":
+        about = read_description(path)
+        return WeightsFile(read_safetensors(path)[0], about.class_names if about else None)
+    require_new_torch(path)
+    content = whole = read_pt(path)
+    while wrapped := [k for k in _WRAPPINGS if isinstance(content, dict) and isinstance(content.get(k), dict)]:
+        content = content[wrapped[0]]
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"weights {path}: must hold tensors by name (a state dict), got {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"weights {path}: must hold tensors by name (a state dict), alone or under one of "
+                f"{', '.join(_WRAPPINGS)}; {str(name)!r:.80} is a {type(value).__name__}"
+            )
+    names = whole.get("class_names")
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return WeightsFile({str(k): v for k, v in content.items()}, tuple(names) if known else None)
+
+
 def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
-    """Replace the norm ``"auto"``: frozen batch norm where ``weights`` bring its statistics, else group norm."""
+    """Replace the norm ``"auto"``: frozen batch norm if ``weights`` have its statistics, otherwise group norm."""
     if config.norm != "auto":
         return config
     if weights in ("none", "imagenet"):
@@ -84,14 +121,14 @@ def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
 
 
 def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> Start:
-    """Start a detector from ImageNet weights, a backbone file or another detector, and say what was done.
+    """Load the starting weights of a new detector, and describe what was loaded.
 
     Args:
         model: the new detector.
         weights: ``"none"``, ``"imagenet"`` or a file.
         class_names: K names of the new detector's classes.
     Raises:
-        UserError: if there are no such weights, or their backbone is not the detector's.
+        UserError: if there are no such weights, or their backbone does not fit the detector.
     """
     if weights == "none":
         return Start("random weights")
@@ -100,17 +137,17 @@ def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> 
         if name == "resnet10":
             raise UserError("weights imagenet: there are none for resnet10; use --weights none or another backbone")
         source = f"ImageNet weights of {name} (torchvision, IMAGENET1K_V1)"
-        return Start(source, _take(model, _imagenet(name), source, ()).details)
+        return Start(source, _load_parts(model, _imagenet(name), source, ()).details)
     file = open_weights(Path(weights))
     skip = () if file.class_names == class_names else (CLASSIFIER,)
-    return _take(model, file.tensors, weights, skip)
+    return _load_parts(model, file.tensors, weights, skip)
 
 
 def _imagenet(name: str) -> dict[str, Tensor]:
     found = get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return dict(found.get_state_dict(**_DOWNLOAD))
-    except Exception as error:  # of urllib, of the disk, of torch: whatever it is, the file could not be had
+    except Exception as error:  # of urllib, the disk or torch: in any case there is no file
         file = found.url.rpartition("/")[2]
         raise UserError(
             f"weights imagenet: {file} could not be fetched or read: {first_line(error)}\n"
@@ -119,49 +156,8 @@ def _imagenet(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def our_names(names: Iterable[str], source: str) -> dict[str, str]:
-    """Our name of each weight of a file, to the file's own; what has no name here keeps the file's.
-
-    Raises:
-        UserError: if two weights of the file have one name here.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        ours = name
-        for pattern, replacement in _RENAMED:
-            ours = re.sub(pattern, replacement, ours)
-        ours = _TOWER.sub(_in_tower, ours)
-        if ours in found:
-            raise UserError(f"{source}: weights {found[ours]} and {name} have one place in the detector, {ours}")
-        found[ours] = name
-    return _from_p3(found)
-
-
-def _in_tower(match: re.Match[str]) -> str:
-    """torchvision has a convolution and its ReLU in one module; before 0.13 they were two, as they are here."""
-    number = int(match[2]) * (2 if match[3] else 1)
-    return f"{_TOWERS[match[1]]}.tower.{number}."
-
-
-def _from_p3(found: dict[str, str]) -> dict[str, str]:
-    """The names with the levels of the pyramid counted from P3, where the file has P2, too."""
-    level = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d+)(\..*)")
-    levels = {int(m[2]) for m in map(level.fullmatch, found) if m}
-    if max(levels, default=0) < 3:
-        return found
-    first = max(levels) - 2
-    renamed = {}
-    for ours, name in found.items():
-        match = level.fullmatch(ours)
-        if match and int(match[2]) >= first:
-            renamed[f"{match[1]}{int(match[2]) - first}{match[3]}"] = name
-        else:
-            renamed[f"below P3: {name}" if match else ours] = name
-    return renamed
-
-
-def _take(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tuple[str, ...]) -> Start:
-    """Load the parts that fit."""
+def _load_parts(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tuple[str, ...]) -> Start:
+    """Load the parts that fit into the detector, without those in ``skip``, and describe what was done."""
     names = our_names(found, source)
     there = {ours: found[name] for ours, name in names.items() if not name.endswith(_COUNTER)}
     own = model.state_dict()
@@ -177,9 +173,9 @@ def _take(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tupl
         given = {n: t for n, t in there.items() if re.match(pattern, n) and not n.startswith(f"{BODY}fc.")}
         if not wanted:
             continue
-        problem = (
-            "no counterpart in the file" if not given else _OTHER_CLASSES if part in skip else _misfit(wanted, given)
-        )
+        problem = "no counterpart in the file"
+        if given:
+            problem = "other classes, or not said which" if part in skip else _misfit(wanted, given)
         if problem and pattern == BODY:
             raise UserError(_other_backbone(model.config, wanted, given, source))
         if problem:
@@ -203,7 +199,7 @@ def _take(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tupl
 
 
 def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """The first weight of a part that is missing, unknown or of another shape; empty if there is none."""
+    """The first weight of a part that is missing, unknown or of another shape, in words; empty if all fit."""
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given:
             return f"no {name}"
@@ -220,8 +216,9 @@ def _other_backbone(
     shapes = {name: tensor.shape for name, tensor in given.items()}
     problem = _misfit(wanted, given)
     message = f"{source}: its backbone is no {config.backbone} with norm {config.norm}: {problem}"
+    norms: tuple[Literal["frozen", "group"], ...] = ("frozen", "group")
     for backbone in BACKBONES:
-        for norm in NORMS:
+        for norm in norms:
             with torch.device("meta"):
                 body = ResNetFPN(replace(config, backbone=backbone, norm=norm)).body.state_dict()
             if shapes == {BODY + name: tensor.shape for name, tensor in body.items()}:
@@ -230,6 +227,6 @@ def _other_backbone(
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first names, of a file that may be a stranger's."""
+    """The first few names with commas, made printable."""
     every = [f"{name if name.isprintable() else ascii(name):.80}" for name in names]
     return ", ".join(every[:_SHOWN]) + (", ..." if len(every) > _SHOWN else "")

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, load_detector, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.start import initialise, resolve_norm
-from drloss.detector.weights import DetectorFile, load_detector, save_detector
+from drloss.detector.starting_weights import initialise, resolve_norm
 from drloss.errors import UserError
 
 SMALL = DetectorConfig(
@@ -136,7 +136,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("drloss.detector.weights.save_file", fail)
+    monkeypatch.setattr("drloss.detector.exported.save_file", fail)
     with pytest.raises(UserError, match="no space"):
         save_detector(path, RetinaNet(SMALL, 2, 0.5).state_dict(), about())
     assert path.read_bytes() == before

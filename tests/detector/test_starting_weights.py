@@ -10,9 +10,9 @@ from torchvision.models import detection
 
 from drloss.cli import main
 from drloss.detector.config import DetectorConfig
+from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.start import PARTS, initialise, resolve_norm
-from drloss.detector.weights import DetectorFile, save_detector
+from drloss.detector.starting_weights import PARTS, initialise, resolve_norm
 from drloss.errors import UserError
 from faults import tiny_run
 

@@ -1,0 +1,66 @@
+"""What a run reports while it trains: logged steps, evaluations, the progress bar."""
+
+import math
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from drloss.evaluation.coco import evaluate, percent, undefined_ap
+from drloss.evaluation.limits import full_images
+from drloss.evaluation.running import run_detector
+from drloss.training.messages import warn
+from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE
+from drloss.training.schedule import learning_rate
+from drloss.training.step import StepReport
+from drloss.training.trainer import Trainer
+
+
+def log_step(trainer: Trainer, report: StepReport, seconds: float) -> None:
+    """Write a step's losses and statistics to the log, and print a line where there is no progress bar."""
+    if trainer.log is None or report.statistics is None:
+        return
+    trainer.ranks.at("logging", slow=True)
+    values = {"loss": report.loss, "loss_cls": report.cls, "loss_box": report.box, **report.statistics}
+    values |= {"lr": learning_rate(trainer.config, trainer.iteration - 1), "seconds": seconds}
+    trainer.log.write(METRICS_FILE, trainer.iteration, values)
+    if not trainer.console.is_terminal:
+        positive = "-" if math.isnan(values["expected_pos"]) else f"{values['expected_pos']:.3f}"
+        trainer.console.print(
+            f"{trainer.iteration}/{trainer.config.max_iters} loss {report.loss:.4f} (cls {report.cls:.4f}, box "
+            f"{report.box:.4f}) P+ {positive} P- {values['expected_neg']:.3f}"
+        )
+
+
+def evaluate_split(trainer: Trainer) -> float:
+    """Evaluate the detector on the validation split; returns the seconds it took."""
+    assert trainer.val is not None
+    config, began = trainer.config, time.perf_counter()
+    detections = run_detector(
+        trainer.model,
+        trainer.val,
+        trainer.ranks,
+        batch_size=config.eval_batch_size,
+        workers=config.workers,
+        compiled=config.compile,
+    )
+    if trainer.log is not None:
+        metrics = evaluate(trainer.val, detections).metrics
+        trainer.last_ap = metrics["AP"]
+        trainer.log.write(EVALUATIONS_FILE, trainer.iteration, metrics)
+        numbers = ", ".join(f"{k} {percent(v)}" for k, v in metrics.items())
+        trainer.console.print(f"iteration {trainer.iteration}: {numbers}")
+        problems = [undefined_ap(trainer.val)]
+        if trainer.iteration == config.max_iters:  # before the end, many scores are still above the threshold
+            problems.append(full_images(detections, config.detector.max_detections))
+        for problem in filter(None, problems):
+            warn(trainer.console, problem)
+    trainer.ranks.wait()
+    trainer.evaluated = True
+    return time.perf_counter() - began
+
+
+def progress_bar(trainer: Trainer) -> Progress:
+    """Progress bar with the loss and the last AP, shown by rank 0 on a terminal."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]} AP {task.fields[ap]}"))
+    hidden = not trainer.ranks.first or not trainer.console.is_terminal
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=trainer.console, disable=hidden)

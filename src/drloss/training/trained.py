@@ -1,0 +1,38 @@
+"""The trained detector of a run folder or of an exported file."""
+
+import warnings
+from pathlib import Path
+
+from drloss.detector.exported import DetectorFile, build_detector, check_classes, load_detector
+from drloss.detector.model import RetinaNet
+from drloss.errors import UserError
+from drloss.io.untrusted import require_new_torch
+from drloss.training.config import from_json
+from drloss.training.run_folder import CHECKPOINTS, MODEL
+from drloss.training.state import load_state
+
+
+def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
+    """The detector of a run folder or of an exported file, in evaluation mode on the CPU.
+
+    If the run has not ended, its newest checkpoint is loaded.
+
+    Raises:
+        UserError: if there is neither, or it is damaged.
+    """
+    if path.is_file():
+        return load_detector(path)
+    if (path / MODEL).is_file():
+        return load_detector(path / MODEL)
+    if (path / CHECKPOINTS).is_dir():
+        require_new_torch(path / CHECKPOINTS)
+    found = load_state(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
+    if found is None:
+        raise UserError(f"{path}: neither an exported .safetensors file nor a run folder with a checkpoint")
+    state, damaged = found
+    for message in damaged:
+        warnings.warn(f"{message}; using the one before", stacklevel=2)
+    source = str(path / CHECKPOINTS)
+    config = from_json(state["config"], source)
+    description = DetectorFile(config.detector, *check_classes(state), config.loss)
+    return build_detector(description, dict(state["model"]), source), description
