@@ -18,7 +18,7 @@ from benchmarks.loss import FOCAL, RESULTS
 from drloss.losses import make_loss
 from drloss.studies.paper.records import read_records
 from drloss.studies.paper.reproduce import draw_figures
-from drloss.studies.paper.tables import page as reproduction_page
+from drloss.studies.paper.tables import reproduction_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -62,7 +62,7 @@ def is_own(loss: str) -> bool:
     return loss.startswith(("DR", "focal", "cross-entropy")) and loss != "cross-entropy of torch"
 
 
-def page(records: dict[str, dict[str, Any]]) -> str:
+def speed_page(records: dict[str, dict[str, Any]]) -> str:
     """The text of docs/speed.md."""
     lines = [
         "# How fast the losses are",
@@ -229,7 +229,7 @@ def main() -> None:
     for device, record in records.items():
         picture(record).savefig(DOCS / _picture(device), dpi=130)
     written = {
-        DOCS / "speed.md": page(records),
+        DOCS / "speed.md": speed_page(records),
         DOCS / "reproduction.md": reproduction(),
         DOCS / "reliability.md": reliability.page(),
     }

@@ -153,24 +153,24 @@ def _reproduce(options: argparse.Namespace) -> int:
     if tables or losses:
         _reproduce_runs(options, tables, losses, given)
     if "figure1" in wanted:
-        _draw_ranking(options)
+        _draw_figure1(options)
     return 0
 
 
-def _draw_ranking(options: argparse.Namespace) -> None:
+def _draw_figure1(options: argparse.Namespace) -> None:
     """Figure 1: of the run named, else of the DR runs in the folder, else of synthetic scores."""
     from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
-    from drloss.studies.paper.reproduce import ranking_of_runs, scores_of
-    from drloss.studies.paper.scores import rank_scores, save_ranking
+    from drloss.studies.paper.reproduce import reweighting_of_runs
+    from drloss.studies.paper.scores import reweight_scores, save_reweighting
 
     if options.scores_of is None:
-        ranking = ranking_of_runs(options.out, options.scale) or rank_scores()
+        reweighting = reweighting_of_runs(options.out, options.scale) or reweight_scores()
     else:
         with join_ranks(options.device) as ranks:
             annotations, _ = read(open_data(options.data), "val", options.skip_bad)
-            ranking = scores_of(options.scores_of, annotations, ranks)
-    for path in save_ranking(options.out, ranking):
+            reweighting = reweighting_of_run(options.scores_of, annotations, ranks)
+    for path in save_reweighting(options.out, reweighting):
         print(path)
 
 

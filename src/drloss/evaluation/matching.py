@@ -26,7 +26,7 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
-class Matches:
+class MatchedDetections:
     """D detections of N images and K classes, in the order of falling scores, images in order where they tie.
 
     Attributes:
@@ -53,7 +53,7 @@ class Matches:
 
 def match_detections(
     annotations: Annotations, detections: Sequence["Detection"], *, max_detections: int = 100
-) -> Matches:
+) -> MatchedDetections:
     """Match detections to objects, greedily by score.
 
     Args:
@@ -80,11 +80,11 @@ def match_detections(
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         empty = np.zeros((len(IOU_THRESHOLDS), 0), dtype=bool)
-        return Matches(none, none, none.astype(np.float64), empty, empty, objects)
+        return MatchedDetections(none, none, none.astype(np.float64), empty, empty, objects)
     image, label, score = (np.concatenate([part[i] for part in parts]) for i in range(3))
     found, counted = (np.concatenate([part[i] for part in parts], axis=1) for i in (3, 4))
     order = np.argsort(-score, kind="stable")
-    return Matches(image[order], label[order], score[order], found[:, order], counted[:, order], objects)
+    return MatchedDetections(image[order], label[order], score[order], found[:, order], counted[:, order], objects)
 
 
 def _match_one(detected: Floats, boxes: Floats, ignore: Bools) -> tuple[Bools, Bools]:
@@ -125,7 +125,7 @@ def _overlap(detected: Floats, boxes: Floats, ignore: Bools) -> Floats:
     return overlap
 
 
-def average_precision(matches: Matches, weights: Ints | None = None) -> float:
+def average_precision(matches: MatchedDetections, weights: Ints | None = None) -> float:
     """AP in percent, where image n counts ``weights[n]`` times; NaN where no object counts.
 
     Args:
@@ -140,7 +140,7 @@ def average_precision(matches: Matches, weights: Ints | None = None) -> float:
     return 100 * float(np.mean(values)) if values else nan
 
 
-def _class_precision(matches: Matches, weights: Ints, label: int, objects: int) -> float:
+def _class_precision(matches: MatchedDetections, weights: Ints, label: int, objects: int) -> float:
     """Mean over thresholds and recall points of one class's interpolated precision, in [0, 1]."""
     own = np.flatnonzero((matches.label == label) & (weights[matches.image] > 0))
     if not len(own):
@@ -175,7 +175,7 @@ class Calibration:
     error: float
 
 
-def calibration(matches: Matches, bins: int = 10) -> Calibration:
+def calibration(matches: MatchedDetections, bins: int = 10) -> Calibration:
     """Reliability of the scores, in equal bins over [0, 1].
 
     Source: Guo et al., ICML 2017, Eq. (3), taken over detections as in Küppers et al., CVPR Workshops 2020.

@@ -18,16 +18,16 @@ from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results
 from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.detecting import run_detector, run_multi_scale
 from drloss.evaluation.figures import save_evaluation_figures
 from drloss.evaluation.limits import full_images
-from drloss.evaluation.running import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
 from drloss.training.checkpoints import fingerprint, load_run
 from drloss.training.runs import warn
 
-RESULTS = "results.json"
-METRICS = "metrics.json"
+RESULTS_FILE = "results.json"
+METRICS_FILE = "metrics.json"
 PLOTS = ("precision_recall.png", "thresholds.png", "densities.png")
 
 
@@ -90,11 +90,11 @@ def evaluate_run(
         return None
     evaluation = evaluate(annotations, detections)
     sweep = threshold_sweep(annotations, detections)
-    write_results(out / RESULTS, annotations, detections)
+    write_results(out / RESULTS_FILE, annotations, detections)
     metrics = evaluation.to_json() | {"data": annotations.name, "fingerprint": fingerprint(annotations)}
     metrics |= {"run": str(run), "thresholds": sweep}
     metrics |= {"test_scales": list(test_scales)} if histogram is None else {"scores": histogram.to_json()}
-    write_json(out / METRICS, metrics)
+    write_json(out / METRICS_FILE, metrics)
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
     console.print(metrics_table(evaluation))
     for problem in (undefined_ap(annotations), full_images(detections, model.config.max_detections)):
@@ -106,10 +106,10 @@ def evaluate_run(
 
 def require_own_results(out: Path) -> None:
     """Raise UserError if ``out`` holds a file of the name of one that an evaluation writes, and no evaluation."""
-    there = json_of(out / METRICS)
+    there = json_of(out / METRICS_FILE)
     if isinstance(there, dict) and {"metrics", "data", "run", "thresholds"} <= there.keys():
         return
-    for name in (RESULTS, METRICS, *PLOTS):
+    for name in (RESULTS_FILE, METRICS_FILE, *PLOTS):
         if (out / name).exists():
             raise UserError(
                 f"--out {out}: {name} is there, of no evaluation by drloss, and would be overwritten; "

@@ -34,8 +34,8 @@ from drloss.detector.weights import DetectorFile, load_weights, save_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError, first_line
 from drloss.evaluation.coco import evaluate, percent, undefined_ap
+from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.limits import full_images
-from drloss.evaluation.running import run_detector
 from drloss.io.atomic import remove_unfinished
 from drloss.losses import DRLoss, dr_statistics, first_loss_problem
 from drloss.training.checkpoints import (

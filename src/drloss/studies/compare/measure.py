@@ -23,8 +23,8 @@ from drloss.detector.start import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.matching import Matches, match_detections
-from drloss.evaluation.running import run_detector
+from drloss.evaluation.detecting import run_detector
+from drloss.evaluation.matching import MatchedDetections, match_detections
 from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
@@ -66,7 +66,7 @@ class RunResult:
     sweep: list[dict[str, float]]
     histogram: ScoreHistogram
     detections: list[Detection]
-    matches: Matches
+    matches: MatchedDetections
     curves: dict[str, tuple[list[float], list[float]]]
     seconds: float
     iterations: int

@@ -12,8 +12,9 @@ from typing import Any
 from drloss.errors import UserError, first_line
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.inference.evaluate import METRICS as METRICS_FILE
+from drloss.inference.evaluate import METRICS_FILE
 from drloss.io.atomic import write_text
+from drloss.studies.jobs import run_folder
 from drloss.studies.paper.numbers import Settings
 from drloss.training.runs import CONFIG, ENVIRONMENT
 
@@ -48,11 +49,6 @@ class Record:
 
 Records = Mapping[tuple[str, str], Mapping[int, Record]]
 """By :attr:`Settings.key`, by seed."""
-
-
-def run_folder(out: Path, name: str) -> Path:
-    """Folder of a run."""
-    return out / "runs" / name
 
 
 def read_runs(out: Path, chosen: Iterable[Settings]) -> Records:

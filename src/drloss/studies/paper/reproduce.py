@@ -12,11 +12,11 @@ from drloss.detector.start import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.running import run_detector
-from drloss.inference.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
+from drloss.evaluation.detecting import run_detector
+from drloss.inference.evaluate import METRICS_FILE, evaluate_run, observe_scores, require_same_classes
 from drloss.io.atomic import write_text
 from drloss.studies.compare.differences import TITLES
-from drloss.studies.jobs import Job, job_of, train_jobs
+from drloss.studies.jobs import Job, job_of, run_folder, train_jobs
 from drloss.studies.paper import scores
 from drloss.studies.paper.numbers import (
     FIGURES,
@@ -28,8 +28,8 @@ from drloss.studies.paper.numbers import (
     rows_of,
     settings,
 )
-from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, run_folder, write_records
-from drloss.studies.paper.tables import histograms, page
+from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, write_records
+from drloss.studies.paper.tables import histograms, reproduction_page
 from drloss.training.checkpoints import MODEL, fingerprint, load_run
 from drloss.training.config import OPTIONS, Config, override, to_json
 from drloss.training.presets import PRESETS
@@ -43,7 +43,7 @@ PAGE, RECORDS = "reproduction.md", "records.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training run, for all the rows that it serves.
 
     Attributes:
@@ -89,9 +89,9 @@ def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) ->
     return list({s.key: s for s in found}.values())
 
 
-def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[Run]:
+def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[PlannedRun]:
     """Their runs: all of one's seeds follow each other. Two that are evaluated differently are one run."""
-    return [Run(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
+    return [PlannedRun(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
 
 
 def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) -> list[str]:
@@ -127,7 +127,7 @@ def _own_settings(table: str, scale: str) -> set[str]:
     return own
 
 
-def choose_shard(runs: Sequence[Run], text: str) -> list[Run]:
+def choose_shard(runs: Sequence[PlannedRun], text: str) -> list[PlannedRun]:
     """Every n-th run from the i-th on, for ``i/n``.
 
     Raises:
@@ -233,7 +233,7 @@ def write_reproduction(out: Path, scale: str) -> Path:
     """
     records = read_runs(out, chosen_settings(list(TABLES), FIGURES["figure4"], scale))
     write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in FIGURES["figure4"]])
-    write_text(out / PAGE, page(scale, records))
+    write_text(out / PAGE, reproduction_page(scale, records))
     draw_figures(out, scale, records)
     return out / PAGE
 
@@ -249,14 +249,14 @@ def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
     paths = scores.save_densities(folder, shown) if len(shown) == len(found) else []
     if (dr := found["dr"]) is not None:
         paths += scores.save_separation(folder, dr)
-        paths += scores.save_ranking(folder, scores.rank_scores(dr[3], dr[2]))
+        paths += scores.save_reweighting(folder, scores.reweight_scores(dr[3], dr[2]))
     return paths
 
 
-def ranking_of_runs(out: Path, scale: str) -> scores.Ranking | None:
+def reweighting_of_runs(out: Path, scale: str) -> scores.Reweighting | None:
     """Data of Figure 1 from the DR runs in a folder, or None where there are none."""
     found = _together("dr", scale, read_runs(out, [figure_settings("dr", scale)]))
-    return None if found is None else scores.rank_scores(found[3], found[2])
+    return None if found is None else scores.reweight_scores(found[3], found[2])
 
 
 def _together(loss: str, scale: str, records: Records) -> scores.Histogram | None:
@@ -271,7 +271,7 @@ def _together(loss: str, scale: str, records: Records) -> scores.Histogram | Non
     return TITLES[loss], loss, source, together
 
 
-def is_finished(run: Run, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
+def is_finished(run: PlannedRun, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
     """Whether a folder holds the run, trained to its end.
 
     Args:
@@ -296,19 +296,19 @@ def is_finished(run: Run, folder: Path, data: str, fingerprint_of: Callable[[str
 
 def _is_evaluated(folder: Path, wanted: Settings, data: str) -> bool:
     """Whether the run was evaluated since it was trained, on the data of that fingerprint."""
-    metrics = folder / wanted.evaluation / METRICS
+    metrics = folder / wanted.evaluation / METRICS_FILE
     if not metrics.is_file() or metrics.stat().st_mtime < (folder / MODEL).stat().st_mtime:
         return False
     found = read_metrics(metrics.parent)
     return found is not None and found.get("fingerprint") == data
 
 
-def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
+def _job(run: PlannedRun, folder: Path, data: str, skip_bad: bool) -> Job:
     splits = ["--train-split", run.settings.splits[0], "--val-split", run.settings.splits[1]]
     return job_of(run.name, folder, run.config, ["--data", data, *splits, *(["--skip-bad"] if skip_bad else [])])
 
 
-def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranking:
+def reweighting_of_run(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Reweighting:
     """Data of Figure 1 from a trained run and a split.
 
     Raises:
@@ -325,4 +325,4 @@ def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranki
         batch_size=2,
         observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
     )
-    return scores.rank_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")
+    return scores.reweight_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")

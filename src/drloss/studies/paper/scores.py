@@ -37,7 +37,7 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Reweighting:
     """Data of Figure 1.
 
     Attributes:
@@ -62,7 +62,7 @@ class Ranking:
         return self.derived.negative_mean - self.derived.positive_mean + self.margin
 
 
-def rank_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC) -> Ranking:
+def reweight_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC) -> Reweighting:
     """Data of Figure 1, from a run's scores or from synthetic ones.
 
     Args:
@@ -84,7 +84,7 @@ def rank_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC
         derived(positive, middle, lam=dr.POS_LAMBDA, positive=True),
         derived(negative, middle, lam=dr.NEG_LAMBDA, positive=False),
     )
-    return Ranking(source, edges, given, _sides(*moved, middle, edges))
+    return Reweighting(source, edges, given, _sides(*moved, middle, edges))
 
 
 def _sides(positive: Floats, negative: Floats, middle: Floats, edges: Floats) -> Sides:
@@ -92,7 +92,7 @@ def _sides(positive: Floats, negative: Floats, middle: Floats, edges: Floats) ->
     return Sides(positive / width, negative / width, float(positive @ middle), float(negative @ middle))
 
 
-def draw_ranking(data: Ranking) -> Figure:
+def draw_reweighting(data: Reweighting) -> Figure:
     """Figure 1: given scores above, re-weighted ones below, with their expectations and the margin."""
     figure, panels = new_figure(2, height=4.8)
     peaks = [(float(s.positive.max()), float(s.negative.max())) for s in (data.given, data.derived)]
@@ -117,7 +117,7 @@ def draw_ranking(data: Ranking) -> Figure:
     return figure
 
 
-def _draw_margin(axes: Axes, data: Ranking, top: float) -> None:
+def _draw_margin(axes: Axes, data: Reweighting, top: float) -> None:
     """An arrow between the expectations, and how far it is from the margin."""
     low, high = data.derived.negative_mean, data.derived.positive_mean
     arrow = {"arrowstyle": "<->", "color": NEUTRAL, "shrinkA": 0, "shrinkB": 0}
@@ -176,10 +176,10 @@ def compare_densities(histograms: Sequence[Histogram]) -> Densities:
     return Densities(ScoreHistogram().edges, losses)
 
 
-def save_ranking(folder: Path, ranking: Ranking) -> list[Path]:
+def save_reweighting(folder: Path, data: Reweighting) -> list[Path]:
     """Write Figure 1 and its data; returns the files."""
-    words = f"Densities of scores before and after re-weighting, from {ranking.source}"
-    return save_figure(folder, "figure1", draw_ranking(ranking), ranking, words)
+    words = f"Densities of scores before and after re-weighting, from {data.source}"
+    return save_figure(folder, "figure1", draw_reweighting(data), data, words)
 
 
 DECAY = 10

@@ -42,7 +42,7 @@ _INTRO = {
 }
 
 
-def page(scale: str, records: Records, figures: str = "") -> str:
+def reproduction_page(scale: str, records: Records, figures: str = "") -> str:
     """The page, in Markdown.
 
     Args:
@@ -76,7 +76,7 @@ def page(scale: str, records: Records, figures: str = "") -> str:
         claims = [claim for claim in CLAIMS if claim.table == table]
         if claims:
             lines += ["", "What the paper concludes, and whether it holds here:", ""]
-            lines += [f"- {claim.text} ({claim.source}): {_judged(claim, values, data)}" for claim in claims]
+            lines += [f"- {claim.text} ({claim.source}): {_checked_outcome(claim, values, data)}" for claim in claims]
     lines += ["", "## Figures 1, 4 and 5. Densities of scores", "", *_densities(scale, records, figures)]
     return "\n".join(lines) + "\n"
 
@@ -189,16 +189,16 @@ def _reached(table: str, values: Values) -> list[str]:
     return ["", "The paper's AP, by the mean of ours:", ""] + [f"- {k}: {'; '.join(v)}" for k, v in said.items() if v]
 
 
-def _judged(claim: Claim, values: Values, data: Data) -> str:
+def _checked_outcome(claim: Claim, values: Values, data: Data) -> str:
     """The verdict on a claim; none on one of other data where they are those of the other tables."""
     if claim.on_other_data:
         own = {seen for comparison in claim.comparisons for row in comparison.rows for seen in data[row.key]}
         if own & {seen for row in ROWS if row.table != claim.table for seen in data[row.key]}:
             return "not run (its runs are evaluated on the same data as those of the other tables)"
-    return verdict(claim, values)
+    return outcome(claim, values)
 
 
-def verdict(claim: Claim, values: Values) -> str:
+def outcome(claim: Claim, values: Values) -> str:
     """Whether a claim holds, in words, over the seeds that all of its rows have: seed by seed, and on average."""
     wanted = [row for comparison in claim.comparisons for row in comparison.rows]
     seeds = sorted(set.intersection(*(set(values[row.key]) for row in wanted)))
