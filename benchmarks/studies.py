@@ -20,7 +20,8 @@ from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS
 from drloss.io.atomic import write_text
 from drloss.studies.compare.differences import title
-from drloss.studies.paper.numbers import FIGURES, figure_settings
+from drloss.studies.paper.names import FIGURES
+from drloss.studies.paper.numbers import figure_settings
 from drloss.studies.paper.records import join_records, read_records, write_records
 
 COMPARISON, REPRODUCTION = "compare", "reproduction"

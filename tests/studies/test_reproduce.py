@@ -20,7 +20,8 @@ from drloss.errors import UserError
 from drloss.studies import jobs
 from drloss.studies.jobs import Job, train_jobs
 from drloss.studies.paper.claims import CLAIMS
-from drloss.studies.paper.numbers import FIGURES, ROWS, TEST_SCALES, Settings, find_row, number, settings
+from drloss.studies.paper.names import FIGURES
+from drloss.studies.paper.numbers import ROWS, TEST_SCALES, Settings, find_row, number, settings
 from drloss.studies.paper.records import read_records, write_records
 from drloss.studies.paper.reproduce import (
     PAGE,

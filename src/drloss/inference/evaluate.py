@@ -1,4 +1,4 @@
-"""``drloss eval``: a trained detector on a split of data, in numbers, files and plots."""
+"""``drloss eval``: evaluate a trained detector on a split, and write metrics, results and plots."""
 
 import json
 from collections.abc import Sequence
@@ -43,21 +43,22 @@ def evaluate_run(
     test_scales: Sequence[int] = (),
     console: Console,
 ) -> Evaluation | None:
-    """Evaluate a run folder or an exported file and write what comes of it.
+    """Evaluate a trained detector on a split; write its detections, metrics and plots.
 
     Args:
         run: run folder or ``.safetensors`` file.
         annotations: the split.
         out: folder for ``results.json`` (COCO results format), ``metrics.json`` and the plots.
-        ranks: this process among its peers.
-        batch_size, workers: of data loading.
-        score_threshold: replaces the run's own.
-        test_scales: short sides in pixels, for a multi-scale test; it has no score densities.
+        ranks: this process and the others of the job.
+        batch_size: images at a time.
+        workers: data-loading processes.
+        score_threshold: replaces the detector's own; None keeps that.
+        test_scales: short sides in pixels of a multi-scale test, which has no score densities; empty for no such test.
         console: where rank 0 prints.
     Returns:
-        The evaluation on rank 0, None elsewhere.
+        The evaluation on rank 0, None on the others.
     Raises:
-        UserError: if the run cannot be loaded or knows other classes than the data.
+        UserError: if the run cannot be loaded, or its classes are not those of the data.
     """
     model, about = load_run(run)
     require_same_classes(about, annotations, run)
@@ -105,7 +106,7 @@ def evaluate_run(
 
 
 def require_own_results(out: Path) -> None:
-    """Raise UserError if ``out`` holds a file of the name of one that an evaluation writes, and no evaluation."""
+    """Raise UserError if the evaluation would overwrite a file in ``out`` that drloss did not write."""
     there = json_of(out / METRICS_FILE)
     if isinstance(there, dict) and {"metrics", "data", "run", "thresholds"} <= there.keys():
         return
@@ -118,14 +119,14 @@ def require_own_results(out: Path) -> None:
 
 
 def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
-    """Add a batch's scores to a histogram, sorted by the labels that training would give its anchors."""
+    """Add the scores of a batch to a histogram. Training's rules decide which of its candidates are positive."""
     device = outputs.logits[0].device
     labels, _ = assign_batch(outputs, [o.to(device) for o in batch.objects], model.config)
     histogram.update(outputs.logits, labels)
 
 
 def require_same_classes(about: DetectorFile, annotations: Annotations, run: Path) -> None:
-    """Raise UserError unless a detector knows just the classes of the data, in their order."""
+    """Raise UserError unless the detector has exactly the classes of the data, in the same order."""
     if about.class_names != annotations.class_names:
         raise UserError(
             f"{run} was trained on the classes {json.dumps(about.class_names)}, but {annotations.name} has "

@@ -12,22 +12,10 @@ from math import e
 
 from drloss.evaluation.coco import METRICS
 from drloss.losses import BEST_KNOWN, lambda_from_log_base
+from drloss.studies.paper.names import CONTROLS, SCALES
 from drloss.training.presets import PRESETS
 
-SCALES = ("paper", "laptop")
 MINIVAL, TEST_DEV, VOC_TEST = "minival", "test-dev", "VOC2007 test"
-CONTROLS = "controls"
-TABLES = {
-    "table1": "Table 1. Effect of λ₊ and λ₋ (ResNet-50, 1×)",
-    "table2": "Table 2. Comparison of loss functions (ResNet-50, 1×)",
-    "table3": "Table 3. Comparison of pairing strategies (ResNet-50, 1×)",
-    "table4": "Table 4. Comparison with the state of the art",
-    "table5": "Table 5. Comparison of score thresholds (ResNet-50, 1×)",
-    "table6": "Table 6. Comparison of input scales (ResNet-50, 1×)",
-    "table7": "Table 7. Comparison on VOC2007",
-    CONTROLS: "Controls of ours, and what others published: rows that the paper does not have",
-}
-"""Tables by the name that ``drloss reproduce`` knows them by."""
 
 _COCO = "COCO 2017 (118k images to train on, minival = val2017) and ImageNet weights, which torchvision downloads"
 _SERVER = "the paper's number is of test-dev, which only COCO's server evaluates; ours is of val"
@@ -74,8 +62,6 @@ _MULTI_SCALE = (
     "ours is tested at short sides 400, 500, ... 1200 without flips, and the detections of all scales go through NMS "
     "once more: the paper states neither flips nor merging"
 )
-FIGURES: dict[str, tuple[str, ...]] = {"figure1": ("dr",), "figure4": ("ce", "focal", "dr"), "figure5": ("dr",)}
-"""The losses of the figures that show trained detectors' scores."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ class Row:
     """One line of a table.
 
     Attributes:
-        table: key of :data:`TABLES`.
+        table: key of :data:`drloss.studies.paper.names.TABLES`.
         label: what tells the row from its neighbours.
         method: the loss, or the detector in Table 4.
         metrics: the paper's numbers in percent, by name; empty where it gives none.
@@ -250,7 +236,7 @@ def figure_settings(loss: str, scale: str) -> Settings:
 
     Args:
         loss: by its name on the command line.
-        scale: one of :data:`SCALES`.
+        scale: one of :data:`drloss.studies.paper.names.SCALES`.
     """
     return Settings({"paper": "r50_1x", "laptop": "cpu"}[scale], {"loss": _spelt_out(loss)}, ("train", "val"))
 

@@ -18,16 +18,8 @@ from drloss.io.atomic import write_text
 from drloss.studies.compare.differences import TITLES
 from drloss.studies.jobs import Job, job_of, run_folder, train_jobs
 from drloss.studies.paper import scores
-from drloss.studies.paper.numbers import (
-    FIGURES,
-    NEEDS,
-    TABLES,
-    Settings,
-    expectation,
-    figure_settings,
-    rows_of,
-    settings,
-)
+from drloss.studies.paper.names import FIGURES, TABLES
+from drloss.studies.paper.numbers import NEEDS, Settings, expectation, figure_settings, rows_of, settings
 from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, write_records
 from drloss.studies.paper.tables import histograms, reproduction_page
 from drloss.training.checkpoints import MODEL, fingerprint, load_run
@@ -35,10 +27,6 @@ from drloss.training.config import OPTIONS, Config, override, to_json
 from drloss.training.presets import PRESETS
 from drloss.training.runs import CONFIG, ENVIRONMENT, HOW_IT_RUNS, changed_settings
 
-EQUATIONS = ("figure2", "figure3")
-"""Figures drawn from equations alone; figure1 from synthetic scores where there is no run."""
-WHAT = (*sorted((*FIGURES, *EQUATIONS)), *TABLES, "all")
-"""What ``drloss reproduce`` may be asked for."""
 PAGE, RECORDS = "reproduction.md", "records.json"
 
 

@@ -17,9 +17,8 @@ from drloss.evaluation.densities import Floats
 from drloss.evaluation.plotting import DASHED, NEUTRAL, OTHER, PALETTE, legend, new_figure, save_figure
 from drloss.losses.distribution import drifted_weights
 from drloss.losses.surrogates import hinge, logistic, quadratic
+from drloss.studies.paper.names import POINTS
 
-POINTS = 10_000_000
-"""Of Figure 2, for each variance."""
 MEAN, STDS = 0.4, (0.05, 0.1)
 LAMBDAS = (1.0, 0.2, 0.1, 0.05)
 """The Gaussians and λ of Figure 2. The paper states none of them; these keep the scores within 0 and 1."""

@@ -10,24 +10,13 @@ from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.compare.differences import TITLES
 from drloss.studies.paper.claims import CLAIMS, Claim, Comparison
-from drloss.studies.paper.numbers import (
-    FIGURES,
-    NEEDS,
-    NOTES,
-    ROWS,
-    TABLES,
-    Settings,
-    figure_settings,
-    number,
-    rows_of,
-    settings,
-)
+from drloss.studies.paper.names import FIGURES, TABLES
+from drloss.studies.paper.numbers import NEEDS, NOTES, ROWS, Settings, figure_settings, number, rows_of, settings
 from drloss.studies.paper.records import Record, Records
 from drloss.training.config import override, to_json
 from drloss.training.presets import PRESETS
 from drloss.training.runs import HOW_IT_RUNS, changed_settings
 
-PAGE = "reproduction.md"
 _INTRO = {
     "paper": (
         "Each row of the paper, and under it what a run of drloss with the paper's settings reaches. Rows of "
