@@ -48,7 +48,7 @@ class Evaluation:
     Attributes:
         metrics: the six of :data:`METRICS` in percent; NaN if the split has no such object.
         per_class: the same six for each class, by its name.
-        precision: (K, 101) interpolated precision of each class at IoU .50, in [0, 1]; -1 for a class without objects.
+        precision: (K, 101) interpolated precision of each class at IoU .50, in [0, 1]; -1 if it has no object.
         recall_points: (101,) recalls from 0 to 1 at which ``precision`` is given.
     """
 

@@ -169,7 +169,7 @@ def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: st
 
 
 def classes_in_panels(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The classes with objects. Of more than :data:`PANELS`, those of highest and of lowest AP50, the highest first."""
+    """The classes with objects. Of more than :data:`PANELS`, those of highest and lowest AP50, highest first."""
     names = [
         name
         for name, precision in zip(evaluations[0].per_class, evaluations[0].precision, strict=True)
@@ -225,7 +225,7 @@ def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
 
 
 def class_differences(names: Sequence[str], differences: Sequence[float], colour: str) -> Figure:
-    """Differences in AP per class, the largest at the top. Of more than :data:`CLASSES`, the largest and the smallest.
+    """Differences in AP per class, largest at the top. Of more than :data:`CLASSES`, the largest and smallest.
 
     Args:
         names: names of the K classes.
@@ -291,7 +291,7 @@ def _finite(series: Series) -> tuple[Floats, Floats]:
 
 
 def running_mean(values: Floats) -> Floats:
-    """Each of n values averaged with its neighbours, n / 25 in all. Fewer than :data:`MANY` values stay as they are."""
+    """Mean of the n / 25 values around each of n values. Fewer than :data:`MANY` values stay as they are."""
     reach = len(values) // MANY
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))

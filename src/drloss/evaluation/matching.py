@@ -27,7 +27,7 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class MatchedDetections:
-    """D detections of N images and K classes, matched to objects; highest score first, then in the order of the images.
+    """D detections of N images and K classes, matched to objects, by falling score and then by image.
 
     Attributes:
         image: (D,) index of the image.

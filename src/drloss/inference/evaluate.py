@@ -53,7 +53,7 @@ def evaluate_run(
         batch_size: images at a time.
         workers: data-loading processes.
         score_threshold: replaces the detector's own; None keeps that.
-        test_scales: short sides in pixels of a multi-scale test, which has no score densities; empty for no such test.
+        test_scales: short sides in pixels of a multi-scale test, which has no score densities; empty for none.
         console: where rank 0 prints.
     Returns:
         The evaluation on rank 0, None on the others.

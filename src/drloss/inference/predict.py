@@ -89,7 +89,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
 
 
 def picture_name(image: Path) -> Path:
-    """Path of an image's picture, relative to ``out``: ``a.jpg.png`` for ``a.jpg``; a hash replaces the end of long names.
+    """Path of an image's picture, relative to ``out``: ``a.jpg.png`` for ``a.jpg``. A hash shortens long names.
 
     The image's own suffix stays, because ``a.jpg`` and ``a.png`` need two pictures.
     """
@@ -134,7 +134,7 @@ def _find(images: Path, out: Path, console: Console) -> list[Path]:
 
 
 def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
-    """Raise UserError if ``out`` is the folder of the images, or a picture would overwrite a file of another origin."""
+    """Raise UserError if ``out`` is the folder of the images, or has files to be overwritten that are not drloss's."""
     if out.resolve() == root.resolve():
         raise UserError(f"--out {out}: is the folder of the images; name another")
     there = json_of(out / PREDICTIONS)

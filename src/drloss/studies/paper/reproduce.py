@@ -1,4 +1,4 @@
-"""``drloss reproduce``: the runs behind the paper's tables, as run folders, and the page that is made of them."""
+"""``drloss reproduce``: train and evaluate the runs behind the paper's tables, and write the page about them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ PAGE, RECORDS = "reproduction.md", "records.json"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training run, for all the rows that it serves.
+    """A training run that is wanted. Several rows may need the same one.
 
     Attributes:
-        settings: of the rows.
-        seed: of the run.
-        given: settings of the user's, on top.
+        settings: settings of the rows.
+        seed: seed of the run.
+        given: the user's settings, which replace those of the rows.
     """
 
     settings: Settings
@@ -46,47 +46,47 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return f"{self.settings.name}-seed{self.seed}"
 
     @property
     def values(self) -> dict[str, object]:
-        """All that replaces the preset's settings."""
+        """All settings that differ from the preset's."""
         return {**self.settings.values, **self.given, "seed": self.seed}
 
     @property
     def expects(self) -> str:
-        """What it must reach, in words."""
+        """What the run must reach, in words."""
         return expectation(self.settings)
 
     @property
     def config(self) -> Config:
-        """What the run computes.
+        """Configuration of the run.
 
         Raises:
-            UserError: if a setting does not fit.
+            UserError: if a setting is invalid.
         """
         config = override(PRESETS[self.settings.preset], self.values)
         return replace(config, detector=resolve_norm(config.detector, config.weights), expects=self.expects)
 
 
 def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) -> list[Settings]:
-    """The settings behind some tables and the figures' losses, each once, in the order of the rows."""
+    """The settings of all rows of the tables and of the figures' losses, each once, in the order of the rows."""
     rows = [settings(row, scale) for table in tables for row in rows_of(table)]
     found = [s for s in rows if isinstance(s, Settings)] + [figure_settings(loss, scale) for loss in losses]
     return list({s.key: s for s in found}.values())
 
 
 def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[PlannedRun]:
-    """Their runs: all of one's seeds follow each other. Two that are evaluated differently are one run."""
+    """The runs of these settings, seed by seed. Settings that only differ in the evaluation share a run."""
     return [PlannedRun(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
 
 
 def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) -> list[str]:
-    """The tables among what is asked for, in the paper's order.
+    """The tables among ``what``, in the paper's order.
 
     Raises:
-        UserError: if they cannot be run together, or not with the settings given.
+        UserError: if the tables cannot be run together or with the given settings.
     """
     tables = [table for table in TABLES if table in what or "all" in what]
     if scale == "paper" and "table7" in tables and len(tables) > 1:
@@ -101,7 +101,7 @@ def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) 
 
 
 def _own_settings(table: str, scale: str) -> set[str]:
-    """Names of the settings that the rows of a table differ in, or give themselves."""
+    """Names of the settings that the rows of a table fix, or in which they differ."""
     rows = rows_of(table)
     chosen = [s for s in (settings(row, scale) for row in rows) if isinstance(s, Settings)]
     own = {name for s in chosen for name in s.values}
@@ -116,10 +116,10 @@ def _own_settings(table: str, scale: str) -> set[str]:
 
 
 def choose_shard(runs: Sequence[PlannedRun], text: str) -> list[PlannedRun]:
-    """Every n-th run from the i-th on, for ``i/n``.
+    """Every n-th run from the i-th on, for the text ``i/n``.
 
     Raises:
-        UserError: if it is not i/n with 1 <= i <= n.
+        UserError: if the text is not i/n with 1 <= i <= n.
     """
     first, slash, count = text.partition("/")
     if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
@@ -143,32 +143,31 @@ def reproduce_runs(
     skip_bad: bool,
     console: Console,
 ) -> Path:
-    """Train and evaluate what is missing of some tables and figures, and write the page and what it shows.
+    """Train and evaluate the missing runs of some tables and figures, and write the page, the records and the figures.
 
     Args:
-        tables: names, of :func:`choose_tables`.
-        losses: whose densities the figures asked for show.
-        data: as ``drloss train --data`` takes it.
-        read_split: the annotations of a split of it.
-        out: folder for ``runs/``, ``reproduction.md``, ``records.json`` and Figures 1, 4 and 5. What is done already
-            is kept.
-        ranks: for the device.
+        tables: names of the tables, from :func:`choose_tables`.
+        losses: losses whose scores the figures show.
+        data: data set, as ``drloss train --data`` takes it.
+        read_split: returns the annotations of a split of the data.
+        out: folder for ``runs/``, ``reproduction.md``, ``records.json`` and Figures 1, 4 and 5; finished runs in it
+            are kept.
+        ranks: device of the runs.
         scale: ``"paper"`` or ``"laptop"``.
-        seeds: of each row.
-        given: settings that replace the rows'.
-        shard: ``i/n``: every n-th run from the i-th on.
-        at_once: runs at a time.
-        skip_bad: leave bad images and boxes out.
+        seeds: seeds of the runs of each row.
+        given: settings that replace those of the rows.
+        shard: ``i/n`` trains every n-th run from the i-th on.
+        at_once: number of runs at a time.
+        skip_bad: whether to leave out bad images and boxes.
         console: where to print.
     Returns:
-        The page's path.
+        Path of the page.
     Raises:
-        UserError: if options, data or folder do not fit, or a run failed; the others are trained, evaluated and on
-            the page before that is said.
+        UserError: if options, data or folder do not fit; or at the end, if a run failed. The others are on the page.
     """
     chosen = chosen_settings(tables, losses, scale)
     runs = choose_shard(runs_of(chosen, seeds, given), shard)
-    configs = {run.name: run.config for run in runs}  # what does not fit is said before anything is trained
+    configs = {run.name: run.config for run in runs}  # invalid settings are reported before anything is trained
     if scale == "paper":
         for table in tables:
             console.print(f"{table} needs {NEEDS[table]}", markup=False, soft_wrap=True)
@@ -214,10 +213,10 @@ def reproduce_runs(
 
 
 def write_reproduction(out: Path, scale: str) -> Path:
-    """Write the page of all run folders in ``out`` at a scale, their records, and Figures 1, 4 and 5.
+    """Write the page, the records and Figures 1, 4 and 5 of all run folders in ``out`` at a scale.
 
     Returns:
-        The page's path.
+        Path of the page.
     """
     records = read_runs(out, chosen_settings(list(TABLES), FIGURES["figure4"], scale))
     write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in FIGURES["figure4"]])
@@ -227,7 +226,7 @@ def write_reproduction(out: Path, scale: str) -> Path:
 
 
 def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
-    """Figures 1, 4 and 5, as far as there are runs for them, all seeds of a loss together.
+    """Draw those of Figures 1, 4 and 5 that have runs, with all seeds of a loss together.
 
     Returns:
         The files written.
@@ -242,13 +241,13 @@ def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
 
 
 def reweighting_of_runs(out: Path, scale: str) -> scores.Reweighting | None:
-    """Data of Figure 1 from the DR runs in a folder, or None where there are none."""
+    """Data of Figure 1 from the DR runs in a folder; None if there are none."""
     found = _together("dr", scale, read_runs(out, [figure_settings("dr", scale)]))
     return None if found is None else scores.reweight_scores(found[3], found[2])
 
 
 def _together(loss: str, scale: str, records: Records) -> scores.Histogram | None:
-    """Scores of all seeds of a loss."""
+    """The scores of all seeds of a loss, added up; None if there is no run."""
     found = histograms(loss, scale, records)
     if not found:
         return None
@@ -263,12 +262,12 @@ def is_finished(run: PlannedRun, folder: Path, data: str, fingerprint_of: Callab
     """Whether a folder holds the run, trained to its end.
 
     Args:
-        run: what is wanted.
-        folder: that it is in, or will be.
+        run: the run that is wanted.
+        folder: folder of the run.
         data: name of the data, for the message.
-        fingerprint_of: of a split, from its name; called only where there is a run.
+        fingerprint_of: returns the fingerprint of a split; called only if there is a run.
     Raises:
-        UserError: if it was trained on other data, or the folder does not say on what.
+        UserError: if the run was trained on other data, or the folder does not name its data.
     """
     ended = (folder / MODEL).is_file()
     if not (folder / CONFIG).is_file() or not (ended or (folder / ENVIRONMENT).is_file()):
@@ -283,7 +282,7 @@ def is_finished(run: PlannedRun, folder: Path, data: str, fingerprint_of: Callab
 
 
 def _is_evaluated(folder: Path, wanted: Settings, data: str) -> bool:
-    """Whether the run was evaluated since it was trained, on the data of that fingerprint."""
+    """Whether the run was evaluated after training, on the data with this fingerprint."""
     metrics = folder / wanted.evaluation / METRICS_FILE
     if not metrics.is_file() or metrics.stat().st_mtime < (folder / MODEL).stat().st_mtime:
         return False
@@ -300,7 +299,7 @@ def reweighting_of_run(run: Path, annotations: Annotations, ranks: Ranks) -> sco
     """Data of Figure 1 from a trained run and a split.
 
     Raises:
-        UserError: if the run cannot be loaded, knows other classes, or there is nothing to draw.
+        UserError: if the run cannot be loaded, has other classes, or there is nothing to draw.
     """
     model, about = load_run(run)
     require_same_classes(about, annotations, run)

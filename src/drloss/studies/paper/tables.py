@@ -1,4 +1,4 @@
-"""``reproduction.md``: the paper's tables with our numbers under its own, made from run folders alone."""
+"""``reproduction.md``: the paper's tables with our numbers below the paper's, from run folders alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +37,7 @@ def reproduction_page(scale: str, records: Records, figures: str = "") -> str:
     Args:
         scale: ``"paper"`` or ``"laptop"``.
         records: runs at that scale.
-        figures: folder of the figures, relative to the page, with a slash at its end.
+        figures: folder of the figures, relative to the page, with a slash at the end.
     """
     chosen = [settings(row, scale) for row in ROWS]
     found = [records.get(s.key, {}) if isinstance(s, Settings) else {} for s in chosen]
@@ -71,13 +71,13 @@ def reproduction_page(scale: str, records: Records, figures: str = "") -> str:
 
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
-"""By the key of a row, by seed, the metrics in percent."""
+"""Metrics in percent, by the key of a row, seed and name."""
 Data = Mapping[tuple[str, str], Iterable[str]]
-"""By the key of a row, what its runs were evaluated on."""
+"""Fingerprints of the data on which the runs of a row were evaluated, by the key of the row."""
 
 
 def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
-    """What the runs have in common, and what is otherwise than their presets."""
+    """Lines about data, machine and versions of the runs, and about settings that differ from the presets."""
     if not runs:
         return ["No run has been evaluated yet."]
     last = [record.environment for _, record in runs.values()]
@@ -105,7 +105,7 @@ def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
 
 
 def _named(data: Iterable[tuple[str, str | None]]) -> set[str]:
-    """Names of data, each with its fingerprints where it has stood for several."""
+    """Names of data sets. A name that has stood for different data comes with their fingerprints."""
     found: dict[str, set[str]] = {}
     for name, fingerprint in data:
         found.setdefault(name, set()).update([fingerprint[:8]] if fingerprint else [])
@@ -116,7 +116,7 @@ def _named(data: Iterable[tuple[str, str | None]]) -> set[str]:
 
 
 def _changes(chosen: Settings, record: Record) -> list[str]:
-    """Settings of a run that neither its preset nor its row has."""
+    """The settings of a run that neither its preset nor its row explains."""
     config = override(PRESETS[chosen.preset], {**chosen.values, "seed": record.config["seed"]})
     wanted = to_json(replace(config, detector=resolve_norm(config.detector, config.weights)))
     changed = changed_settings(wanted, record.config, HOW_IT_RUNS)
@@ -147,7 +147,7 @@ def _mean_and_spread(numbers: Sequence[float], digits: int = 1) -> str:
 
 
 def _reasons(table: str, scale: str, values: Values) -> list[str]:
-    """Why rows have no number of ours, and what the paper's numbers are where they are not its own."""
+    """Why rows have no number of ours, and where numbers come from that are not the paper's own."""
     lines = (
         ["", "Ours: mean ± standard deviation over the seeds."] if any(values[r.key] for r in rows_of(table)) else []
     )
@@ -164,7 +164,7 @@ def _reasons(table: str, scale: str, values: Values) -> list[str]:
 
 
 def _reached(table: str, values: Values) -> list[str]:
-    """At the paper's scale, which rows reach the paper's AP: the mean over the seeds, as it is printed."""
+    """Which rows reach the paper's AP at the paper's scale, by the printed mean over the seeds."""
     said: dict[str, list[str]] = {"reached": [], "not reached": []}
     for row in rows_of(table):
         found = [v["AP"] for v in values[row.key].values()]
@@ -179,7 +179,7 @@ def _reached(table: str, values: Values) -> list[str]:
 
 
 def _checked_outcome(claim: Claim, values: Values, data: Data) -> str:
-    """The verdict on a claim; none on one of other data where they are those of the other tables."""
+    """:func:`outcome` of a claim. A claim on other data has none if its runs have the same data as other tables."""
     if claim.on_other_data:
         own = {seen for comparison in claim.comparisons for row in comparison.rows for seen in data[row.key]}
         if own & {seen for row in ROWS if row.table != claim.table for seen in data[row.key]}:
@@ -188,7 +188,7 @@ def _checked_outcome(claim: Claim, values: Values, data: Data) -> str:
 
 
 def outcome(claim: Claim, values: Values) -> str:
-    """Whether a claim holds, in words, over the seeds that all of its rows have: seed by seed, and on average."""
+    """Whether a claim holds in each seed and on average, in words, over the seeds that all of its rows have."""
     wanted = [row for comparison in claim.comparisons for row in comparison.rows]
     seeds = sorted(set.intersection(*(set(values[row.key]) for row in wanted)))
     if not seeds:
@@ -230,13 +230,13 @@ CAPTIONS = {
 
 
 def histograms(loss: str, scale: str, records: Records) -> dict[int, ScoreHistogram]:
-    """Scores of the runs that Figures 1, 4 and 5 show of a loss, by seed."""
+    """The scores of a loss in Figures 1, 4 and 5, by seed."""
     found = records.get(figure_settings(loss, scale).key, {})
     return {seed: record.histogram for seed, record in found.items() if record.histogram is not None}
 
 
 def _densities(scale: str, records: Records, figures: str) -> list[str]:
-    """Expected scores of positives and negatives by loss, what the paper concludes of them, and the pictures."""
+    """Expected scores of positives and negatives by loss, the paper's conclusions about them, and the figures."""
     ce, focal, dr = (histograms(loss, scale, records) for loss in FIGURES["figure4"])
     lines = ["| loss | expected score of positives | of negatives | seeds |", "|---|---:|---:|---:|"]
     for loss, found in zip(FIGURES["figure4"], (ce, focal, dr), strict=True):
