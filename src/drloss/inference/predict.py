@@ -134,7 +134,7 @@ def _find(images: Path, out: Path, console: Console) -> list[Path]:
 
 
 def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
-    """Raise UserError if ``out`` is the folder of the images, or has files to be overwritten that are not drloss's."""
+    """Raise UserError if ``out`` is the folder of the images, or a file of other origin would be overwritten."""
     if out.resolve() == root.resolve():
         raise UserError(f"--out {out}: is the folder of the images; name another")
     there = json_of(out / PREDICTIONS)

@@ -20,13 +20,14 @@ from drloss.studies.report.rendering import picture, render
 from drloss.training.config import make_loss
 
 FAIRNESS = (
-    "For each seed the runs have the same initial weights but for the classifier's bias, the same order of images, "
-    "augmentation, schedule, learning rate and budget; each loss has its own best-known prior and weight. "
+    "For each seed, all runs have the same initial weights (except the classifier's bias), order of images, "
+    "augmentation, schedule, learning rate and number of iterations. "
+    "Each loss has its own best-known prior and weight. "
 )
 CURVES = {
-    "loss_cls": ("classification loss", "Each loss has its own scale: look at the shape, not at which is lower."),
-    "loss_box": ("box loss", "The same loss for every run, so that heights can be compared."),
-    "loss": ("total loss", "Weighted sum of the parts: heights cannot be compared between losses."),
+    "loss_cls": ("classification loss", "Each loss has its own scale: compare the shapes, not the heights."),
+    "loss_box": ("box loss", "Every run has the same box loss, so the heights can be compared."),
+    "loss": ("total loss", "Weighted sum of the parts: the heights of different losses cannot be compared."),
     "AP50": ("AP50 (%)", "On the validation images, during training."),
 }
 

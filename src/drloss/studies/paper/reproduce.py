@@ -143,7 +143,7 @@ def reproduce_runs(
     skip_bad: bool,
     console: Console,
 ) -> Path:
-    """Train and evaluate the missing runs of some tables and figures, and write the page, the records and the figures.
+    """Train and evaluate the missing runs of some tables and figures; write page, records and figures.
 
     Args:
         tables: names of the tables, from :func:`choose_tables`.
