@@ -1,4 +1,4 @@
-"""How a loss is timed and its memory measured, and where that was."""
+"""Time and memory of a loss, and the machine they were measured on."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drloss.training.records import commit
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the memory profiler
 
 
 def synchronize(x: Tensor) -> None:
@@ -36,7 +36,7 @@ def step(loss: Callable[[], Tensor], logits: Tensor) -> tuple[float, float]:
 
 
 def peak_memory(loss: Callable[[], Tensor], logits: Tensor) -> float:
-    """Peak memory of a forward and backward beyond what there was before, the gradient included, over the logits'."""
+    """Peak extra memory of a forward and backward, including the gradient, over the memory of the logits."""
     size = logits.numel() * logits.element_size()
     logits.grad = None
     if logits.is_cuda:
@@ -70,7 +70,7 @@ def example(n: int, anchors: int, classes: int, kind: str) -> tuple[Tensor, Tens
 
 
 def surroundings(device: str) -> dict[str, str | int]:
-    """Device, versions and commit, as every record carries them."""
+    """Device, versions and commit, for a record."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     found: dict[str, str | int] = {"device": name, "threads": torch.get_num_threads(), "system": platform.system()}
     found["python"] = platform.python_version()

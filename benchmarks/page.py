@@ -1,9 +1,10 @@
-"""The pages and figures that show measurements, from the newest records in ``benchmarks/results/``.
+"""Write the pages and figures that show measurements, from the newest records in ``benchmarks/results/``.
 
 python -m benchmarks.page
 
-docs/speed.md, docs/reproduction.md and docs/reliability.md are made as a whole; in README.md, docs/comparisons.md
-and docs/adapters/torchvision.md what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+docs/speed.md, docs/reproduction.md and docs/reliability.md are generated as a whole. In README.md,
+docs/comparisons.md and docs/adapters/torchvision.md only the text between ``<!-- begin NAME -->`` and
+``<!-- end NAME -->`` is.
 """
 
 import json
@@ -18,14 +19,14 @@ from benchmarks.loss import FOCAL, RESULTS
 from drloss.losses import make_loss
 from drloss.studies.paper.records import read_records
 from drloss.studies.paper.reproduce import draw_figures
-from drloss.studies.paper.tables import page as reproduction_page
+from drloss.studies.paper.tables import reproduction_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FILLED = (ROOT / "README.md", DOCS / "comparisons.md", DOCS / "adapters" / "torchvision.md")
-"""Files with blocks."""
+"""Files with generated blocks."""
 FIGURES = "figures/reproduction/"
-"""Of docs/reproduction.md, beside it."""
+"""Folder of the figures of docs/reproduction.md, relative to it."""
 OWN = "#2B83D6"
 RIVAL = "#D96B00"
 INK = "#555555"
@@ -50,7 +51,7 @@ WORDS = {
 
 
 def newest() -> dict[str, dict[str, Any]]:
-    """The last record of each device, ``"cpu"`` or ``"cuda"``, by their dates."""
+    """The newest record of each device, ``"cpu"`` or ``"cuda"``."""
     found = {}
     for path in sorted(RESULTS.glob("*-loss-*.json")):
         found[path.stem.rsplit("-", 1)[1]] = json.loads(path.read_text()) | {"file": path.name}
@@ -58,11 +59,11 @@ def newest() -> dict[str, dict[str, Any]]:
 
 
 def is_own(loss: str) -> bool:
-    """Whether a row is one of ours."""
+    """Whether a row is a loss of drloss."""
     return loss.startswith(("DR", "focal", "cross-entropy")) and loss != "cross-entropy of torch"
 
 
-def page(records: dict[str, dict[str, Any]]) -> str:
+def speed_page(records: dict[str, dict[str, Any]]) -> str:
     """The text of docs/speed.md."""
     lines = [
         "# How fast the losses are",
@@ -135,7 +136,7 @@ def _picture(device: str) -> str:
 
 
 def picture(record: dict[str, Any]) -> Figure:
-    """Bars of the first batch, logits as late in training: time over torchvision's focal loss."""
+    """Bar chart of the time over torchvision's focal loss, for the first batch size and trained logits."""
     rows = [r for r in record["rows"] if r["logits"] == record["rows"][-1]["logits"] and "both_s" in r]
     batch = rows[0]["batch"]
     dtypes = list(dict.fromkeys(r["dtype"] for r in rows))
@@ -173,7 +174,7 @@ def reproduction() -> str:
 
 
 def fill(text: str) -> str:
-    """A text with its blocks made anew."""
+    """A text with its blocks generated again."""
     return _BLOCK.sub(_fill, text)
 
 
@@ -187,13 +188,13 @@ def _fill(match: re.Match[str]) -> str:
 
 
 def _hosts() -> list[str]:
-    """What torchvision's detectors reached on each data set."""
+    """Tables of what torchvision's detectors reached on each data set."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in studies.newest("hosts").values()]
     return "\n\n".join("\n".join(hosts.table(record)) for record in records).split("\n")
 
 
 def _speed() -> list[str]:
-    """What README says of the CPU: time and memory of the DR loss over those of torchvision's focal loss."""
+    """README's sentence about the CPU: time and memory of the DR loss over those of torchvision's focal loss."""
     record = newest()["cpu"]
     rows = [r for r in record["rows"] if (r["dtype"], r["batch"]) == ("float32", 1) and "both_s" in r]
     ours = [r for r in rows if r["loss"] == "DR"]
@@ -207,7 +208,7 @@ def _speed() -> list[str]:
 
 
 def _compared() -> list[str]:
-    """A line of README's table for each comparison of focal and DR on record."""
+    """README's table: a line for each recorded comparison of focal and DR."""
     lines = ["| data | " + " | ".join(["AP, focal", "AP, DR", "what may be concluded"]) + " |", "|---|---:|---:|---|"]
     for name, path in studies.newest(studies.COMPARISON).items():
         record = studies.read_comparison(path)
@@ -229,7 +230,7 @@ def main() -> None:
     for device, record in records.items():
         picture(record).savefig(DOCS / _picture(device), dpi=130)
     written = {
-        DOCS / "speed.md": page(records),
+        DOCS / "speed.md": speed_page(records),
         DOCS / "reproduction.md": reproduction(),
         DOCS / "reliability.md": reliability.page(),
     }

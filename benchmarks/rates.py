@@ -19,7 +19,7 @@ from drloss.training.log import read_scalars
 from drloss.training.records import environment
 from drloss.training.run_folder import EVALUATIONS_FILE
 
-METRICS = ("AP", "AP50", "AP75")
+SHOWN = ("AP", "AP50", "AP75")
 
 
 def train(out: Path, loss: str, rate: float, options: list[str]) -> dict[str, float]:
@@ -33,7 +33,7 @@ def train(out: Path, loss: str, rate: float, options: list[str]) -> dict[str, fl
             environ = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT, env=environ)
     curves = read_scalars(folder / EVALUATIONS_FILE)
-    return {metric: curves[metric][1][-1] for metric in METRICS}
+    return {metric: curves[metric][1][-1] for metric in SHOWN}
 
 
 def main() -> None:
@@ -52,9 +52,9 @@ def main() -> None:
     grid = [(loss, rate) for loss in options.losses for rate in options.rates]
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(lambda cell: train(options.out, *cell, passed_on), grid))
-    print(f"{'loss':<24}{'rate':>8}" + "".join(f"{metric:>8}" for metric in METRICS))
+    print(f"{'loss':<24}{'rate':>8}" + "".join(f"{metric:>8}" for metric in SHOWN))
     for (loss, rate), metrics in zip(grid, found, strict=True):
-        print(f"{loss:<24}{rate:>8g}" + "".join(f"{metrics[metric]:>8.1f}" for metric in METRICS))
+        print(f"{loss:<24}{rate:>8g}" + "".join(f"{metrics[metric]:>8.1f}" for metric in SHOWN))
 
 
 if __name__ == "__main__":

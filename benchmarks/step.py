@@ -1,4 +1,4 @@
-"""What share of a training step the classification loss takes: Dr. Retina with ResNet-50 on one image of 800 × 1344.
+"""Share of the classification loss in a training step: Dr. Retina with ResNet-50 on one image of 800 × 1344.
 
     python -m benchmarks.step [--repeats 3] [--device cpu]
 
@@ -36,7 +36,7 @@ class TorchvisionFocal(nn.Module):
 
 
 def seconds_of(run: Callable[[], None], like: Tensor, repeats: int) -> float:
-    """Median over the repeats, after one that does not count."""
+    """Median time over the repeats, after a first run that does not count."""
     times = []
     for _ in range(repeats + 1):
         synchronize(like)

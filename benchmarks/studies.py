@@ -2,8 +2,8 @@
 
 python -m benchmarks.studies --reproduction FOLDER ... --compare NAME=FOLDER ...
 
-The records are dated files in ``benchmarks/results/``; ``python -m benchmarks.page`` makes the pages of them. To add
-new runs of the reproduction to those on record, name the record before the folder.
+The records are dated files in ``benchmarks/results/``, from which ``python -m benchmarks.page`` makes pages. To add
+new runs of the reproduction to a record, name the record before the folder.
 """
 
 import argparse
@@ -20,14 +20,15 @@ from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS
 from drloss.io.atomic import write_text
 from drloss.studies.compare.differences import title
-from drloss.studies.paper.numbers import FIGURES, figure_settings
+from drloss.studies.paper.names import FIGURES
+from drloss.studies.paper.numbers import figure_settings
 from drloss.studies.paper.records import join_records, read_records, write_records
 
 COMPARISON, REPRODUCTION = "compare", "reproduction"
 
 
 def newest(kind: str) -> dict[str, Path]:
-    """The last record of each study of a kind, by its name."""
+    """The newest record of each study of a kind, by name."""
     found = {}
     for path in sorted(RESULTS.glob(f"*-{kind}-*.json")):
         found[path.stem.split(f"-{kind}-", 1)[1]] = path
@@ -35,7 +36,7 @@ def newest(kind: str) -> dict[str, Path]:
 
 
 def write_comparison(to: Path, report: Path) -> None:
-    """Write what pages show of a report's JSON, with a checksum; of the data's path only the last part."""
+    """Write the parts of a report's JSON that pages show, with a checksum; only the last part of the data's path."""
     kept = json.loads(report.read_text(encoding="utf-8"))
     kept.pop("losses", None)
     path_of_data, about = kept["facts"]["data"].split(": ", 1)
@@ -47,10 +48,10 @@ def write_comparison(to: Path, report: Path) -> None:
 
 
 def write_reproduction(to: Path, date: str, parts: Sequence[Path]) -> Path:
-    """Write the records of folders of ``drloss reproduce``, and of records of them, as one record.
+    """Write one record of several folders of ``drloss reproduce`` or records of them.
 
     Raises:
-        UserError: if they are of several scales or data, or not as they were written.
+        UserError: if their scales or their data differ, or a record was changed since it was written.
     """
     found = [read_records(part / "records.json" if part.is_dir() else part) for part in parts]
     scales = sorted({scale for scale, _ in found})
@@ -66,7 +67,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
     """A record that :func:`write_comparison` wrote.
 
     Raises:
-        UserError: if it is not as it was written.
+        UserError: if it was changed since.
     """
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     digest = kept.pop("sha256")
@@ -76,7 +77,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
 
 
 def comparison(name: str) -> list[str]:
-    """Table, verdicts and circumstances of the newest comparison of a name."""
+    """Table, conclusions and facts of the newest comparison with this name."""
     record = read_comparison(newest(COMPARISON)[name])
     by_loss: dict[str, list[dict[str, Any]]] = {}
     for run in record["runs"]:
@@ -104,7 +105,7 @@ def comparison(name: str) -> list[str]:
 
 
 def plus_minus(values: Sequence[float | None], digits: int = 1) -> str:
-    """Mean and standard deviation; a dash where a value is not defined."""
+    """Mean and standard deviation; a dash if a value is undefined."""
     numbers = [v for v in values if v is not None]
     if len(numbers) < len(values):
         return "–"

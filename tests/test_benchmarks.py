@@ -9,7 +9,7 @@ from drloss.studies.paper.records import read_records, write_records
 
 
 def test_the_page_of_speeds_is_that_of_the_records():
-    assert (page.DOCS / "speed.md").read_text() == page.page(page.newest())
+    assert (page.DOCS / "speed.md").read_text() == page.speed_page(page.newest())
 
 
 def test_the_page_of_reliability_is_that_of_its_record():

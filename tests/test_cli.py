@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from drloss import cli
 from drloss.cli import main
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, save_detector
@@ -94,6 +95,17 @@ def test_an_exported_file_gives_the_runs_numbers_and_needs_nothing_else(workshop
     assert a == b
 
 
+def test_options_have_one_name_in_every_command_and_older_names_go_on(workshop, tmp_path):
+    evaluate = ["eval", str(workshop / "run"), "--data", str(workshop / "data"), "--workers", "0", "--device", "cpu"]
+    assert main([*evaluate, "--out", str(tmp_path / "a"), "--split", "val", "--batch-size", "3"]) == 0
+    assert main([*evaluate, "--out", str(tmp_path / "b"), "--val-split", "val", "--eval-batch-size", "3"]) == 0
+    assert (tmp_path / "a" / "results.json").read_bytes() == (tmp_path / "b" / "results.json").read_bytes()
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    predict = ["predict", str(workshop / "run"), str(tmp_path / "a.png"), "--out", str(tmp_path / "c")]
+    for threshold in ("--threshold", "--draw-threshold"):
+        assert main([*predict, "--device", "cpu", threshold, "0.1"]) == 0
+
+
 def test_predict_draws_every_image_of_a_folder_with_its_subfolders(workshop, tmp_path, capsys):
     images = tmp_path / "images"
     (images / "sub").mkdir(parents=True)
@@ -157,9 +169,9 @@ MISTAKES = [
         "loss must be one of dr, focal, ce",
     ),
     (["eval", "no/run", "--data", "shapes"], "no/run"),
-    (["eval", "no/run", "--data", "shapes", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["eval", "no/run", "--data", "shapes", "--eval-batch-size", "0"], "--eval-batch-size must be at least 1"),
     (["predict", "no/run", "no/images", "--out", "x"], "no/images: no such file or folder"),
-    (["predict", "no/run", "no/images", "--out", "x", "--threshold", "2"], "--threshold must lie in 0..1"),
+    (["predict", "no/run", "no/images", "--out", "x", "--draw-threshold", "2"], "--draw-threshold must lie in 0..1"),
     (["export", "no/run", "--out", "x.pt"], "must end in .safetensors"),
     (["export", "no/run", "--out", "x.safetensors"], "no/run"),
     (["check-data", "no/such/folder"], "no/such/folder"),
@@ -277,7 +289,7 @@ def test_images_full_of_detections_are_said_by_predict_and_eval(workshop, tmp_pa
     assert ("warning: 3 of 3 image(s) have 100 detections" in said) == (threshold == 0.5)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check-data", "--help"], ["predict", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli._COMMANDS)])
 def test_help_answers_without_torch(arguments):
     code = f"""
 import sys

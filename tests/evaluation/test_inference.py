@@ -10,7 +10,7 @@ from drloss.data.formats.shapes import open_shapes
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
 from drloss.distributed.ranks import Ranks, join_ranks
-from drloss.evaluation.running import merge_detections, run_detector, run_multi_scale
+from drloss.evaluation.detecting import merge_detections, run_detector, run_multi_scale
 from drloss.inference.predict import detect_image
 from drloss.training.presets import CPU
 

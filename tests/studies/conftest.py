@@ -10,8 +10,8 @@ from drloss.evaluation.coco import evaluate
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_sweep
-from drloss.studies import jobs as farm
-from drloss.studies.compare.differences import Contender, summary
+from drloss.studies import jobs
+from drloss.studies.compare.differences import Contender
 from drloss.studies.compare.measure import RunResult
 from faults import Subprocess
 
@@ -113,7 +113,7 @@ def fake_result(annotations, *, seed, shift, found, iterations=900):
 def warm():
     """Runs that a study starts are forked from a process that has imported everything: each starts 4 s sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(farm, "subprocess", Subprocess)
+        patch.setattr(jobs, "subprocess", Subprocess)
         yield
 
 
@@ -122,7 +122,7 @@ def two_runs():
     """A better run (DR) and a worse one (focal), as a page shows them."""
     data, levels = read_shapes(), {"dr": (1, 0.05, 0.95), "focal": (2, 0.09, 0.6)}
     return [
-        summary(Contender(spec, [fake_result(data, seed=seed, shift=shift, found=found)]), {})
+        Contender(spec, [fake_result(data, seed=seed, shift=shift, found=found)])
         for spec, (seed, shift, found) in levels.items()
     ]
 

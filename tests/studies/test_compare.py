@@ -19,6 +19,7 @@ from drloss.studies.compare import page as compare_page
 from drloss.studies.compare.differences import (
     Contender,
     Difference,
+    conclusion,
     configurations,
     difference,
     disagreements,
@@ -26,7 +27,6 @@ from drloss.studies.compare.differences import (
     slug,
     students_t,
     title,
-    verdict,
 )
 from drloss.studies.report.gallery import counted, gallery
 from drloss.training.config import override
@@ -196,33 +196,33 @@ def test_a_clear_difference_is_told_and_none_is_not():
     good = Contender("dr", [Run(rng.random(60) < 0.9) for _ in range(3)])
     bad = Contender("focal", [Run(rng.random(60) < 0.4) for _ in range(3)])
     found = difference(good, bad, resamples=200)
-    assert found.told
+    assert found.conclusive
     assert found.certain
     assert found.low > 0
     assert found.low < found.mean < found.high
-    assert verdict(found, 60).startswith(f"DR is ahead of Focal by {found.mean:.1f} ± ")
+    assert conclusion(found, 60).startswith(f"DR is ahead of Focal by {found.mean:.1f} ± ")
     back = difference(bad, good, resamples=200)
     assert back.mean == pytest.approx(-found.mean)
-    assert verdict(back, 60) == verdict(found, 60)
+    assert conclusion(back, 60) == conclusion(found, 60)
     same = difference(good, good, resamples=50)
-    assert not same.told
+    assert not same.conclusive
     assert same.mean == same.low == same.high == 0
-    assert "No difference" in verdict(same, 60)
+    assert "No difference" in conclusion(same, 60)
 
 
 def test_one_seed_tells_nothing_for_sure():
     found = Difference("dr", "focal", np.array([5.0]), 3.0, 7.0, float("nan"))
-    assert not found.told
-    assert "One seed does not say" in verdict(found, 10)
+    assert not found.conclusive
+    assert "One seed does not say" in conclusion(found, 10)
     scattered = Difference("dr", "focal", np.array([2.1, 0.7, 2.2]), 0.6, 2.7, 2.0)
-    assert scattered.told
+    assert scattered.conclusive
     assert not scattered.certain
-    assert "DR is probably ahead of Focal, by 1.7 ± 2.0 AP over 3 seeds" in verdict(scattered, 10)
+    assert "DR is probably ahead of Focal, by 1.7 ± 2.0 AP over 3 seeds" in conclusion(scattered, 10)
     opposed = Difference("dr", "focal", np.array([5.0, -1.0]), 0.5, 4.0, 30.0)
-    assert "No difference" in verdict(opposed, 10)
+    assert "No difference" in conclusion(opposed, 10)
     lost = Difference("ap", "ce", np.array([-5.0]), -7.0, -3.0, float("nan"))
-    assert verdict(lost, 10).startswith("Cross-entropy is ahead of AP-loss by 5.0 AP with one seed (95 % interval")
-    assert "+3.0 to +7.0" in verdict(lost, 10)
+    assert conclusion(lost, 10).startswith("Cross-entropy is ahead of AP-loss by 5.0 AP with one seed (95 % interval")
+    assert "+3.0 to +7.0" in conclusion(lost, 10)
 
 
 def contender(spec, *values):
@@ -271,26 +271,26 @@ def made(per_seed, low, high):
 
 def test_of_many_seeds_one_may_disagree_and_of_few_none():
     most = made([2.0] * 9 + [-0.1, 2.1], 0.5, 3.0)
-    assert most.told
+    assert most.conclusive
     assert most.certain
-    assert verdict(most, 50).endswith("; 10 of 11 seeds agree.")
+    assert conclusion(most, 50).endswith("; 10 of 11 seeds agree.")
     scattered = made([0.1, 9.0, 0.1, 0.1, 0.1], 0.5, 3.0)  # more than four: their agreement is not enough
     assert scattered.margin > scattered.mean
-    assert not scattered.told
+    assert not scattered.conclusive
     assert not scattered.certain
-    assert verdict(scattered, 50).startswith("No difference")
-    assert made([0.1, 9.0, 0.1, 0.1], 0.5, 3.0).told
-    assert not made([2.0, 2.1, 1.9], -0.1, 4.0).told
-    assert not made([2.0, 2.1, 1.9], -4.0, -1.0).told, "the images say the opposite"
+    assert conclusion(scattered, 50).startswith("No difference")
+    assert made([0.1, 9.0, 0.1, 0.1], 0.5, 3.0).conclusive
+    assert not made([2.0, 2.1, 1.9], -0.1, 4.0).conclusive
+    assert not made([2.0, 2.1, 1.9], -4.0, -1.0).conclusive, "the images say the opposite"
 
 
 def test_one_seed_whose_interval_holds_0_tells_nothing():
-    said = verdict(made([0.02], -1.0, 1.1), 10)
+    said = conclusion(made([0.02], -1.0, 1.1), 10)
     assert said == (
         "No difference between DR and Focal can be told at this size: 0.0 AP with one seed "
         "(95 % interval over the 10 images: −1.0 to +1.1)."
     )
-    assert "ahead of Focal by less than 0.05 AP" in verdict(made([0.02], 0.01, 0.04), 10)
+    assert "ahead of Focal by less than 0.05 AP" in conclusion(made([0.02], 0.01, 0.04), 10)
 
 
 def test_one_image_has_no_interval():
@@ -301,9 +301,9 @@ def test_one_image_has_no_interval():
             run.matches.images = 1
     found = difference(*one)
     assert isnan(found.low)
-    assert not found.told
-    assert "No difference" in verdict(found, 1)
-    assert "one image has no interval" in verdict(found, 1)
+    assert not found.conclusive
+    assert "No difference" in conclusion(found, 1)
+    assert "one image has no interval" in conclusion(found, 1)
     assert compare_page.interval(found) == "–"
 
 
@@ -344,8 +344,8 @@ def test_what_a_loss_is_divided_by_is_said_of_those_that_are_compared():
 def test_markdown_and_json_hold_what_the_page_shows(contenders):
     found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
     settings = {c.spec: {"loss": f"Loss({c.spec})", "preset": "cpu"} for c in contenders}
-    told = [verdict(d, 24) for d in found]
-    text = compare_files.markdown(contenders, found, told, name="a on b", facts={"data": "x"}, settings=settings)
+    said = [conclusion(d, 24) for d in found]
+    text = compare_files.markdown(contenders, found, said, name="a on b", facts={"data": "x"}, settings=settings)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     first, dr, _ = contenders
     assert f"| {dr.mean('AP'):.1f} ± {dr.spread('AP'):.1f} |" in rows["DR"]
@@ -361,7 +361,7 @@ def test_markdown_and_json_hold_what_the_page_shows(contenders):
     name = next(iter(first.runs[0].evaluation.per_class))
     assert signed(dr.class_mean(name) - first.class_mean(name)) in rows[name]
     assert "Loss(dr:neg_lambda=0.05)" in text
-    kept = compare_files.to_json(contenders, found, told, {"data": "x"}, settings)
+    kept = compare_files.to_json(contenders, found, said, {"data": "x"}, settings)
     for told_of, c in zip(kept["losses"], contenders, strict=True):
         assert told_of["mean"] == {m: pytest.approx(c.mean(m), nan_ok=True) for m in METRICS}
         assert sum(told_of["densities"]["positive"]) == sum(run.histogram.positive.sum() for run in c.runs)

@@ -64,7 +64,7 @@ def test_variants_of_a_loss_differ_in_more_than_paleness(two_runs):
     losses = ["dr", "focal", "dr:margin=0.3", "dr:margin=0.4"]
     points = np.array([0.1, 0.9])
     drawn = [
-        threshold_curves([(loss, loss, run.sweep) for loss in losses]),
+        threshold_curves([(loss, loss, run.sweep()) for loss in losses]),
         training_curves([Series(loss, loss, [1, 2], [1.0, 2.0]) for loss in losses], "loss"),
         reliability([(loss, loss, points, points) for loss in losses]),
         class_precision_recall([(loss, loss, run.evaluation) for loss in losses]),
@@ -121,12 +121,12 @@ def test_expected_scores_have_a_colour_per_run_and_dashes_for_the_negatives():
 
 def test_the_threshold_figure_shows_the_sweep(two_runs):
     run = two_runs[0]
-    figure = threshold_curves([(run.name, run.loss, run.sweep)], "AP50")
+    figure = threshold_curves([(run.title, run.spec, run.sweep())], "AP50")
     (line,) = lines(figure).values()
-    assert line.get_xydata().tolist() == [[r["threshold"], r["AP50"]] for r in run.sweep]
+    assert line.get_xydata().tolist() == [[r["threshold"], r["AP50"]] for r in run.sweep()]
     bottom, top = figure.axes[0].get_ylim()
     assert bottom == 0
-    assert top > 1.05 * max(r["AP50"] for r in run.sweep), "the markers are not cut"
+    assert top > 1.05 * max(r["AP50"] for r in run.sweep()), "the markers are not cut"
 
 
 def test_densities_mark_the_means(two_runs):
@@ -219,7 +219,7 @@ def test_dollar_signs_in_names_are_no_formulas(name):
 
 
 def test_png_has_no_ground(two_runs):
-    image = Image.open(io.BytesIO(to_png(threshold_curves([("DR", "dr", two_runs[0].sweep)]))))
+    image = Image.open(io.BytesIO(to_png(threshold_curves([("DR", "dr", two_runs[0].sweep())]))))
     assert image.mode == "RGBA"
     assert image.getpixel((2, 2))[3] == 0
     assert image.width >= 1000
@@ -227,9 +227,9 @@ def test_png_has_no_ground(two_runs):
 
 def test_an_evaluated_run_leaves_its_figures_as_files(two_runs, tmp_path):
     run = two_runs[1]
-    without = save_evaluation_figures(tmp_path / "a", run.evaluation, run.sweep, loss="focal")
+    without = save_evaluation_figures(tmp_path / "a", run.evaluation, run.sweep(), loss="focal")
     assert {p.name for p in without} == {"precision_recall.png", "thresholds.png"}
-    written = save_evaluation_figures(tmp_path / "b", run.evaluation, run.sweep, run.histogram, loss="focal")
+    written = save_evaluation_figures(tmp_path / "b", run.evaluation, run.sweep(), run.histogram, loss="focal")
     assert {p.name for p in written} == {"precision_recall.png", "thresholds.png", "densities.png"}
     assert {p.name for p in (tmp_path / "b").iterdir()} == {p.name for p in written}
     for path in written:

@@ -9,7 +9,7 @@ from drloss.data.formats.shapes import open_shapes
 from drloss.detector.model import RetinaNet
 from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import join_ranks
-from drloss.evaluation.running import run_detector
+from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS
 from drloss.studies.compare import measure
 from drloss.training.presets import PRESETS

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from drloss.studies.compare.differences import difference, verdict
+from drloss.studies.compare.differences import conclusion, difference
 from drloss.studies.compare.page import write_page
 from drloss.studies.report.gallery import gallery
-from drloss.studies.report.page import render
+from drloss.studies.report.rendering import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH")
@@ -52,7 +52,7 @@ def pages(contenders, hard_data, tmp_path_factory):
         folder / "compare.html",
         contenders,
         found,
-        [verdict(d, len(hard_data)) for d in found],
+        [conclusion(d, len(hard_data)) for d in found],
         name="Focal, DR on coco:images=/data/boards/a_folder/without_any_space/in_it,val=annotations.json",
         facts=facts,
         settings={spec: {"loss": words, "preset": "cpu"} for spec, words in spoken.items()},
@@ -64,7 +64,7 @@ def pages(contenders, hard_data, tmp_path_factory):
         folder / "demo.html",
         few,
         found,
-        [verdict(d, len(hard_data)) for d in found],
+        [conclusion(d, len(hard_data)) for d in found],
         name="Focal and DR",
         facts=facts,
         settings={c.spec: {"loss": spoken[c.spec]} for c in few},

@@ -10,17 +10,8 @@ import pytest
 from drloss.evaluation.coco import METRICS
 from drloss.studies.paper import numbers as paper
 from drloss.studies.paper.claims import CLAIMS
-from drloss.studies.paper.numbers import (
-    CONTROLS,
-    ROWS,
-    SCALES,
-    TABLES,
-    expectation,
-    figure_settings,
-    find_row,
-    rows_of,
-    settings,
-)
+from drloss.studies.paper.names import CONTROLS, SCALES, TABLES
+from drloss.studies.paper.numbers import ROWS, expectation, figure_settings, find_row, rows_of, settings
 from drloss.training.config import make_loss, override
 from drloss.training.presets import PRESETS
 

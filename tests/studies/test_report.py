@@ -6,7 +6,7 @@ from math import isnan, nan
 import pytest
 
 from drloss.evaluation.coco import METRICS
-from drloss.studies.compare.differences import Contender, difference, verdict
+from drloss.studies.compare.differences import Contender, conclusion, difference
 from drloss.studies.compare.page import write_page
 from drloss.studies.report.gallery import gallery
 from studies.conftest import fake_result, read_shapes
@@ -67,10 +67,10 @@ def two():
 
 def write(path, contenders, *, name="Focal and DR", facts=FACTS, settings=SETTINGS):
     found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
-    told = [verdict(d, 24) for d in found]
+    conclusions = [conclusion(d, 24) for d in found]
     pictures = gallery(read_shapes(), [c.runs[0].detections for c in contenders], [0])
     settings = {c.spec: settings.get(c.spec, {}) for c in contenders}
-    write_page(path, contenders, found, told, name=name, facts=facts, settings=settings, gallery=pictures)
+    write_page(path, contenders, found, conclusions, name=name, facts=facts, settings=settings, gallery=pictures)
     return path.read_text(encoding="utf-8")
 
 

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from drloss.cli import main, studies
 from drloss.errors import UserError
-from drloss.studies import jobs as farm
+from drloss.studies import jobs
 from drloss.studies.jobs import Job, train_jobs
 from drloss.studies.paper.claims import CLAIMS
-from drloss.studies.paper.numbers import FIGURES, ROWS, TEST_SCALES, Settings, find_row, number, settings
+from drloss.studies.paper.names import FIGURES
+from drloss.studies.paper.numbers import ROWS, TEST_SCALES, Settings, find_row, number, settings
 from drloss.studies.paper.records import read_records, write_records
 from drloss.studies.paper.reproduce import (
     PAGE,
@@ -31,7 +32,7 @@ from drloss.studies.paper.reproduce import (
     runs_of,
     write_reproduction,
 )
-from drloss.studies.paper.tables import page, verdict
+from drloss.studies.paper.tables import outcome, reproduction_page
 from faults import Subprocess
 
 DATA = "shapes:train=8,val=4,test=2,size=64"
@@ -58,7 +59,7 @@ def finished(tmp_path_factory):
 
 def stop_and_go_on(out):
     """Run the driver twice; the exit codes, and the runs begun and the time of the first's weights after each."""
-    start, begun, said = farm._Farm._start, [], []
+    start, begun, said = jobs._JobRunner._start, [], []
 
     def start_one(self, index):
         if begun:
@@ -67,8 +68,8 @@ def stop_and_go_on(out):
         start(self, index)
 
     with pytest.MonkeyPatch.context() as warm, pytest.MonkeyPatch.context() as patch:
-        warm.setattr(farm, "subprocess", Subprocess)
-        patch.setattr(farm._Farm, "_start", start_one)
+        warm.setattr(jobs, "subprocess", Subprocess)
+        patch.setattr(jobs._JobRunner, "_start", start_one)
         for _ in range(2):
             code = main(["reproduce", "table7", *TINY, "--out", str(out), "--jobs", "1"])
             runs = [n for n in NAMES if (out / "runs" / n / "environment.json").exists()]
@@ -129,7 +130,7 @@ def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
     (tmp_path / "runs").symlink_to(out / "runs")
     assert write_reproduction(tmp_path, "laptop").read_text() == (out / PAGE).read_text()
     assert (tmp_path / RECORDS).read_bytes() == (out / RECORDS).read_bytes()
-    empty = page("paper", {})
+    empty = reproduction_page("paper", {})
     assert "No run has been evaluated yet" in empty
     assert empty.count("not run |") == len(ROWS) + len(FIGURES["figure4"])
     assert "only COCO's server" in empty
@@ -138,7 +139,7 @@ def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
 def test_the_records_give_the_same_page_and_are_refused_once_changed(finished, tmp_path):
     out, _ = finished
     scale, records = read_records(out / RECORDS)
-    assert page(scale, records) == (out / PAGE).read_text()
+    assert reproduction_page(scale, records) == (out / PAGE).read_text()
     kept = json.loads((out / RECORDS).read_text())
     kept["runs"][0]["metrics"]["metrics"]["AP"] += 0.1
     (tmp_path / RECORDS).write_text(json.dumps(kept))
@@ -240,7 +241,7 @@ def test_at_the_papers_scale_the_page_says_which_rows_reach_its_numbers(finished
         settings(find_row("table1", "h₊ = e, h₋ = 20, DR"), "paper").key: with_ap(36.5),
         settings(find_row("table1", "h₊ = e, h₋ = e, DR"), "paper").key: with_ap(None),
     }
-    text = page("paper", records)
+    text = reproduction_page("paper", records)
     assert (
         "- reached: h₊ = 20, h₋ = 3.5, DR (35.6 of 35.6)\n- not reached: h₊ = e, h₋ = 20, DR (36.5 of 36.6)\n" in text
     )
@@ -274,7 +275,7 @@ def test_the_multi_scale_test_is_another_evaluation_of_the_same_run():
 
 
 def test_a_run_is_tested_at_one_scale_and_at_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(farm, "subprocess", Subprocess)
+    monkeypatch.setattr(jobs, "subprocess", Subprocess)
     at = TINY.index("--short-side")
     command = ["reproduce", "table7", "controls", *TINY[:at], *TINY[at + 2 :], "--out", str(tmp_path)]
     assert main([*command, "--shard", "2/7"]) == 0
@@ -392,7 +393,7 @@ def aps(wanted, by_seed):
 )
 def test_a_claim_is_judged_seed_by_seed(by_seed, said):
     wanted = claim("NegOnly outperforms focal")
-    assert verdict(wanted, aps(wanted, by_seed)) == said
+    assert outcome(wanted, aps(wanted, by_seed)) == said
 
 
 @pytest.mark.parametrize(
@@ -414,7 +415,7 @@ def test_where_the_bar_of_a_claim_lies(text, ahead, behind, said):
     for comparison in wanted.comparisons:
         values |= {row.key: {0: {"AP": ahead}} for row in comparison.ahead}
         values |= {row.key: {0: {"AP": behind}} for row in comparison.behind}
-    assert verdict(wanted, values).startswith(said)
+    assert outcome(wanted, values).startswith(said)
 
 
 def test_a_claim_of_many_comparisons_takes_all_of_them_and_names_the_closest():
@@ -422,7 +423,7 @@ def test_a_claim_of_many_comparisons_takes_all_of_them_and_names_the_closest():
     values = aps(wanted, [12.0, 12.0])
     weakest = wanted.comparisons[2].ahead[0]
     values[weakest.key] = {0: {"AP": 9.0}, 1: {"AP": 9.5}}
-    said = verdict(wanted, values)
+    said = outcome(wanted, values)
     assert said.startswith("does **not** hold (in 0 of 2 seeds); smallest difference -0.8")
     assert f"({weakest.name} over Hinge)" in said
 
@@ -439,17 +440,17 @@ def stub(tmp_path, monkeypatch):
         f'for last; do case "$last" in {tmp_path}*) mkdir -p "$last"; touch "$last/model.safetensors";; esac; done\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(farm.sys, "executable", str(script))
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
     return lambda name, option="--good": Job(name, tmp_path / "runs" / name, 1, [option])
 
 
 def test_a_run_that_fails_leaves_the_others_to_go_on_where_that_is_wanted(stub):
-    jobs = [stub("bad", "--bad"), stub("good")]
-    said = train_jobs(jobs, torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
-    assert said == [f"the bad run failed ({jobs[0].log}): it cannot be"]
-    assert jobs[1].log.exists()
+    both = [stub("bad", "--bad"), stub("good")]
+    said = train_jobs(both, torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
+    assert said == [f"the bad run failed ({both[0].log}): it cannot be"]
+    assert both[1].log.exists()
     with pytest.raises(UserError, match="the bad run failed"):
-        train_jobs(jobs, torch.device("cpu"), 1, Console(quiet=True))
+        train_jobs(both, torch.device("cpu"), 1, Console(quiet=True))
 
 
 def test_a_run_that_was_asked_to_stop_is_not_taken_for_done(stub):

@@ -14,11 +14,11 @@ from drloss.studies.paper.scores import (
     DECAY,
     SYNTHETIC,
     compare_densities,
-    draw_ranking,
+    draw_reweighting,
     draw_separation,
-    rank_scores,
+    reweight_scores,
     save_densities,
-    save_ranking,
+    save_reweighting,
     save_separation,
 )
 
@@ -33,7 +33,7 @@ def histogram_of(positive, negative):
 
 
 def test_figure_1_ranks_the_expectations_of_the_derived_distributions():
-    data = rank_scores()
+    data = reweight_scores()
     assert data.source == SYNTHETIC
     assert (data.pos_lambda, data.neg_lambda, data.margin) == (POS_LAMBDA, NEG_LAMBDA, 0.5)
     assert (
@@ -44,22 +44,22 @@ def test_figure_1_ranks_the_expectations_of_the_derived_distributions():
 
 def test_figure_1_shows_a_runs_scores():
     positive, negative = [0.6, 0.9], [0.1, 0.3]
-    data = rank_scores(histogram_of(positive, negative), "a run")
+    data = reweight_scores(histogram_of(positive, negative), "a run")
     expected_pos = oracle.equation_6(positive, oracle.proposition_2(positive, POS_LAMBDA))
     expected_neg = oracle.equation_6(negative, oracle.proposition_1(negative, NEG_LAMBDA))
     assert data.derived.positive_mean == pytest.approx(expected_pos, abs=0.003)
     assert data.derived.negative_mean == pytest.approx(expected_neg, abs=0.003)
-    assert "(synthetic)" not in draw_ranking(data).axes[1].get_xlabel()
-    assert "(synthetic)" in draw_ranking(rank_scores()).axes[1].get_xlabel()
+    assert "(synthetic)" not in draw_reweighting(data).axes[1].get_xlabel()
+    assert "(synthetic)" in draw_reweighting(reweight_scores()).axes[1].get_xlabel()
 
 
 def test_a_run_without_positives_has_no_figure_1():
     with pytest.raises(UserError, match="a run: there must be positive and negative candidates"):
-        rank_scores(ScoreHistogram(), "a run")
+        reweight_scores(ScoreHistogram(), "a run")
 
 
 def test_densities_of_figure_1_integrate_to_one():
-    data = rank_scores()
+    data = reweight_scores()
     for sides in (data.given, data.derived):
         for density in (sides.positive, sides.negative):
             assert np.sum(density * np.diff(data.edges)) == pytest.approx(1, abs=1e-9)
@@ -96,5 +96,9 @@ def test_figure_5_divides_the_negatives_by_ten_in_its_second_panel():
 
 
 def test_figure_1_is_written_as_pictures_and_data(tmp_path):
-    assert [p.name for p in save_ranking(tmp_path, rank_scores())] == ["figure1.svg", "figure1.png", "figure1.json"]
+    assert [p.name for p in save_reweighting(tmp_path, reweight_scores())] == [
+        "figure1.svg",
+        "figure1.png",
+        "figure1.json",
+    ]
     assert json.loads((tmp_path / "figure1.json").read_text())["source"] == SYNTHETIC

@@ -1,7 +1,8 @@
 """The command line: ``drloss train | config | eval | predict | export | compare | reproduce | check-data | ...``.
 
-Heavy imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and
-exit code 2; only a fault of ours shows a traceback.
+``detector.py`` has the commands around one detector, ``studies.py`` those that train several, ``data.py`` those about
+data; ``options.py`` has what they share. Nothing imports this room. Heavy imports are inside the commands, so that
+``--help`` answers at once. A user's error ends in a line or two and exit code 2; a traceback is a bug of drloss.
 """
 
 import argparse
@@ -18,13 +19,13 @@ from drloss.errors import UserError, nearest
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in two lines instead of the whole usage, with the option or command that may have been meant."""
+    """Prints errors in two lines, not the whole usage, and suggests the option that may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
 
     def unknown(self, arguments: Sequence[str]) -> NoReturn:
-        """End with an error for arguments that nobody takes."""
+        """Exit with an error about arguments that the command does not know."""
         known = [option for action in self._actions for option in action.option_strings]
         meant = next(filter(None, (nearest(a.partition("=")[0], known) for a in arguments if a.startswith("-"))), "")
         self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
@@ -40,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"drloss: error: {error}{where}", file=sys.stderr)
         return USER_ERROR
     except (MemoryError, RuntimeError) as error:
-        # Also torch's, of a GPU and of the CPU's allocator, which cannot be named without importing it.
+        # torch has errors of its own for full memory, of the GPU and of the CPU, and is not imported here.
         if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and _FULL not in str(error):
             raise
         print(f"drloss: error: {_NO_MEMORY}", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -90,10 +91,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 _INSTALL = "run pip install '.[detector]' in the checkout of drloss, which is on no index"
 _FULL = "DefaultCPUAllocator: can't allocate memory"
-_NO_MEMORY = (
-    "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side of a training, "
-    "--batch-size of eval"
-)
+_NO_MEMORY = "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side"
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]], Command]]] = {
     "train": ("Train a detector on images with boxes.", add_train),
     "config": ("Print the settings of a preset as JSON, for train --config.", add_config),

@@ -12,16 +12,14 @@ from drloss.training.presets import PRESETS
 
 
 def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("data", metavar="DATA", help="as for train --data")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
-    parser.add_argument(
-        "--preset",
-        default="cpu",
-        type=preset_name,
-        metavar="NAME",
-        help="as for train: say whether objects are large enough for its anchors (default: cpu)",
-    )
-    parser.add_argument("--short-side", type=int, metavar="INT", help="as for train, in the place of the preset's")
+    parser.add_argument("data", metavar="DATA", help="data set, as for train --data")
+    model = parser.add_argument_group("model", "says whether the objects are large enough for the detector's anchors")
+    names = f"{', '.join(PRESETS)} (default: cpu)"
+    model.add_argument("--preset", default="cpu", type=preset_name, metavar="NAME", help=names)
+    short = "short side of the images in pixels (default: the preset's)"
+    model.add_argument("--short-side", type=int, metavar="INT", help=short)
+    run = parser.add_argument_group("run")
+    run.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
     return _check_data
 
 
@@ -51,7 +49,7 @@ def _check_data(options: argparse.Namespace) -> int:
 
 
 def _input_size(preset: str, short_side: int | None) -> Any:
-    """What a training with this preset makes of images, as plain numbers."""
+    """Sizes to which a training with this preset brings images, and its smallest anchor."""
     from drloss.data.checks.remarks import InputSize
 
     config = override(PRESETS[preset], {} if short_side is None else {"short_side": short_side}).detector
@@ -62,8 +60,9 @@ def _input_size(preset: str, short_side: int | None) -> Any:
 
 def add_make_shapes(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--data", default="shapes", help="shapes:key=value,... (default: shapes)")
-    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="shapes", help="shapes:size=128,train=1024,... (default: shapes)")
+    data.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")
     return _make_shapes
 
 

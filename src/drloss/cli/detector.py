@@ -1,4 +1,4 @@
-"""``drloss train``, ``eval``, ``predict`` and ``export``."""
+"""``drloss train``, ``config``, ``eval``, ``predict`` and ``export``."""
 
 import argparse
 import json
@@ -11,14 +11,16 @@ from drloss.cli.options import (
     Command,
     at_least,
     configuration,
-    data_option,
+    data_options,
     device_option,
+    older_name,
     preset_name,
     preset_option,
     read,
     report_name,
     settings_options,
     share,
+    split_options,
     tell,
 )
 from drloss.errors import UserError
@@ -28,14 +30,13 @@ from drloss.training.presets import PRESETS
 
 def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.usage = "%(prog)s --data DATA (--preset NAME | --config FILE.json) --out OUT [options and settings]"
-    data_option(parser)
+    split_options(data_options(parser), val_default=None)
     preset_option(parser)
-    parser.add_argument("--out", required=True, type=Path, help="run folder to make")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    parser.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
-    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
-    parser.add_argument("--val-split", metavar="SPLIT", help="split to evaluate on (default: val, if there is one)")
-    device_option(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", required=True, type=Path, help="run folder to make")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    run.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
+    device_option(run)
     settings_options(parser, arguments)
     return _train
 
@@ -73,7 +74,7 @@ def _train(options: argparse.Namespace) -> int:
 def read_splits(
     source: Any, options: argparse.Namespace, console: Any, ranks: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Training split and, where there is one, validation split; and reports of what is left out of them, by file."""
+    """The training split; the validation split or None; and the reports of what is left out of them, by file name."""
     splits, reports = {"train": options.train_split, "val": options.val_split or "val"}, {}
     if options.val_split is None and "val" not in source.splits:
         console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
@@ -104,16 +105,25 @@ def _config(options: argparse.Namespace) -> int:
 
 def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
-    data_option(parser)
-    parser.add_argument("--split", default="val", help="split to evaluate (default: val)")
-    parser.add_argument("--out", type=Path, help="folder for results and plots (default: RUN/eval_SPLIT)")
-    parser.add_argument("--batch-size", type=int, default=2, help="images at a time (default: 2)")
-    parser.add_argument("--workers", type=int, default=2, help="data-loading processes (default: 2)")
-    parser.add_argument("--score-threshold", type=float, help="drop detections below this score (default: the run's)")
-    parser.add_argument(
-        "--test-scales", type=int, nargs="+", default=[], metavar="PIXELS", help="short sides of a multi-scale test"
+    data = data_options(parser)
+    data.add_argument("--split", default="val", help="split to evaluate on (default: val)")
+    older_name(data, "--val-split", "--split")
+    test = parser.add_argument_group("test")
+    test.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="NUMBER",
+        help="drop detections below this score (default: the run's)",
     )
-    device_option(parser)
+    scales = "short sides of a multi-scale test (default: the run's short side alone)"
+    test.add_argument("--test-scales", type=int, nargs="+", default=[], metavar="PIXELS", help=scales)
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, help="folder for results and plots (default: RUN/eval_SPLIT)")
+    batch = "images per device at a time (default: 2)"
+    run.add_argument("--eval-batch-size", type=int, default=2, metavar="INT", help=batch)
+    older_name(run, "--batch-size", "--eval-batch-size", type=int)
+    run.add_argument("--workers", type=int, default=2, metavar="INT", help="data-loading processes (default: 2)")
+    device_option(run)
     return _eval
 
 
@@ -138,7 +148,7 @@ def _eval(options: argparse.Namespace) -> int:
             annotations,
             out,
             ranks,
-            batch_size=at_least("--batch-size", options.batch_size, 1),
+            batch_size=at_least("--eval-batch-size", options.eval_batch_size, 1),
             workers=at_least("--workers", options.workers, 0),
             score_threshold=share("--score-threshold", options.score_threshold),
             test_scales=[at_least("--test-scales", side, 1) for side in options.test_scales],
@@ -154,11 +164,12 @@ def default_out(run: Path, name: str) -> Path:
 def add_predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
-    parser.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, help="draw detections from this score on (default: 0.5)"
-    )
-    device_option(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
+    threshold = "draw the detections that score at least this; the JSON has them all (default: 0.5)"
+    run.add_argument("--draw-threshold", type=float, default=0.5, metavar="NUMBER", help=threshold)
+    older_name(run, "--threshold", "--draw-threshold", type=float)
+    device_option(run)
     return _predict
 
 
@@ -168,7 +179,7 @@ def _predict(options: argparse.Namespace) -> int:
     from drloss.distributed.ranks import join_ranks
     from drloss.inference.predict import predict_images
 
-    threshold = share("--threshold", options.threshold)
+    threshold = share("--draw-threshold", options.draw_threshold)
     assert threshold is not None
     with join_ranks(options.device) as ranks:
         predict_images(

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what is made of them."""
+"""Options that several commands share, and what their values mean."""
 
 import argparse
 import json
@@ -14,26 +14,41 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 Command = Callable[[argparse.Namespace], int]
-"""What runs a command, given its options, and returns the exit code."""
+"""Runs a command with its options and returns the exit code."""
 
 
-def data_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument(
-        "--data",
-        required=required,
-        help="shapes (generated; shapes:size=128,train=1024,...), a COCO, VOC or YOLO folder, or a .toml file",
-    )
-    parser.add_argument(
+def data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> argparse._ArgumentGroup:
+    """The group ``data`` with ``--data`` and ``--skip-bad``."""
+    group = parser.add_argument_group("data")
+    kinds = "shapes (generated; shapes:size=128,train=1024,...), a COCO, VOC or YOLO folder, or a .toml file"
+    group.add_argument("--data", required=required, help=kinds if required else f"{kinds} (default: shapes)")
+    group.add_argument(
         "--skip-bad", action="store_true", help="read every image first; leave bad boxes and images out and list them"
     )
+    return group
 
 
-def device_option(parser: argparse.ArgumentParser) -> None:
+def split_options(group: argparse._ActionsContainer, *, val_default: str | None) -> None:
+    """``--train-split`` and ``--val-split``."""
+    group.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
+    default = val_default or "val, if there is one"
+    group.add_argument(
+        "--val-split", default=val_default, metavar="SPLIT", help=f"split to evaluate on (default: {default})"
+    )
+
+
+def older_name(group: argparse._ActionsContainer, name: str, shown: str, **how: Any) -> None:
+    """Accept the older name of an option, which ``--help`` does not show."""
+    dest = shown.removeprefix("--").replace("-", "_")
+    group.add_argument(name, dest=dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
+
+
+def device_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
 
 
 def preset_option(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """``--preset NAME`` and ``--config FILE``, of which one is given unless there is a default."""
+    """``--preset NAME`` or ``--config FILE``; one of them is required unless there is a default."""
     which = parser.add_argument_group("where settings start from")
     either = which.add_mutually_exclusive_group(required=default is None)
     words = f"{', '.join(PRESETS)}" + (f" (default: {default})" if default else "")
@@ -58,7 +73,7 @@ def settings_options(
     default: str | None = None,
     without: Sequence[str] = (),
 ) -> None:
-    """An option for each setting, in groups, with its description and its value in the preset that is asked for."""
+    """An option for each setting, in groups. ``--help`` shows its description and its value in the chosen preset."""
     chosen = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     chosen.add_argument("--preset", default=default)
     known, _ = chosen.parse_known_args(arguments) if "-h" in arguments or "--help" in arguments else (None, None)
@@ -80,7 +95,7 @@ def settings_options(
 
 
 def _stands(value: object) -> str:
-    """A preset's value, behind a description."""
+    """The value of a preset, as it follows a description in ``--help``."""
     if value is None:
         return ""
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if type(value) is float else value
@@ -96,7 +111,7 @@ def _metavar(kind: Any) -> str:
 
 
 def configuration(options: argparse.Namespace) -> Config:
-    """What ``--preset`` or ``--config`` and the settings say together."""
+    """The configuration of ``--preset`` or ``--config``, with the given settings replaced."""
     return override(
         PRESETS[options.preset] if options.config is None else read_config(options.config), settings(options)
     )
@@ -106,7 +121,7 @@ def read_config(path: Path) -> Config:
     """The configuration in a JSON file.
 
     Raises:
-        UserError: if there is no such file, or it is none.
+        UserError: if the file cannot be read or holds no configuration.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -126,7 +141,7 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
 def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[Any, Any]:
     """A split, and the report of what is left out of it.
 
-    Other processes of ``ranks`` are told now and then that this one is still reading images.
+    Tells the other processes of ``ranks`` every 500 images that this one is still reading.
     """
     from drloss.data.checks.images import check_images, require_images
 
@@ -141,7 +156,7 @@ def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[An
 
 
 def tell(report: Any, path: Path, console: Any) -> None:
-    """Print what a split was read without, if anything; ``path`` is where all of it will stand."""
+    """Print what was left out of a split, if anything. The full list will be at ``path``."""
     if report.problems:
         console.print(report.text(path), markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""``drloss compare``, ``demo`` and ``reproduce``: what trains several runs of its own."""
+"""``drloss compare``, ``demo`` and ``reproduce``, which train several runs."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,16 @@ from drloss.cli.options import (
     Command,
     at_least,
     configuration,
-    data_option,
+    data_options,
     device_option,
     preset_option,
     read,
     settings,
     settings_options,
+    split_options,
 )
 from drloss.errors import UserError
+from drloss.studies.paper.names import EQUATIONS, FIGURES, POINTS, SCALES, WHAT
 from drloss.training.config import override
 from drloss.training.presets import PRESETS
 
@@ -29,16 +31,18 @@ if TYPE_CHECKING:
 
 def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.usage = "%(prog)s --data DATA --out OUT [--losses LOSS ...] [--seeds INT ...] [options and settings]"
-    data_option(parser)
-    losses = "losses, the one to beat first; with parameters if wanted: dr:neg_lambda=0.05 (default: focal dr)"
-    parser.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
+    split_options(data_options(parser), val_default="val")
+    compared = parser.add_argument_group("what is compared")
+    losses = "losses, with parameters if wanted: dr:neg_lambda=0.05; the first is the one to beat (default: focal dr)"
+    compared.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
+    _seeds_option(compared)
     preset_option(parser, default="cpu")
-    parser.add_argument("--out", required=True, type=Path, help="folder for runs and report; what is done is kept")
-    _jobs_option(parser)
-    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
-    parser.add_argument("--val-split", default="val", metavar="SPLIT", help="split to compare on (default: val)")
-    device_option(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--out", required=True, type=Path, help="folder for runs and report; finished runs in it are kept"
+    )
+    _jobs_option(run)
+    device_option(run)
     settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
     return _compare
 
@@ -71,11 +75,15 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def add_demo(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
-    parser.add_argument("--data", default="shapes", help="as for train (default: shapes)")
-    parser.add_argument("--max-iters", type=int, help="iterations of each run (default: the cpu preset's)")
-    parser.add_argument("--seed", type=int, default=0, help="of both runs (default: 0)")
-    device_option(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="shapes", help="data set, as for train (default: shapes)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, default=Path("demo"), help="folder for runs and report (default: demo)")
+    run.add_argument(
+        "--max-iters", type=int, metavar="INT", help=f"iterations of each run (default: {PRESETS['cpu'].max_iters})"
+    )
+    run.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of both runs (default: 0)")
+    device_option(run)
     return _demo
 
 
@@ -106,38 +114,42 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def add_reproduce(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    from drloss.studies.paper.numbers import SCALES
-    from drloss.studies.paper.reproduce import WHAT
-    from drloss.studies.paper.schematics import POINTS
-
+    parser.usage = "%(prog)s WHAT [WHAT ...] [options and settings]"
     parser.add_argument("what", nargs="+", choices=WHAT, metavar="WHAT", help=", ".join(WHAT))
-    data_option(parser, required=False)
-    parser.add_argument(
+    data_options(parser, required=False)
+    which = parser.add_argument_group("what is reproduced")
+    which.add_argument(
         "--scale", choices=SCALES, default="laptop", help="the paper's presets, or the preset cpu (default: laptop)"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="default: 0 1 2")
-    parser.add_argument(
-        "--out", type=Path, default=Path("reproduction"), help="folder; what is done is kept (default: reproduction)"
+    _seeds_option(which)
+    which.add_argument("--shard", default="1/1", metavar="I/N", help="train every N-th run from the I-th on")
+    which.add_argument(
+        "--points", type=int, default=POINTS, metavar="INT", help=f"points of figure2 (default: {POINTS})"
     )
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="train every N-th run from the I-th on")
-    _jobs_option(parser)
-    parser.add_argument("--points", type=int, default=POINTS, metavar="INT", help=f"of figure2 (default: {POINTS})")
-    parser.add_argument(
+    which.add_argument(
         "--scores-of", type=Path, metavar="RUN", help="trained run whose scores figure1 shows (split val of --data)"
     )
-    device_option(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reproduction"),
+        help="folder for runs, page and figures; finished runs in it are kept (default: reproduction)",
+    )
+    _jobs_option(run)
+    device_option(run)
     settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
     return _reproduce
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from drloss.studies.paper.numbers import FIGURES, VOC_ALONE
+    from drloss.studies.paper.numbers import VOC_ALONE
     from drloss.studies.paper.reproduce import choose_tables
     from drloss.studies.paper.schematics import save_drifts, save_surrogates
 
     given = settings(options)
     tables = choose_tables(options.what, options.scale, given)
-    wanted = [name for name in (*FIGURES, "figure2", "figure3") if name in options.what or "all" in options.what]
+    wanted = [name for name in (*FIGURES, *EQUATIONS) if name in options.what or "all" in options.what]
     losses = list(dict.fromkeys(loss for name in wanted if name != "figure1" for loss in FIGURES.get(name, ())))
     points = at_least("--points", options.points, 1)
     if (tables or losses) and options.scale == "paper" and options.data is None:
@@ -153,24 +165,24 @@ def _reproduce(options: argparse.Namespace) -> int:
     if tables or losses:
         _reproduce_runs(options, tables, losses, given)
     if "figure1" in wanted:
-        _draw_ranking(options)
+        _draw_figure1(options)
     return 0
 
 
-def _draw_ranking(options: argparse.Namespace) -> None:
-    """Figure 1: of the run named, else of the DR runs in the folder, else of synthetic scores."""
+def _draw_figure1(options: argparse.Namespace) -> None:
+    """Draw Figure 1 from the scores of ``--scores-of``, else of the DR runs in ``--out``, else of synthetic ones."""
     from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
-    from drloss.studies.paper.reproduce import ranking_of_runs, scores_of
-    from drloss.studies.paper.scores import rank_scores, save_ranking
+    from drloss.studies.paper.reproduce import reweighting_of_run, reweighting_of_runs
+    from drloss.studies.paper.scores import reweight_scores, save_reweighting
 
     if options.scores_of is None:
-        ranking = ranking_of_runs(options.out, options.scale) or rank_scores()
+        reweighting = reweighting_of_runs(options.out, options.scale) or reweight_scores()
     else:
         with join_ranks(options.device) as ranks:
             annotations, _ = read(open_data(options.data), "val", options.skip_bad)
-            ranking = scores_of(options.scores_of, annotations, ranks)
-    for path in save_ranking(options.out, ranking):
+            reweighting = reweighting_of_run(options.scores_of, annotations, ranks)
+    for path in save_reweighting(options.out, reweighting):
         print(path)
 
 
@@ -204,10 +216,16 @@ def _reproduce_runs(
         )
 
 
-# ---------------------------------------------------------------------- all of them
+# ---------------------------------------------------------------------- options of several of these commands
 
 
-def _jobs_option(parser: argparse.ArgumentParser) -> None:
+def _seeds_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="INT", help="seeds of the runs (default: 0 1 2)"
+    )
+
+
+def _jobs_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="INT", help="runs at a time (default: one per CUDA device, two on a CPU)"
     )
@@ -215,7 +233,7 @@ def _jobs_option(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _alone(options: argparse.Namespace) -> "Iterator[tuple[Ranks, int]]":
-    """The device, and the runs at a time; refused under torchrun, because the runs are processes of their own."""
+    """The device and the number of runs at a time. Refuses torchrun, because each run is a process of its own."""
     from drloss.distributed.ranks import join_ranks
     from drloss.studies.jobs import devices_for
 

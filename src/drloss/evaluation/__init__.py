@@ -1,0 +1,9 @@
+"""Detections compared with the truth, in numbers and pictures.
+
+``detecting.py`` runs a detector over a split, at one scale or at several. ``coco.py`` computes COCO's AP,
+``thresholds.py`` the AP at each score threshold, ``densities.py`` the densities of scores, ``matching.py`` which
+detections are right, ``limits.py`` whether images are full of detections. ``plotting.py`` is how figures look,
+``figures.py`` has the figures, ``drawing.py`` draws boxes on images.
+
+``training``, ``inference``, ``studies`` and ``cli`` import this room.
+"""

@@ -1,18 +1,18 @@
-"""Average precision as COCO defines it, and detections in the format that COCO's test server takes.
+"""Average precision as COCO defines it, and detections in the format of COCO's test server.
 
 AP is the mean precision at 101 points of recall, averaged over the IoU thresholds .50, .55, ..., .95 and over the
 classes that have objects. Every number is in percent, as the paper prints it.
 
-The numbers are pycocotools' to 1e-9, but for input that it answers without a word:
+The numbers equal those of pycocotools to 1e-9, except for input on which pycocotools is silently wrong:
 
 ==================================  ==========================================  ==============================
 input                               pycocotools                                 here
 ==================================  ==========================================  ==============================
 annotation id 0                     the box counts as never found               ids of annotations play no part
-annotation id given twice           one box may stand for another               ids of annotations play no part
+annotation id given twice           one box may replace another                 ids of annotations play no part
 score NaN or infinite               ranked wherever sorting leaves it           refused
-detection of an unknown class       passed over                                 refused
-box with x1 > x2 or y1 > y2         counted, with an area that means nothing    refused
+detection of an unknown class       ignored                                     refused
+box with x1 > x2 or y1 > y2         counted, with a meaningless area            refused
 no detections at all                IndexError                                  AP is 0
 ==================================  ==========================================  ==============================
 """
@@ -43,13 +43,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a detector reaches on a split of K classes.
+    """The result of a detector on a split of K classes.
 
     Attributes:
-        metrics: the six of :data:`METRICS` in percent; NaN where no object counts.
-        per_class: class name to the same six.
-        precision: (K, 101) in [0, 1], of each class at IoU .50, interpolated; -1 for a class without objects.
-        recall_points: (101,) recalls at which ``precision`` is given, 0 to 1.
+        metrics: the six of :data:`METRICS` in percent; NaN if the split has no such object.
+        per_class: the same six for each class, by its name.
+        precision: (K, 101) interpolated precision of each class at IoU .50, in [0, 1]; -1 if it has no object.
+        recall_points: (101,) recalls from 0 to 1 at which ``precision`` is given.
     """
 
     metrics: dict[str, float]
@@ -58,7 +58,7 @@ class Evaluation:
     recall_points: Floats
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and dicts, NaN as None, so that strict JSON holds it."""
+        """The evaluation as plain lists and dicts, with None for NaN, which JSON does not have."""
         return {
             "metrics": _without_nan(self.metrics),
             "per_class": {name: _without_nan(metrics) for name, metrics in self.per_class.items()},
@@ -82,9 +82,9 @@ def evaluate(annotations: Annotations, detections: Sequence["Detection"], *, max
     """Average precision of detections, in total and per class.
 
     Args:
-        annotations: N images with their boxes; ``ignore`` boxes are crowds, which detections may overlap unpunished.
-        detections: N of them, in the order of the images.
-        max_detections: the best of each class that count in an image.
+        annotations: N images with their boxes. Detections on an ``ignore`` box (a crowd) do not count as false.
+        detections: of each of the N images, in the same order.
+        max_detections: number of detections that count for each image and class, those with the best scores.
 
     Raises:
         ValueError: if the numbers of images differ, a score or box is not finite, a box is reversed, or a label is
@@ -103,7 +103,7 @@ def evaluate(annotations: Annotations, detections: Sequence["Detection"], *, max
 def accumulate(
     annotations: Annotations, detections: Sequence["Detection"], *, max_detections: int = 100
 ) -> tuple[Floats, Floats]:
-    """The tables that all COCO metrics are means of, -1 where a class has no object of that area.
+    """The tables of which all COCO metrics are means; -1 where a class has no object of that area.
 
     Arguments and errors as in :func:`evaluate`.
 
@@ -137,7 +137,7 @@ def accumulate(
 
 
 def to_results(annotations: Annotations, detections: Sequence["Detection"]) -> list[dict[str, Any]]:
-    """Detections as COCO results: one dict each, with the annotation file's own image and category ids.
+    """Detections in COCO's results format: one dict each, with the image and category ids of the annotation file.
 
     Arguments and errors as in :func:`evaluate`. Boxes become xywh in pixels.
     """
@@ -152,13 +152,13 @@ def to_results(annotations: Annotations, detections: Sequence["Detection"]) -> l
 
 
 def write_results(path: Path, annotations: Annotations, detections: Sequence["Detection"]) -> None:
-    """Write :func:`to_results` as one JSON file, one detection a line."""
+    """Write :func:`to_results` as a JSON file with one detection per line."""
     lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in to_results(annotations, detections))
     write_text(path, f"[\n{lines}\n]\n" if lines else "[]\n")
 
 
 def metrics_table(evaluation: Evaluation, title: str | None = None) -> "Table":
-    """The six numbers in total and per class, for the terminal."""
+    """A table for the terminal: the six metrics over all classes and of each class."""
     from rich.table import Table
     from rich.text import Text
 
@@ -173,19 +173,19 @@ def metrics_table(evaluation: Evaluation, title: str | None = None) -> "Table":
 
 
 def undefined_ap(annotations: Annotations) -> str | None:
-    """Why a split has no AP, in words, if it has none."""
+    """A sentence if AP is undefined on a split, else None."""
     if not annotations.ignore.all():
         return None
     return f"no boxes in {annotations.name} that count: AP is undefined there"
 
 
 def percent(value: float) -> str:
-    """A metric as tables show it: one decimal, a dash for NaN."""
+    """A metric for tables: one decimal, or a dash for NaN."""
     return "–" if isnan(value) else f"{value:.1f}"
 
 
 def signed(difference: float) -> str:
-    """A difference of metrics as tables show it: one decimal with its sign, a dash for NaN."""
+    """A difference of metrics for tables: one decimal with its sign, or a dash for NaN."""
     if isnan(difference):
         return "–"
     text = f"{difference:+.1f}".replace("-", "−")
@@ -193,7 +193,7 @@ def signed(difference: float) -> str:
 
 
 def _six(precision: Floats) -> dict[str, float]:
-    """The metrics of precision (10, 101, K, 4): means over what is defined."""
+    """The six metrics, as means of the precisions (10, 101, K, 4) that are defined."""
     parts = (
         precision[..., 0],
         precision[0, ..., 0],
@@ -233,7 +233,7 @@ def _check(annotations: Annotations, detections: Sequence["Detection"]) -> None:
 
 
 def _objects(annotations: Annotations) -> list[dict[str, Any]]:
-    """Ground truth in COCO's form. Ids start at 1: evaluators take a match with id 0 for no match."""
+    """The truth in COCO's format. Ids start at 1, because evaluators use id 0 for "no match"."""
     sizes = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
     image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
     return [
@@ -250,7 +250,7 @@ def _objects(annotations: Annotations) -> list[dict[str, Any]]:
 
 
 def _detected(detections: Sequence["Detection"]) -> list[dict[str, Any]]:
-    """Detections in COCO's form, image ids 1..N and category ids 1..K."""
+    """Detections in COCO's format, with image ids 1..N and category ids 1..K."""
     entries: list[dict[str, Any]] = []
     for index, detection in enumerate(detections):
         columns = (detection[key].tolist() for key in ("boxes", "scores", "labels"))
@@ -270,7 +270,7 @@ def _detected(detections: Sequence["Detection"]) -> list[dict[str, Any]]:
 
 
 def _silent(*_: object) -> None:
-    """Where the evaluator's messages go."""
+    """Print nothing, in place of the evaluator's messages."""
 
 
 def _without_nan(metrics: dict[str, float]) -> dict[str, float | None]:

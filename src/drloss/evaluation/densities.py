@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BINS = 200
-"""Equal bins over [0, 1]."""
+"""Number of equal bins over [0, 1]."""
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -19,12 +19,12 @@ Counts = npt.NDArray[np.int64]
 class ScoreHistogram:
     """Counts of scores, gathered batch by batch.
 
-    A candidate is an (anchor, class) pair. It is positive if the anchor carries the label of that class, else
-    negative; the pairs of an anchor with label -1 count as neither.
+    A candidate is an (anchor, class) pair. It is positive if the anchor's label is that class, else negative. Anchors
+    with label -1 do not count.
 
     Attributes:
         positive: (200,) int64 counts of the scores of positive candidates in equal bins over [0, 1].
-        negative: (200,) int64, of negative candidates.
+        negative: (200,) int64 counts of the scores of negative candidates.
         positive_sum: sum of the scores of the positives.
         negative_sum: sum of the scores of the negatives.
     """
@@ -40,8 +40,8 @@ class ScoreHistogram:
         """Count the candidates of N images.
 
         Args:
-            logits: of each level (N, A_l, K), before the sigmoid; A is the sum of the A_l.
-            labels: (N, A), the anchors in the order of the levels: -1 ignored, 0 background, 1..K.
+            logits: one (N, A_l, K) for each level, before the sigmoid; A is the sum of the A_l.
+            labels: (N, A) in the order of the levels: -1 ignored, 0 background, 1..K the class.
 
         Raises:
             ValueError: if the anchors do not match, a label is above K or a logit is NaN.
@@ -57,7 +57,7 @@ class ScoreHistogram:
             first += level.shape[1]
 
     def _update_level(self, logits: Tensor, labels: Tensor) -> None:
-        scores = logits[labels >= 0].float().sigmoid()  # (V, K) of the V anchors that count
+        scores = logits[labels >= 0].float().sigmoid()  # (V, K) for V anchors that count
         labels = labels[labels >= 0]
         objects = labels > 0
         positive = scores[objects].gather(1, labels[objects, None].long() - 1)
@@ -71,7 +71,7 @@ class ScoreHistogram:
         self.negative_sum += total - positive_sum
 
     def merge(self, other: "ScoreHistogram") -> "ScoreHistogram":
-        """Add another's counts to these, in place, and return self: the histogram of both sets of images."""
+        """Add the counts of another histogram to this one, in place, and return it."""
         self.positive += other.positive
         self.negative += other.negative
         self.positive_sum += other.positive_sum
@@ -85,24 +85,24 @@ class ScoreHistogram:
 
     @property
     def positive_mean(self) -> float:
-        """Mean score of the positives; NaN if there is none."""
+        """Mean score of the positives; NaN if there is no positive."""
         return _ratio(self.positive_sum, self.positive)
 
     @property
     def negative_mean(self) -> float:
-        """Mean score of the negatives; NaN if there is none."""
+        """Mean score of the negatives; NaN if there is no negative."""
         return _ratio(self.negative_sum, self.negative)
 
     def positive_density(self) -> Floats:
-        """(200,) empirical probability density of the positives' scores, of integral 1; zero if there is none."""
+        """(200,) density of the scores of the positives, with integral 1; all 0 if there is no positive."""
         return self.positive * BINS / max(1, int(self.positive.sum()))
 
     def negative_density(self) -> Floats:
-        """(200,) empirical probability density of the negatives' scores, of integral 1; zero if there is none."""
+        """(200,) density of the scores of the negatives, with integral 1; all 0 if there is no negative."""
         return self.negative * BINS / max(1, int(self.negative.sum()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
+        """The histogram as plain lists and numbers."""
         return {
             "positive": self.positive.tolist(),
             "negative": self.negative.tolist(),

@@ -12,13 +12,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from drloss.detector.detections import Detection
 
-# The colours of Okabe and Ito without black, then others that stay apart for the colour-blind.
+# The colours of Okabe and Ito without black, then others that the colour-blind can tell apart.
 COLOURS = (
     *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
     *("#FFFFFF", "#882255", "#44AA99", "#DDCC77", "#332288", "#AA4499", "#999933", "#88CCEE", "#661100"),
 )
-"""Of the classes, from the first again when they are used up."""
+"""Colours of the classes; with more classes, the colours repeat."""
 SHORT_SIDE = 480
+"""Pixels to which smaller images are enlarged."""
 DARK = "#111418"
 
 Box = tuple[float, float, float, float]
@@ -32,14 +33,14 @@ def draw_detections(
     threshold: float,
     show_scores: bool = True,
 ) -> Image.Image:
-    """One image with its detections, the best on top.
+    """An image with its detections, those with the best scores on top.
 
     Args:
-        image: uint8 (3, H, W), RGB. One whose short side is below 480 pixels is enlarged to that.
+        image: uint8 (3, H, W), RGB. An image whose short side is below 480 pixels is enlarged to that.
         detection: boxes in pixels of ``image``, scores and labels.
         class_names: K names; the name of label k is at position k - 1.
-        threshold: least score of what is drawn.
-        show_scores: whether labels state the score beside the class.
+        threshold: lowest score that is drawn.
+        show_scores: whether labels show the score beside the class.
     """
     height, width = image.shape[1:]
     scale = max(1.0, SHORT_SIDE / min(height, width))
@@ -65,7 +66,7 @@ def draw_detections(
 
 
 def mosaic(images: Sequence[Image.Image], columns: int, *, gap: int = 10) -> Image.Image:
-    """Images in rows of ``columns``, each centred in a cell as large as the largest; what is between is transparent.
+    """Images in rows of ``columns``, each centred in a cell of the size of the largest, on a transparent background.
 
     Raises:
         ValueError: if there is no image or ``columns`` is not positive.
@@ -84,7 +85,7 @@ def mosaic(images: Sequence[Image.Image], columns: int, *, gap: int = 10) -> Ima
 
 
 def _frame(pen: ImageDraw.ImageDraw, box: Box, colour: str, line: int) -> None:
-    """A coloured frame between thin dark ones, so that it shows on any ground."""
+    """A coloured frame between thin dark ones, so that it is visible on any background."""
     left, top, right, bottom = box
     pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=DARK, width=line + 2)
     pen.rectangle(box, outline=colour, width=line)
@@ -100,7 +101,7 @@ def _label(
     size: tuple[int, int],
     taken: Sequence[Box],
 ) -> Box:
-    """Write a label at its box, inside the image and, where there is room, clear of the labels that stand."""
+    """Draw a label at its box, inside the image, where it overlaps the ``taken`` labels least; return its place."""
     pad = max(2, round(font.size / 6))
     width = min(size[0], ceil(pen.textlength(text, font=font)) + 2 * pad)
     height = round(font.size * 1.2) + pad
@@ -137,7 +138,7 @@ def _luminance(colour: str) -> float:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib brings: it knows more scripts than Pillow's own font."""
+    """DejaVu Sans, which comes with Matplotlib and has more scripts than Pillow's own font."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)

@@ -34,17 +34,17 @@ from drloss.evaluation.plotting import (
 from drloss.io.atomic import write_atomic
 
 MANY = 50
-"""Values from which on a curve is smoothed."""
+"""Number of values from which on a curve is smoothed."""
 CLASSES = 30
-"""Most classes in one figure."""
+"""Most classes in a bar chart."""
 PANELS = 8
-"""Most classes with a panel of their own."""
+"""Most classes that have a panel each."""
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: the run it belongs to, that run's loss (which says the colour) and its points."""
+    """One line of a figure: name of the run, its loss (which decides the colour), and the points."""
 
     name: str
     loss: str
@@ -53,11 +53,11 @@ class Series:
 
 
 def training_curves(series: Sequence[Series], label: str) -> Figure:
-    """One quantity over training: each run's own values light, their running mean on top.
+    """One quantity over training: the values of each run in a light colour, and their running mean on top.
 
     Args:
-        series: one per run.
-        label: what the vertical axis says.
+        series: one for each run.
+        label: label of the vertical axis.
     """
     figure, (axes,) = new_figure(1)
     for line, (colour, dashes, marker) in zip(series, looks([s.loss for s in series]), strict=True):
@@ -66,7 +66,7 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
         style = {"linestyle": dashes, "marker": "" if len(x) >= MANY else marker}
         axes.plot(x, running_mean(y), color=colour, linewidth=2, **style, label=line.name)
-    # Losses start with a burst that would press all the rest onto the axis.
+    # Losses start high, which would press the rest of the curve onto the axis.
     settled = [v for line in series for v in _finite(line)[1][len(line.y) // 20 :]]
     if settled and min(settled) >= 0:
         axes.set_ylim(0, 1.08 * float(np.quantile(settled, 0.995)) or 1.0)
@@ -103,8 +103,8 @@ def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, floa
     """A metric against the score threshold (Table 5 of the paper).
 
     Args:
-        sweeps: of each run its name, its loss and what :func:`drloss.evaluation.thresholds.threshold_sweep` returned.
-        metric: its name.
+        sweeps: name, loss and :func:`drloss.evaluation.thresholds.threshold_sweep` of each run.
+        metric: name of the metric.
     """
     figure, (axes,) = new_figure(1)
     for (name, _, sweep), (colour, dashes, marker) in zip(sweeps, looks([s[1] for s in sweeps]), strict=True):
@@ -123,7 +123,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     """Densities of the scores of positives (above) and of negatives (below, log scale), as in Figure 4 of the paper.
 
     Args:
-        histograms: of each run its name, its loss and its scores.
+        histograms: name, loss and scores of each run.
     """
     figure, panels = new_figure(2, height=4.6)
     for (name, _, histogram), (colour, dashes, _) in zip(histograms, looks([h[1] for h in histograms]), strict=True):
@@ -143,7 +143,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
     panels[1].set_ylabel("negatives (log)")
     if any(histogram.negative.any() for _, _, histogram in histograms):
         panels[1].set_yscale("log")
-        panels[1].yaxis.set_major_formatter("{x:g}")  # exponents would be too small to read on a phone
+        panels[1].yaxis.set_major_formatter("{x:g}")  # exponents are too small to read on a phone
     panels[1].set_xlabel("score")
     panels[0].tick_params(labelbottom=False)
     for axes in panels:
@@ -153,7 +153,7 @@ def score_densities(histograms: Sequence[tuple[str, str, ScoreHistogram]]) -> Fi
 
 
 def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: str | None = None) -> Figure:
-    """Precision against recall at IoU .50: the mean over classes bold, each class light; in the loss's colour."""
+    """Precision against recall at IoU .50: the mean over the classes in bold, each class in a light line."""
     figure, (axes,) = new_figure(1)
     colour = colour or colours([loss])[0]
     defined = evaluation.precision[(evaluation.precision > -1).all(axis=1)]
@@ -169,7 +169,7 @@ def precision_recall(name: str, loss: str, evaluation: Evaluation, *, colour: st
 
 
 def classes_in_panels(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The classes with objects; of more than :data:`PANELS` the best and the worst in mean AP50, the best first."""
+    """The classes with objects. Of more than :data:`PANELS`, those of highest and lowest AP50, highest first."""
     names = [
         name
         for name, precision in zip(evaluations[0].per_class, evaluations[0].precision, strict=True)
@@ -186,7 +186,7 @@ def class_precision_recall(runs: Sequence[tuple[str, str, Evaluation]]) -> Figur
     """Precision against recall at IoU .50, a panel for each class of :func:`classes_in_panels`.
 
     Args:
-        runs: of each run its name, its loss and its evaluation.
+        runs: name, loss and evaluation of each run.
     """
     names = classes_in_panels([evaluation for _, _, evaluation in runs])
     rows = -(-len(names) // 2)
@@ -195,7 +195,7 @@ def class_precision_recall(runs: Sequence[tuple[str, str, Evaluation]]) -> Figur
         for (run, _, evaluation), (colour, dashes, _) in zip(runs, looks([r[1] for r in runs]), strict=True):
             precision = evaluation.precision[list(evaluation.per_class).index(name)]
             axes.plot(evaluation.recall_points, precision, color=colour, linestyle=dashes, linewidth=1.8, label=run)
-        # The user names the classes: a dollar sign in a name starts no formula.
+        # A dollar sign in the name of a class starts no formula.
         axes.set_title(shortened(name, 20), fontsize=FONT, color=NEUTRAL, loc="left", pad=3, parse_math=False)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         for axis in (axes.xaxis, axes.yaxis):
@@ -208,10 +208,10 @@ def class_precision_recall(runs: Sequence[tuple[str, str, Evaluation]]) -> Figur
 
 
 def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
-    """Share of right detections against their score; the dotted line is where a score is a probability.
+    """Share of right detections against their score. On the dotted line the score is a probability.
 
     Args:
-        curves: of each run its name, its loss, and mean score and precision of each bin, NaN where it is empty.
+        curves: name and loss of each run, and mean score and precision of each bin, NaN for empty bins.
     """
     figure, (axes,) = new_figure(1)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=(0, (1, 2)), linewidth=1.2)
@@ -225,12 +225,12 @@ def reliability(curves: Sequence[tuple[str, str, Floats, Floats]]) -> Figure:
 
 
 def class_differences(names: Sequence[str], differences: Sequence[float], colour: str) -> Figure:
-    """Differences in AP per class, the largest above; of more than :data:`CLASSES` those at either end.
+    """Differences in AP per class, largest at the top. Of more than :data:`CLASSES`, the largest and smallest.
 
     Args:
-        names: (K,) of the classes.
-        differences: (K,) in percent AP; NaN is left out.
-        colour: of the bars.
+        names: names of the K classes.
+        differences: K differences in percent AP; NaN is left out.
+        colour: colour of the bars.
     """
     pairs = sorted((d, n) for n, d in zip(names, differences, strict=True) if not isnan(d))
     if len(pairs) > CLASSES:
@@ -243,7 +243,7 @@ def class_differences(names: Sequence[str], differences: Sequence[float], colour
     axes.grid(visible=False, axis="y")
     shown = [shortened(name) for _, name in pairs]
     with mpl.rc_context({"text.parse_math": False}), any_letters():
-        # Matplotlib's font knows no wide letters: it makes room for dashes, which are as wide.
+        # Matplotlib's font has no wide letters: the layout is made with dashes, which are as wide.
         axes.set_yticks(range(len(pairs)), ["".join("—" if is_wide(c) else c for c in name) for name in shown])
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -258,28 +258,25 @@ def save_evaluation_figures(
     histogram: ScoreHistogram | None = None,
     *,
     loss: str,
-    name: str | None = None,
 ) -> list[Path]:
     """Write the figures of one evaluated run as PNG files.
 
     Args:
-        folder: where to; it is made if need be.
-        evaluation: at IoU .50 it gives ``precision_recall.png``.
-        sweep: it gives ``thresholds.png``.
-        histogram: it gives ``densities.png``; without it there is no such file.
-        loss: that the run was trained with; it says the colour.
-        name: what the legends call the run; the loss if left out.
+        folder: where the files go; it is made if it does not exist.
+        evaluation: for ``precision_recall.png``.
+        sweep: for ``thresholds.png``.
+        histogram: for ``densities.png``; None for no such file.
+        loss: loss of the run, which decides the colour and is the name in the legends.
 
     Returns:
         The files written.
     """
-    name = name or loss
     drawn = {
-        "precision_recall": precision_recall(name, loss, evaluation),
-        "thresholds": threshold_curves([(name, loss, sweep)]),
+        "precision_recall": precision_recall(loss, loss, evaluation),
+        "thresholds": threshold_curves([(loss, loss, sweep)]),
     }
     if histogram is not None:
-        drawn["densities"] = score_densities([(name, loss, histogram)])
+        drawn["densities"] = score_densities([(loss, loss, histogram)])
     paths = []
     for stem, figure in drawn.items():
         path = folder / f"{stem}.png"
@@ -294,7 +291,7 @@ def _finite(series: Series) -> tuple[Floats, Floats]:
 
 
 def running_mean(values: Floats) -> Floats:
-    """Mean over a twenty-fifth of the values around each (n,); fewer than :data:`MANY` stay as they are."""
+    """Mean of the n / 25 values around each of n values. Fewer than :data:`MANY` values stay as they are."""
     reach = len(values) // MANY
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))

@@ -1,7 +1,7 @@
-"""Which detections find an object, by COCO's rules: what a bootstrap over images and a calibration curve are made of.
+"""Which detections find an object, by COCO's rules. The bootstrap over images and the calibration curve need it.
 
-The evaluator of :mod:`drloss.evaluation.coco` gives the metrics; here each detection keeps its image, so that images
-can be weighted. With equal weights the AP is the evaluator's.
+The metrics come from :mod:`drloss.evaluation.coco`. Here each detection keeps its image, so that images can have
+weights. With equal weights the AP is the same.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
-class Matches:
-    """D detections of N images and K classes, in the order of falling scores, images in order where they tie.
+class MatchedDetections:
+    """D detections of N images and K classes, matched to objects, by falling score and then by image.
 
     Attributes:
         image: (D,) index of the image.
         label: (D,) 1..K.
         score: (D,) in [0, 1].
-        found: (10, D), whether it finds an object, at each IoU threshold.
-        counted: (10, D), whether it counts: it does not where it lies on an ignored box.
-        objects: (N, K) objects to be found.
+        found: (10, D) whether the detection finds an object, at each IoU threshold.
+        counted: (10, D) whether the detection counts: it does not if it lies on an ignored box.
+        objects: (N, K) number of objects to find.
     """
 
     image: Ints
@@ -47,19 +47,19 @@ class Matches:
 
     @property
     def images(self) -> int:
-        """N."""
+        """Number of images N."""
         return len(self.objects)
 
 
 def match_detections(
     annotations: Annotations, detections: Sequence["Detection"], *, max_detections: int = 100
-) -> Matches:
-    """Match detections to objects, greedily by score.
+) -> MatchedDetections:
+    """Match detections to objects, the detection with the highest score first.
 
     Args:
         annotations: N images; ``ignore`` boxes are crowds.
-        detections: N of them, in the order of the images.
-        max_detections: the best of each class that count in an image.
+        detections: of each of the N images, in the same order.
+        max_detections: number of detections that count for each image and class, those with the best scores.
     """
     classes = len(annotations.class_names)
     objects = np.zeros((len(annotations), classes), dtype=np.int64)
@@ -80,15 +80,15 @@ def match_detections(
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         empty = np.zeros((len(IOU_THRESHOLDS), 0), dtype=bool)
-        return Matches(none, none, none.astype(np.float64), empty, empty, objects)
+        return MatchedDetections(none, none, none.astype(np.float64), empty, empty, objects)
     image, label, score = (np.concatenate([part[i] for part in parts]) for i in range(3))
     found, counted = (np.concatenate([part[i] for part in parts], axis=1) for i in (3, 4))
     order = np.argsort(-score, kind="stable")
-    return Matches(image[order], label[order], score[order], found[:, order], counted[:, order], objects)
+    return MatchedDetections(image[order], label[order], score[order], found[:, order], counted[:, order], objects)
 
 
 def _match_one(detected: Floats, boxes: Floats, ignore: Bools) -> tuple[Bools, Bools]:
-    """Found and counted, (10, D) each, of an image's detections of one class in the order of falling scores."""
+    """Found and counted, (10, D) each, for the detections of one image and class, highest score first."""
     thresholds = len(IOU_THRESHOLDS)
     found = np.zeros((thresholds, len(detected)), dtype=bool)
     counted = np.ones((thresholds, len(detected)), dtype=bool)
@@ -100,7 +100,7 @@ def _match_one(detected: Floats, boxes: Floats, ignore: Bools) -> tuple[Bools, B
     for d in range(len(detected)):
         enough = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None] <= overlap[d]
         free = enough & ~taken & ~ignore
-        # Of equal overlaps the last is taken, as the reference implementation does.
+        # Of equal overlaps the last one wins, as in the reference implementation.
         best = _last_best(np.where(free, overlap[d], -1.0))
         hit = free.any(axis=1)
         found[:, d] = hit
@@ -115,7 +115,7 @@ def _last_best(values: Floats) -> Ints:
 
 
 def _overlap(detected: Floats, boxes: Floats, ignore: Bools) -> Floats:
-    """IoU (D, G); for an ignored box the share of the detection that lies in it."""
+    """IoU (D, G) of each detection with each box; with an ignored box, the share of the detection inside it."""
     low = np.maximum(detected[:, None, :2], boxes[None, :, :2])
     high = np.minimum(detected[:, None, 2:], boxes[None, :, 2:])
     common = np.clip(high - low, 0, None).prod(axis=2)
@@ -125,12 +125,12 @@ def _overlap(detected: Floats, boxes: Floats, ignore: Bools) -> Floats:
     return overlap
 
 
-def average_precision(matches: Matches, weights: Ints | None = None) -> float:
-    """AP in percent, where image n counts ``weights[n]`` times; NaN where no object counts.
+def average_precision(matches: MatchedDetections, weights: Ints | None = None) -> float:
+    """AP in percent, where image n counts ``weights[n]`` times; NaN if there is no object to find.
 
     Args:
-        matches: of N images.
-        weights: (N,) not negative, 1 for each by default.
+        matches: detections of N images.
+        weights: (N,) weights of the images, not negative; 1 each by default.
     """
     weights = np.ones(matches.images, dtype=np.int64) if weights is None else weights
     objects = weights @ matches.objects
@@ -140,8 +140,8 @@ def average_precision(matches: Matches, weights: Ints | None = None) -> float:
     return 100 * float(np.mean(values)) if values else nan
 
 
-def _class_precision(matches: Matches, weights: Ints, label: int, objects: int) -> float:
-    """Mean over thresholds and recall points of one class's interpolated precision, in [0, 1]."""
+def _class_precision(matches: MatchedDetections, weights: Ints, label: int, objects: int) -> float:
+    """Interpolated precision of one class in [0, 1], as a mean over thresholds and recall points."""
     own = np.flatnonzero((matches.label == label) & (weights[matches.image] > 0))
     if not len(own):
         return 0.0
@@ -160,12 +160,12 @@ def _class_precision(matches: Matches, weights: Ints, label: int, objects: int) 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often a detection of a score is right, at IoU .50.
+    """How often detections with a given score are right at IoU .50, in B bins of the score.
 
     Attributes:
-        score: (B,) mean score of the detections of each bin, NaN where there is none.
-        precision: (B,) share of them that find an object, NaN likewise.
-        count: (B,) detections.
+        score: (B,) mean score of the detections in each bin; NaN if the bin is empty.
+        precision: (B,) share of the detections in each bin that find an object; NaN if the bin is empty.
+        count: (B,) number of detections in each bin.
         error: expected calibration error, the mean |score - precision| over the detections; NaN without detections.
     """
 
@@ -175,8 +175,8 @@ class Calibration:
     error: float
 
 
-def calibration(matches: Matches, bins: int = 10) -> Calibration:
-    """Reliability of the scores, in equal bins over [0, 1].
+def calibration(matches: MatchedDetections, bins: int = 10) -> Calibration:
+    """The calibration of scores, in equal bins over [0, 1].
 
     Source: Guo et al., ICML 2017, Eq. (3), taken over detections as in Küppers et al., CVPR Workshops 2020.
     """

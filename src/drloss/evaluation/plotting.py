@@ -25,20 +25,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from drloss.io.atomic import write_atomic, write_json, write_text
 
-# Told apart by the colour-blind, and of about the same contrast on white and on near-black.
+# The colour-blind can tell these apart, and they have about the same contrast on white and on near-black.
 PALETTE = {
     **{"dr": "#2B83D6", "focal": "#D96B00", "ce": "#0E9A74"},
     **{"ohem": "#B25C9E", "qfl": "#708C4D", "ap": "#D90034"},
 }
 OTHER = "#8A7F78"
-# Text and axes. In SVG it gives way to the colour of the page's text; in PNG it has to do on any ground.
+# Text and axes. In SVG the colour of the page's text replaces it; in PNG it must be visible on any background.
 NEUTRAL = "#7f8081"
 WIDTH = 5.2
 FONT = 10.5
 DASHED = (0, (3, 2))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D")
-"""Of the first, second... run of a loss."""
+"""Markers of the first, second, ... run of a loss."""
 
 
 def colours(losses: Sequence[str]) -> list[str]:
@@ -56,19 +56,19 @@ def colours(losses: Sequence[str]) -> list[str]:
 
 
 def variants(losses: Sequence[str]) -> list[int]:
-    """How many runs of the same loss stand before each run, given the runs' losses."""
+    """For each run, the number of runs before it that have the same loss."""
     names = [loss.partition(":")[0] for loss in losses]
     return [names[:index].count(name) for index, name in enumerate(names)]
 
 
 def looks(losses: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
-    """Colour, dashes and marker of each run."""
+    """Colour, dashes and marker of each run, given the runs' losses."""
     for colour, before in zip(colours(losses), variants(losses), strict=True):
         yield colour, DASHES[before % len(DASHES)], MARKERS[before % len(MARKERS)]
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """The name without its middle, where it is wider than so many letters: names of a kind differ at either end."""
+    """The name, without its middle if it is wider than ``most`` letters. Similar names differ at either end."""
     keep, shown = len(name), name
     while _width(shown) > most:
         keep -= 1
@@ -77,7 +77,7 @@ def shortened(name: str, most: int = 24) -> str:
 
 
 def _width(text: str) -> int:
-    """In narrow letters."""
+    """Width of a text, counted in narrow letters."""
     return sum(1 + is_wide(letter) for letter in text)
 
 
@@ -87,26 +87,26 @@ def is_wide(letter: str) -> bool:
 
 @contextmanager
 def any_letters() -> Iterator[None]:
-    """No warning of letters that Matplotlib's font lacks: in an SVG the reader's fonts draw them."""
+    """Silence Matplotlib's warning of letters that its font lacks. In an SVG the reader's fonts draw them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element to stand in a page.
+    """The figure as an ``<svg>`` element for an HTML page.
 
     Args:
-        figure: to render. Its text and axes take the colour of the page's text.
+        figure: the figure. Its text and axes take the colour of the page's text.
         name: prefix of the ids inside, unique in the page: letters, digits and hyphens.
-        description: said by screen readers.
+        description: text for screen readers.
     """
     file = BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drloss"}), any_letters():
         figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue().decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # A page shows several figures, and an id may stand in it once.
+    # A page has several figures, and an id must be unique in it.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(NEUTRAL, "currentColor")
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
@@ -115,26 +115,26 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file of about 1040 pixels width, without ground."""
+    """The figure as a PNG file about 1040 pixels wide, with a transparent background."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=200, transparent=True)
     return file.getvalue()
 
 
 def save_figure(folder: Path, name: str, figure: Figure, data: Any, description: str) -> list[Path]:
-    """Write a figure as SVG and PNG, and what it shows as JSON.
+    """Write a figure as SVG and PNG, and its data as JSON.
 
     Args:
-        folder: where to; it is made if need be.
-        name: of the files, without suffix.
-        figure: to render.
+        folder: where the files go; it is made if it does not exist.
+        name: name of the files, without suffix.
+        figure: the figure.
         data: a dataclass of numbers, arrays, lists and such dataclasses.
-        description: said by screen readers.
+        description: text for screen readers.
     Returns:
         The files written.
     """
     paths = [folder / f"{name}{suffix}" for suffix in (".svg", ".png", ".json")]
-    # By itself the picture stands on any ground: its text has the colour that does on all of them.
+    # A picture of its own may have any background: its text has the colour that is visible on all of them.
     svg = to_svg(figure, name, description).replace("<svg ", f'<svg color="{NEUTRAL}" ', 1)
     write_text(paths[0], svg + "\n")
     write_atomic(paths[1], partial(save_png, figure))
@@ -143,7 +143,7 @@ def save_figure(folder: Path, name: str, figure: Figure, data: Any, description:
 
 
 def _plain(value: Any) -> Any:
-    """A value in JSON types, its arrays as lists."""
+    """A value in JSON types, with lists for arrays."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
@@ -156,7 +156,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def new_figure(panels: int, *, columns: int = 1, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    """Panels one below the other, or in rows of so many columns, with what all figures share."""
+    """A figure with empty panels in rows of ``columns``, in the style of all figures."""
     figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     shown = [figure.add_subplot(-(-panels // columns), columns, index + 1) for index in range(panels)]
     for axes in shown:
@@ -171,9 +171,9 @@ def new_figure(panels: int, *, columns: int = 1, height: float = 3.3) -> tuple[F
 
 
 def legend(axes: Axes, *, columns: int = 2, whole: bool = False) -> None:
-    """Above the panel, where it hides nothing; in fewer columns than asked for where its words need the room.
+    """Add a legend above the panel, in fewer columns if the names need the room.
 
-    ``whole`` where it is that of all panels, and stands above the first row.
+    With ``whole`` it is the legend of all panels, above the first row.
     """
     handles, names = axes.get_legend_handles_labels()
     if not names:
@@ -186,7 +186,7 @@ def legend(axes: Axes, *, columns: int = 2, whole: bool = False) -> None:
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.set_figheight(figure.get_figheight() + max(0, rows - 2) * 1.6 * FONT / 72)
-    # The user names the runs: a dollar sign in a name starts no formula.
+    # A dollar sign in the name of a run starts no formula.
     with mpl.rc_context({"text.parse_math": False}):
         (figure if whole else axes).legend(
             handles,
@@ -203,7 +203,7 @@ def legend(axes: Axes, *, columns: int = 2, whole: bool = False) -> None:
 
 
 def _legend_width(names: Sequence[str], columns: int) -> float:
-    """Inches that the names take about, side by side in columns."""
+    """Approximate width of the legend in inches."""
     widest = [
         max(_width(line) for name in column for line in name.split("\n")) for column in np.array_split(names, columns)
     ]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from drloss.detector.detections import Detection
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Those of Table 5."""
+"""The score thresholds of Table 5."""
 
 
 def threshold_sweep(
@@ -18,16 +18,16 @@ def threshold_sweep(
 ) -> list[dict[str, float]]:
     """AP of the detections that score above each threshold.
 
-    Paper: Table 5, §C, where candidates are filtered before non-maximum suppression (NMS). Filtering after it keeps
-    the same boxes, so that one run of the detector serves every threshold: NMS goes through a class by falling
-    score and a box is suppressed only by one before it, hence a box above the threshold never depends on one below.
-    A cut to the best so many, before or after NMS, takes from the same end and commutes as well. A threshold below
-    the one that the detector ran with changes nothing.
+    Paper: Table 5, §C, which filters candidates before non-maximum suppression (NMS). Filtering after NMS keeps the
+    same boxes, so one run of the detector serves every threshold: NMS goes through a class from the highest score
+    down, and only a box with a higher score can suppress another, so a box above the threshold never depends on one
+    below it. Keeping only the best boxes, before or after NMS, drops from the same end. A threshold below the one
+    that the detector ran with changes nothing.
 
     Args:
         annotations: N images with their boxes.
-        detections: N of them, in the order of the images.
-        thresholds: scores in [0, 1); a detection stays if its score is above.
+        detections: of each of the N images, in the same order.
+        thresholds: scores in [0, 1). A detection stays if its score is above the threshold.
 
     Returns:
         One record per threshold: ``threshold``, the six metrics in percent, ``detections_per_image``.
@@ -48,7 +48,7 @@ def threshold_sweep(
 
 
 def above(detections: Sequence["Detection"], threshold: float) -> list["Detection"]:
-    """The detections whose score is above a threshold. A score that is not a number stays, to be found later."""
+    """The detections whose score is above a threshold. NaN scores stay, so that :func:`evaluate` refuses them."""
     kept = []
     for detection in detections:
         keep = ~(detection["scores"] <= threshold)

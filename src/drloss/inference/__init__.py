@@ -1,0 +1,7 @@
+"""A trained detector at work.
+
+``evaluate.py`` is ``drloss eval``: it evaluates a detector on a split and writes metrics, results and plots.
+``predict.py`` is ``drloss predict``: it detects objects in pictures and draws them.
+
+``studies`` and ``cli`` import this room.
+"""

@@ -1,4 +1,4 @@
-"""``drloss eval``: a trained detector on a split of data, in numbers, files and plots."""
+"""``drloss eval``: evaluate a trained detector on a split, and write metrics, results and plots."""
 
 import json
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results
 from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.detecting import run_detector, run_multi_scale
 from drloss.evaluation.figures import save_evaluation_figures
 from drloss.evaluation.limits import full_images
-from drloss.evaluation.running import run_detector, run_multi_scale
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
 from drloss.training.fingerprint import fingerprint
 from drloss.training.messages import warn
 from drloss.training.trained import load_run
 
-RESULTS = "results.json"
-METRICS = "metrics.json"
+RESULTS_FILE = "results.json"
+METRICS_FILE = "metrics.json"
 PLOTS = ("precision_recall.png", "thresholds.png", "densities.png")
 
 
@@ -44,21 +44,22 @@ def evaluate_run(
     test_scales: Sequence[int] = (),
     console: Console,
 ) -> Evaluation | None:
-    """Evaluate a run folder or an exported file and write what comes of it.
+    """Evaluate a trained detector on a split; write its detections, metrics and plots.
 
     Args:
         run: run folder or ``.safetensors`` file.
         annotations: the split.
         out: folder for ``results.json`` (COCO results format), ``metrics.json`` and the plots.
-        ranks: this process among its peers.
-        batch_size, workers: of data loading.
-        score_threshold: replaces the run's own.
-        test_scales: short sides in pixels, for a multi-scale test; it has no score densities.
+        ranks: this process and the others of the job.
+        batch_size: images at a time.
+        workers: data-loading processes.
+        score_threshold: replaces the detector's own; None keeps that.
+        test_scales: short sides in pixels of a multi-scale test, which has no score densities; empty for none.
         console: where rank 0 prints.
     Returns:
-        The evaluation on rank 0, None elsewhere.
+        The evaluation on rank 0, None on the others.
     Raises:
-        UserError: if the run cannot be loaded or knows other classes than the data.
+        UserError: if the run cannot be loaded, or its classes are not those of the data.
     """
     model, about = load_run(run)
     require_same_classes(about, annotations, run)
@@ -91,11 +92,11 @@ def evaluate_run(
         return None
     evaluation = evaluate(annotations, detections)
     sweep = threshold_sweep(annotations, detections)
-    write_results(out / RESULTS, annotations, detections)
+    write_results(out / RESULTS_FILE, annotations, detections)
     metrics = evaluation.to_json() | {"data": annotations.name, "fingerprint": fingerprint(annotations)}
     metrics |= {"run": str(run), "thresholds": sweep}
     metrics |= {"test_scales": list(test_scales)} if histogram is None else {"scores": histogram.to_json()}
-    write_json(out / METRICS, metrics)
+    write_json(out / METRICS_FILE, metrics)
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
     console.print(metrics_table(evaluation))
     for problem in (undefined_ap(annotations), full_images(detections, model.config.max_detections)):
@@ -106,11 +107,11 @@ def evaluate_run(
 
 
 def require_own_results(out: Path) -> None:
-    """Raise UserError if ``out`` holds a file of the name of one that an evaluation writes, and no evaluation."""
-    there = json_of(out / METRICS)
+    """Raise UserError if the evaluation would overwrite a file in ``out`` that drloss did not write."""
+    there = json_of(out / METRICS_FILE)
     if isinstance(there, dict) and {"metrics", "data", "run", "thresholds"} <= there.keys():
         return
-    for name in (RESULTS, METRICS, *PLOTS):
+    for name in (RESULTS_FILE, METRICS_FILE, *PLOTS):
         if (out / name).exists():
             raise UserError(
                 f"--out {out}: {name} is there, of no evaluation by drloss, and would be overwritten; "
@@ -119,14 +120,14 @@ def require_own_results(out: Path) -> None:
 
 
 def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
-    """Add a batch's scores to a histogram, sorted by the labels that training would give its anchors."""
+    """Add the scores of a batch to a histogram. Training's rules decide which of its candidates are positive."""
     device = outputs.logits[0].device
     labels, _ = assign_batch(outputs, [o.to(device) for o in batch.objects], model.config)
     histogram.update(outputs.logits, labels)
 
 
 def require_same_classes(about: DetectorFile, annotations: Annotations, run: Path) -> None:
-    """Raise UserError unless a detector knows just the classes of the data, in their order."""
+    """Raise UserError unless the detector has exactly the classes of the data, in the same order."""
     if about.class_names != annotations.class_names:
         raise UserError(
             f"{run} was trained on the classes {json.dumps(about.class_names)}, but {annotations.name} has "

@@ -1,4 +1,4 @@
-"""``drloss predict``: pictures with boxes, and the same as JSON."""
+"""``drloss predict``: detect objects in pictures, draw them, and write them as JSON."""
 
 import hashlib
 import os
@@ -28,7 +28,8 @@ from drloss.training.trained import load_run
 
 PREDICTIONS = "predictions.json"
 LONGEST = 180
-"""Bytes of an image's name that its picture's may have: file systems take 255, and it is written beside first."""
+"""Most bytes of an image's name that the name of its picture repeats. File systems allow 255, and a temporary name is
+longer than the final one."""
 
 
 def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshold: float, console: Console) -> None:
@@ -36,15 +37,15 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
 
     Args:
         run: run folder or exported ``.safetensors`` file.
-        images: an image file or a folder, searched with its subfolders but ``out``; what is passed over there
-            (other files, hidden images, linked folders) is counted and named.
-        out: folder for the pictures, named as the images are; not that of the images.
-        ranks: for the device.
-        threshold: least score of what is drawn; the JSON holds everything above the detector's own threshold.
+        images: an image file, or a folder, which is searched with its subfolders except ``out``. What it skips there
+            (other files, hidden images, linked folders) is counted and printed.
+        out: folder for the pictures, which have the names of their images; not the folder of the images.
+        ranks: device of the detector.
+        threshold: lowest score that is drawn. The JSON holds everything above the detector's own threshold.
         console: where to print.
     Raises:
-        UserError: if there is no image, ``out`` holds other files of these names, the run cannot be loaded, or images
-            could not be read or pictures not be written (the rest is).
+        UserError: if there is no image, a file in ``out`` would be overwritten that drloss did not write, or the run
+            cannot be loaded; and at the end, if images could not be read or pictures could not be written.
     """
     paths = _find(images, out, console)
     root = images if images.is_dir() else images.parent
@@ -88,9 +89,9 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
 
 
 def picture_name(image: Path) -> Path:
-    """Where an image's picture goes, relative to the folder: as the image, with a hash where that would be too long.
+    """Path of an image's picture, relative to ``out``: ``a.jpg.png`` for ``a.jpg``. A hash shortens long names.
 
-    It keeps the image's own suffix inside: ``a.jpg`` and ``a.png`` must not become one picture.
+    The image's own suffix stays, because ``a.jpg`` and ``a.png`` need two pictures.
     """
     name = os.fsencode(image.name)
     if len(name) <= LONGEST:
@@ -101,7 +102,7 @@ def picture_name(image: Path) -> Path:
 
 @torch.no_grad()
 def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) -> Detection:
-    """Detections of one uint8 image (3, H, W), in its own pixels, on the CPU."""
+    """Detections in one uint8 image (3, H, W), in pixels of that image, on the CPU."""
     original = (image.shape[1], image.shape[2])
     size = resized_size(*original, model.config.short_side, model.config.max_side)
     batch = pad(resize(image, size), padded_size(size)).unsqueeze(0)
@@ -112,7 +113,7 @@ def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) ->
 def _find(images: Path, out: Path, console: Console) -> list[Path]:
     if images.is_file():
         return [images]
-    drawn = out.resolve()  # in which are the pictures of an earlier call
+    drawn = out.resolve()  # it may lie in the folder of images and hold the pictures of an earlier call
 
     def kept(names: list[str]) -> list[Path]:
         paths = [images / name for name in names]
@@ -133,7 +134,7 @@ def _find(images: Path, out: Path, console: Console) -> list[Path]:
 
 
 def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
-    """Raise UserError if ``out`` is the folder of the images, or holds what was not written by an earlier call."""
+    """Raise UserError if ``out`` is the folder of the images, or a file of other origin would be overwritten."""
     if out.resolve() == root.resolve():
         raise UserError(f"--out {out}: is the folder of the images; name another")
     there = json_of(out / PREDICTIONS)

@@ -1,4 +1,4 @@
-"""Several training runs beside each other: each is a ``drloss train`` of its own, resumed where it was stopped."""
+"""Several training runs at a time. Each is a process ``drloss train`` that resumes where it stopped."""
 
 import errno
 import fcntl
@@ -22,18 +22,18 @@ from drloss.training.log import read_scalars
 from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE, MODEL
 
 PRINT_EVERY = 20
-"""Seconds between the lines that say how far the runs are, where there is no terminal."""
+"""Seconds between two lines of progress where the output is not a terminal."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """One training run.
 
     Attributes:
-        name: what the terminal calls it.
-        out: run folder; beside it, ``<out>.log`` has what the run prints.
-        iterations: of the whole run.
-        options: of ``drloss train``, but for ``--out``, ``--resume`` and ``--device``.
+        name: name of the run on the terminal.
+        out: run folder. The file ``<out>.log`` beside it holds what the run prints.
+        iterations: iterations of the whole run.
+        options: options of ``drloss train``, except ``--out``, ``--resume`` and ``--device``.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """File of what the run prints."""
+        """File that holds what the run prints."""
         return self.out.with_name(f"{self.out.name}.log")
 
     @property
     def done(self) -> bool:
-        """Whether the run has come to its end; one that was asked to stop has not, and exits with 0 as well."""
+        """Whether the run is trained to its end. A run that was asked to stop is not, although it exits with 0."""
         return (self.out / MODEL).is_file()
 
     def progress(self) -> tuple[int, str]:
-        """Iterations that the run has logged, and its last loss and AP50 in words."""
+        """The last logged iteration, and the last loss and AP50 in words."""
         curves = read_scalars(self.out / METRICS_FILE) | read_scalars(self.out / EVALUATIONS_FILE)
         if "loss" not in curves:
             return 0, ""
@@ -60,14 +60,19 @@ class Job:
         return int(curves["loss"][0][-1]), f"loss {curves['loss'][1][-1]:.3f}{ap50}"
 
 
+def run_folder(out: Path, name: str) -> Path:
+    """Folder of a run inside the folder of a study."""
+    return out / "runs" / name
+
+
 def job_of(name: str, out: Path, config: Config, data: Sequence[str]) -> Job:
-    """A job that trains a configuration, which is written to ``<out>.config.json`` beside its run folder.
+    """A job that trains a configuration, which this writes to ``<out>.config.json`` beside the run folder.
 
     Args:
-        name: what the terminal calls it.
+        name: name of the run on the terminal.
         out: run folder.
-        config: what to compute.
-        data: the options of ``drloss train`` that name the data.
+        config: configuration of the run.
+        data: options of ``drloss train`` that name the data.
     """
     file = out.with_name(f"{out.name}.config.json")
     write_json(file, to_json(config))
@@ -75,10 +80,10 @@ def job_of(name: str, out: Path, config: Config, data: Sequence[str]) -> Job:
 
 
 def devices_for(device: torch.device) -> list[str]:
-    """Where runs may go at the same time: every CUDA device, or ``["cpu"]``.
+    """Names of the devices that runs may use at the same time.
 
     Args:
-        device: what the user asked for; ``cuda:N`` is that one alone.
+        device: what the user asked for: ``cuda`` is every CUDA device, ``cuda:N`` and ``cpu`` are that one alone.
     """
     if str(device) == "cuda":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -88,46 +93,48 @@ def devices_for(device: torch.device) -> list[str]:
 def train_jobs(
     jobs: Sequence[Job], device: torch.device, at_once: int, console: Console, *, keep_going: bool = False
 ) -> list[str]:
-    """Train runs, ``at_once`` at a time; those that are done already cost a few seconds.
+    """Train runs, ``at_once`` at a time. A finished run takes a few seconds.
 
-    A run that another process trains, such as one that a killed driver left behind, is waited for while the others go
-    on, and then resumed.
+    Another process may be training a run, for example one that a killed driver left behind. The others go on
+    meanwhile, and the run is resumed when that process has ended.
 
-    On a CPU the runs share the cores. Small convolutions keep two cores busier than four: side by side two runs take
-    two thirds of the time that they take one after the other, and what else the machine does slows both alike.
+    On a CPU the runs share the cores. Small convolutions use two cores better than four: two runs side by side take
+    two thirds of the time that they take one after the other, and other load on the machine slows both alike.
 
     Args:
         jobs: the runs.
         device: what the user asked for.
-        at_once: runs at a time.
+        at_once: number of runs at a time.
         console: where to print.
-        keep_going: whether a run that fails leaves the others to go on.
+        keep_going: whether the others go on after a run has failed.
     Returns:
-        What failed and why, a line for each run; without ``keep_going`` there is none.
+        A line for each run that failed, with the reason; empty without ``keep_going``.
     Raises:
-        UserError: if a run fails, without ``keep_going``; the others are stopped, with a checkpoint each.
+        UserError: if a run fails without ``keep_going``. The others are stopped, and each writes a checkpoint.
     """
     devices = devices_for(device)
     threads = max(1, torch.get_num_threads() // at_once)
     where = f"{threads} thread(s) each" if device.type == "cpu" else ", ".join(devices)
     console.print(f"training {len(jobs)} run(s), {min(at_once, len(jobs))} at a time, on {device.type} ({where})")
-    farm = _Farm(jobs, devices, at_once, threads, keep_going, console)
-    # Whoever stops this process stops its runs, each with a checkpoint.
-    stops = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]  # as nohup has it
+    runner = _JobRunner(jobs, devices, at_once, threads, keep_going, console)
+    # A signal that stops this process stops its runs, too; each writes a checkpoint. nohup ignores SIGHUP.
+    stops = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
     handlers = {s: signal.signal(s, signal.default_int_handler) for s in stops}
     try:
-        farm.run()
+        runner.run()
     finally:
-        farm.stop()
+        runner.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if farm.failed and not keep_going:
-        raise UserError(farm.failed[0])
-    return farm.failed
+    if runner.failed and not keep_going:
+        raise UserError(runner.failed[0])
+    return runner.failed
 
 
 @dataclass
-class _Farm:
+class _JobRunner:
+    """The state of :func:`train_jobs`; numbers are indices of ``jobs``."""
+
     jobs: Sequence[Job]
     devices: list[str]
     at_once: int
@@ -140,7 +147,7 @@ class _Farm:
     failed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Until all have ended or, unless the others keep going, one has failed."""
+        """Train until all runs have ended or, without ``keep_going``, until one has failed."""
         words = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
         columns = (words[0], BarColumn(), MofNCompleteColumn(), words[1], *times)
@@ -173,12 +180,14 @@ class _Farm:
 
     def _note_failure(self, job: Job) -> None:
         lines = job.log.read_text(errors="replace").strip().splitlines()
-        errors = [i for i, line in enumerate(lines) if line.startswith("drloss: error: ")]  # of a line or two
+        errors = [
+            i for i, line in enumerate(lines) if line.startswith("drloss: error: ")
+        ]  # an error has one or two lines
         last = lines[errors[-1] :] if errors else lines[-1:]
         self.failed.append(f"the {job.name} run failed ({job.log}): {' '.join(last)}")
 
     def _start(self, index: int) -> None:
-        """Start a run, on the device that has the fewest; nothing happens while another process trains it."""
+        """Start a run on the device with the fewest runs. Does nothing while another process trains it."""
         job = self.jobs[index]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         used = [self.device_of[i] for i in self.running]
@@ -186,11 +195,11 @@ class _Farm:
         command = [sys.executable, "-m", "drloss", "train", *job.options, "--out", str(job.out), "--resume"]
         environ = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         with job.log.open("ab") as log:
-            # The child inherits the lock: it lasts as long as the run, even where this process is killed before.
+            # The child inherits the lock, which therefore lasts as long as the run, even if this process is killed.
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the disk knows no locks
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # other errors: the file system has no locks
                     if index not in self.elsewhere:
                         self.elsewhere.add(index)
                         self.console.print(f"{job.name}: another process trains it; waiting for it", markup=False)
@@ -203,7 +212,7 @@ class _Farm:
             )
 
     def stop(self) -> None:
-        """End what is still running; a run writes its checkpoint before it ends."""
+        """Stop the runs that are still going; each writes a checkpoint before it ends."""
         for child in self.running.values():
             child.terminate()
         for child in self.running.values():

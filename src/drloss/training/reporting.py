@@ -6,8 +6,8 @@ import time
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from drloss.evaluation.coco import evaluate, percent, undefined_ap
+from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.limits import full_images
-from drloss.evaluation.running import run_detector
 from drloss.training.messages import warn
 from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE
 from drloss.training.schedule import learning_rate

@@ -1,23 +1,22 @@
-"""The figures of ``drloss compare``: several losses on the same data, several seeds each, and what may be concluded.
+"""The numbers of ``drloss compare``: several losses on the same data with several seeds, and what they show.
 
-What is matched between the losses: for each seed the initial weights (but for the classifier's bias), the order of
-the images, their augmentation, the schedule, the learning rate and the budget. What is not: the starting probability
-and the weight of a loss, and what focal loss is divided by, which are its own best-known ones
-(:data:`drloss.losses.LOSSES`, :data:`drloss.losses.BEST_KNOWN`).
+For each seed, all losses share the initial weights (except the classifier's bias), the order of the images, the
+augmentation, the schedule, the learning rate and the number of iterations. Each loss keeps its own best-known prior
+probability, weight and normaliser (:data:`drloss.losses.LOSSES`, :data:`drloss.losses.BEST_KNOWN`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import nan, sqrt
-from pathlib import Path
 
 import numpy as np
 
 from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS, Evaluation, signed
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.matching import Floats, Matches, average_precision, calibration
+from drloss.evaluation.matching import Floats, MatchedDetections, average_precision, calibration
 from drloss.studies.compare.measure import RunResult
 from drloss.training.config import Config, make_loss, override
 
@@ -30,7 +29,7 @@ TITLES = {
     "ap": "AP-loss",
 }
 RESAMPLES = 1000
-"""Of the images, for the interval of a difference."""
+"""How often the images are resampled for the interval of a difference."""
 _T_95 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -39,15 +38,15 @@ _T_95 = (
 """Two-sided 95 % quantile of Student's t by degrees of freedom, 1 to 30."""
 _Z_95 = 1.960
 FEW = 4
-"""Seeds up to which their agreement in sign counts: Student's interval of so few is wide."""
+"""With at most this many seeds, all agreeing in sign is enough: Student's interval is very wide for so few."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One loss and its runs, one for each seed.
+    """One loss and its runs, one for each seed. Numbers without a seed are means over the seeds.
 
     Attributes:
-        spec: as ``--losses`` named it: ``dr`` or ``dr:neg_lambda=0.05``.
+        spec: the loss as ``--losses`` names it: ``dr`` or ``dr:neg_lambda=0.05``.
         runs: in the order of the seeds.
     """
 
@@ -56,29 +55,29 @@ class Contender:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Name of the loss in tables."""
         return title(self.spec)
 
     def values(self, metric: str) -> Floats:
-        """(seeds,) of a metric, in percent."""
+        """A metric of each seed, (seeds,), in percent."""
         return np.array([run.evaluation.metrics[metric] for run in self.runs])
 
     def mean(self, metric: str) -> float:
-        """Over the seeds."""
+        """Mean of a metric over the seeds, in percent."""
         return float(self.values(metric).mean())
 
     def spread(self, metric: str) -> float:
-        """Standard deviation over the seeds; NaN for one."""
+        """Standard deviation of a metric over the seeds; NaN for one seed."""
         return float(self.values(metric).std(ddof=1)) if len(self.runs) > 1 else nan
 
     @property
     def calibration_error(self) -> float:
-        """Mean over the seeds of the expected calibration error."""
+        """Expected calibration error."""
         return float(np.mean([calibration(run.matches).error for run in self.runs]))
 
     @property
     def cost(self) -> dict[str, float]:
-        """Mean over the seeds of what a step costs, and ``share`` of the loss in it; empty where it is not known."""
+        """Cost of a step as in :class:`RunResult`, and the loss's ``share`` of its time; empty if not known."""
         costs = [run.cost for run in self.runs]
         if not all(costs):
             return {}
@@ -87,58 +86,72 @@ class Contender:
 
     @property
     def seconds_per_iteration(self) -> float:
-        """Mean over the seeds, as they were logged; NaN where nothing was."""
+        """Logged training time of an iteration; NaN if it was not logged."""
         return float(np.mean([run.seconds / run.iterations for run in self.runs]))
 
+    @property
+    def seconds(self) -> float:
+        """Training time of a run; NaN if it was not logged."""
+        return float(np.mean([run.seconds for run in self.runs]))
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of each run."""
+        return self.runs[0].iterations
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Metrics and precision."""
+        first, *_ = every = [run.evaluation for run in self.runs]
+        return Evaluation(
+            metrics={metric: self.mean(metric) for metric in METRICS},
+            per_class={
+                name: {m: float(np.mean([e.per_class[name][m] for e in every])) for m in METRICS}
+                for name in first.per_class
+            },
+            precision=np.mean([e.precision for e in every], axis=0),
+            recall_points=first.recall_points,
+        )
+
+    @cached_property
+    def histogram(self) -> ScoreHistogram:
+        """Scores of all seeds together."""
+        histogram = ScoreHistogram()
+        for run in self.runs:
+            histogram.merge(run.histogram)
+        return histogram
+
+    @cached_property
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Iterations and values of each quantity that all runs logged at the same iterations."""
+        found = {}
+        for name, (iterations, _) in self.runs[0].curves.items():
+            own = [run.curves.get(name, ([], [])) for run in self.runs]
+            if all(x == iterations for x, _ in own):
+                found[name] = (iterations, np.mean([y for _, y in own], axis=0).tolist())
+        return found
+
     def sweep(self) -> list[dict[str, float]]:
-        """The runs' sweeps as one, means over the seeds."""
+        """One record per score threshold, as of :func:`drloss.evaluation.thresholds.threshold_sweep`."""
         return [
             {key: float(np.mean([run.sweep[i][key] for run in self.runs])) for key in record}
             for i, record in enumerate(self.runs[0].sweep)
         ]
 
     def class_mean(self, name: str) -> float:
-        """AP of a class, mean over the seeds."""
-        return float(np.mean([run.evaluation.per_class[name]["AP"] for run in self.runs]))
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a report shows of one run.
-
-    Attributes:
-        name: what the report calls it, such as ``"DR"``.
-        loss: its loss by the name of the command line; it says the colour.
-        evaluation: on the split that all runs of the report are evaluated on.
-        sweep: what :func:`drloss.evaluation.thresholds.threshold_sweep` returned, the same thresholds for all runs.
-        histogram: scores of the candidates of that split.
-        curves: iterations and values of ``loss``, ``loss_cls``, ``loss_box``, ``expected_pos``, ``expected_neg`` and
-            ``AP50``; those that are missing are not shown, others are not looked at.
-        settings: setting to value.
-        seconds: that training took; NaN where that is not known.
-        iterations: that training took.
-    """
-
-    name: str
-    loss: str
-    evaluation: Evaluation
-    sweep: Sequence[Mapping[str, float]]
-    histogram: ScoreHistogram
-    curves: dict[str, tuple[list[float], list[float]]]
-    settings: dict[str, str]
-    seconds: float
-    iterations: int
+        """AP of a class."""
+        return self.evaluation.per_class[name]["AP"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """AP of one contender minus that of another, with the seeds paired.
+    """AP of ``ahead`` minus AP of ``behind``, seed by seed.
 
     Attributes:
-        ahead, behind: their specs.
+        ahead, behind: specs of the two losses.
         per_seed: (seeds,) differences.
-        low, high: 95 % interval of the mean difference over resamplings of the images; NaN for one image.
-        margin: half of the 95 % interval of the mean difference over seeds (Student's t); NaN for one seed.
+        low, high: 95 % interval of the mean difference, from resampling the images; NaN for one image.
+        margin: half of the 95 % interval of the mean difference over the seeds (Student's t); NaN for one seed.
     """
 
     ahead: str
@@ -150,51 +163,51 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Over the seeds, in percent AP."""
+        """Mean difference over the seeds, in percent AP."""
         return float(self.per_seed.mean())
 
     @property
     def certain(self) -> bool:
-        """Whether the interval over seeds lies on one side of 0, too."""
-        return self.told and self.margin < abs(self.mean)
+        """Whether the difference is conclusive and the interval over the seeds leaves out 0, however few seeds."""
+        return self.conclusive and self.margin < abs(self.mean)
 
     @property
-    def told(self) -> bool:
-        """Whether the two can be told apart.
+    def conclusive(self) -> bool:
+        """Whether one loss is ahead, by both intervals.
 
-        The images' interval must lie on one side of 0; and so must the interval over seeds or, up to :data:`FEW`, all
-        of them.
+        The interval over the images must leave out 0. So must the interval over the seeds; with at most :data:`FEW`
+        seeds, all of them agreeing in sign is enough.
         """
         few = 1 < len(self.per_seed) <= FEW
         return self.one_side and ((few and self.agree == len(self.per_seed)) or self.margin < abs(self.mean))
 
     @property
     def one_side(self) -> bool:
-        """Whether the images' interval lies on the mean's side of 0."""
+        """Whether the interval over the images leaves out 0, on the side of the mean."""
         return self.low > 0 < self.mean or self.high < 0 > self.mean
 
     @property
     def agree(self) -> int:
-        """Seeds whose difference has the mean's sign."""
+        """Number of seeds whose difference has the sign of the mean."""
         return int((np.sign(self.per_seed) == np.sign(self.mean)).sum())
 
 
 def title(spec: str) -> str:
-    """What tables call a loss."""
+    """Name of a loss in tables."""
     name, _, options = spec.partition(":")
     return TITLES.get(name, name) + (f" ({options.replace(',', ', ')})" if options else "")
 
 
 def slug(spec: str, seed: int) -> str:
-    """Name of a run folder."""
+    """Name of the run folder of a loss and a seed."""
     return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', spec)}-seed{seed}"
 
 
 def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) -> dict[tuple[str, int], Config]:
-    """A configuration for each loss and seed, which differs from ``base`` in nothing else.
+    """The configuration of each loss and seed; all else is as in ``base``.
 
     Raises:
-        UserError: if a loss, in whatever spelling, or a seed is given twice, or is unknown.
+        UserError: if a loss (in any spelling) or a seed is given twice, or a loss is unknown.
     """
     for option, given in (("--losses", list(losses)), ("--seeds", [str(seed) for seed in seeds])):
         if twice := [value for value in given if given.count(value) > 1]:
@@ -212,9 +225,9 @@ def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) ->
 def difference(ahead: Contender, behind: Contender, resamples: int = RESAMPLES) -> Difference:
     """Difference in AP, with a paired bootstrap over the images.
 
-    The images of the split are drawn with replacement, the same for every run; the AP of each run is computed anew,
-    and the mean over seeds of the differences is kept. The interval is from the 2.5th to the 97.5th percentile; one
-    image has none.
+    Each resample draws images with replacement, the same images for every run, and recomputes the AP of each run and
+    the mean difference over the seeds. The interval runs from the 2.5th to the 97.5th percentile of these means. One
+    image has no interval.
     """
     per_seed = ahead.values("AP") - behind.values("AP")
     images = ahead.runs[0].matches.images
@@ -230,7 +243,7 @@ def difference(ahead: Contender, behind: Contender, resamples: int = RESAMPLES) 
 
 
 def students_t(freedom: int) -> float:
-    """Two-sided 95 % quantile of Student's t: from the table or, beyond, the normal one and a first correction."""
+    """Two-sided 95 % quantile of Student's t: the table, then the normal quantile with a first correction."""
     return _T_95[freedom - 1] if freedom <= len(_T_95) else _Z_95 + (_Z_95**3 + _Z_95) / (4 * freedom)
 
 
@@ -238,18 +251,18 @@ def _mean_ap(runs: Sequence[RunResult], weights: "np.typing.NDArray[np.int64]") 
     return float(np.mean([average_precision(run.matches, weights) for run in runs]))
 
 
-def verdict(found: Difference, images: int) -> str:
-    """What may be concluded, in a sentence or two."""
+def conclusion(found: Difference, images: int) -> str:
+    """What the difference shows, in a sentence or two."""
     ahead, behind, n = title(found.ahead), title(found.behind), len(found.per_seed)
     margin = f" ± {found.margin:.1f}" if np.isfinite(found.margin) else ""
     size = f"{abs(found.mean):.1f}{margin}" if abs(found.mean) >= 0.05 else "less than 0.05"
     over = f"over {n} seeds" if n > 1 else "with one seed"
-    told = found.told or (n == 1 and found.one_side)
-    low, high = (-found.high, -found.low) if told and found.mean < 0 else (found.low, found.high)
+    one_is_ahead = found.conclusive or (n == 1 and found.one_side)
+    low, high = (-found.high, -found.low) if one_is_ahead and found.mean < 0 else (found.low, found.high)
     interval = f"95 % interval over the {images} images: {signed(low)} to {signed(high)}"
     if images < 2:
         interval = "one image has no interval: it says nothing of others"
-    if not told:
+    if not one_is_ahead:
         return (
             f"No difference between {ahead} and {behind} can be told at this size: "
             f"{signed(found.mean)}{margin} AP {over} ({interval})."
@@ -270,48 +283,10 @@ def verdict(found: Difference, images: int) -> str:
     )
 
 
-def summary(contender: Contender, settings: dict[str, str]) -> RunSummary:
-    """A contender as the report shows a run: means over its seeds, scores of all of them together."""
-    runs = contender.runs
-    histogram = ScoreHistogram()
-    for run in runs:
-        histogram.merge(run.histogram)
-    evaluation = Evaluation(
-        metrics={m: contender.mean(m) for m in METRICS},
-        per_class={
-            name: {m: float(np.mean([r.evaluation.per_class[name][m] for r in runs])) for m in METRICS}
-            for name in runs[0].evaluation.per_class
-        },
-        precision=np.mean([r.evaluation.precision for r in runs], axis=0),
-        recall_points=runs[0].evaluation.recall_points,
-    )
-    return RunSummary(
-        name=contender.title,
-        loss=contender.spec,
-        evaluation=evaluation,
-        sweep=contender.sweep(),
-        histogram=histogram,
-        curves=_mean_curves(runs),
-        settings=settings,
-        seconds=float(np.mean([r.seconds for r in runs])),
-        iterations=runs[0].iterations,
-    )
-
-
-def _mean_curves(runs: Sequence[RunResult]) -> dict[str, tuple[list[float], list[float]]]:
-    """Curves averaged over the runs, where all have them at the same iterations."""
-    found = {}
-    for name, (iterations, _) in runs[0].curves.items():
-        own = [run.curves.get(name, ([], [])) for run in runs]
-        if all(x == iterations for x, _ in own):
-            found[name] = (iterations, np.mean([y for _, y in own], axis=0).tolist())
-    return found
-
-
 def recommended_threshold(contender: Contender) -> float | None:
-    """The highest of the sweep's thresholds that costs at most 0.2 AP, or 2 % of it where that is less.
+    """The highest threshold of the sweep that loses at most 0.2 AP, or 2 % of the AP if that is less.
 
-    Both are of the mean AP over the seeds, and against the lowest threshold. None where nothing is found there.
+    The loss is in mean AP over the seeds, against the lowest threshold. None if the AP there is 0 or undefined.
     """
     sweep = [(record["threshold"], record["AP"]) for record in contender.sweep()]
     most = sweep[0][1]
@@ -320,10 +295,13 @@ def recommended_threshold(contender: Contender) -> float | None:
     return max(threshold for threshold, ap in sweep if ap >= most - min(0.2, 0.02 * most))
 
 
-def disagreements(first: Matches, second: Matches, first_threshold: float, second_threshold: float) -> list[int]:
-    """Images in falling order of how differently two runs do on them.
+def disagreements(
+    first: MatchedDetections, second: MatchedDetections, first_threshold: float, second_threshold: float
+) -> list[int]:
+    """Indices of the images, those first on which two runs differ most.
 
-    An image's score is the objects found at IoU .50 minus the false detections, among those from the threshold on.
+    A run's score on an image is the number of objects found at IoU .50 minus that of false detections, among the
+    detections that reach the run's threshold.
     """
     scores = []
     for matches, threshold in ((first, first_threshold), (second, second_threshold)):
@@ -333,8 +311,3 @@ def disagreements(first: Matches, second: Matches, first_threshold: float, secon
         scores.append(right - wrong)
     gap = np.abs(scores[0] - scores[1])
     return [int(i) for i in np.argsort(-gap, kind="stable")]
-
-
-def run_folder(out: Path, spec: str, seed: int) -> Path:
-    """Where a run of a comparison lies."""
-    return out / "runs" / slug(spec, seed)

@@ -1,4 +1,4 @@
-"""The page of ``drloss compare`` as Markdown, and all that it shows as JSON."""
+"""The report of ``drloss compare`` as Markdown and as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 
 from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
-from drloss.studies.compare.differences import Contender, Difference, recommended_threshold, summary, title
+from drloss.studies.compare.differences import Contender, Difference, recommended_threshold, title
 from drloss.studies.compare.page import costs, fairness, interval, plus_minus, recommended
 
 EXPECTED = {"expected_pos": "P̂₊", "expected_neg": "P̂₋"}
@@ -16,41 +16,23 @@ EXPECTED = {"expected_pos": "P̂₊", "expected_neg": "P̂₋"}
 def markdown(
     contenders: Sequence[Contender],
     differences: Sequence[Difference],
-    told: Sequence[str],
+    conclusions: Sequence[str],
     *,
     name: str,
     facts: Mapping[str, str],
     settings: Mapping[str, dict[str, str]],
 ) -> str:
-    """The numbers of the page as Markdown; arguments as of :func:`drloss.studies.compare.page.write_page`."""
-    first, *others = contenders
+    """The numbers of the page as Markdown. Arguments: see :func:`drloss.studies.compare.page.write_page`."""
+    first = contenders[0]
     titles = [c.title for c in contenders]
     seeds = [run.seed for run in first.runs]
-    lines = [f"# {name}", "", *told, "", fairness([c.spec for c in contenders]), ""]
+    lines = [f"# {name}", "", *conclusions, "", fairness([c.spec for c in contenders]), ""]
     lines += _table(
         ["loss", *METRICS],
         ([c.title, *(plus_minus(c.mean(m), c.spread(m)) for m in METRICS)] for c in contenders),
     )
     lines += [f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}.", ""]
-    if others:
-        lines += ["## Differences", ""]
-        lines += _table(
-            ["AP", "mean", "95 % interval over the images", *(f"seed {seed}" for seed in seeds)],
-            (
-                [f"{title(d.ahead)} − {title(d.behind)}", signed(d.mean), interval(d)]
-                + [signed(value) for value in d.per_seed]
-                for d in differences
-            ),
-        )
-        lines += _table(
-            ["AP of class", *titles, *(f"{c.title} − {first.title}" for c in others)],
-            (
-                [name, *(percent(c.class_mean(name)) for c in contenders)]
-                + [signed(c.class_mean(name) - first.class_mean(name)) for c in others]
-                for name in first.runs[0].evaluation.per_class
-            ),
-        )
-    lines += ["## Score threshold", ""]
+    lines += [*_differences(contenders, differences, seeds), "## Score threshold", ""]
     lines += _table(
         ["above", *(f"{t}: {part}" for t in titles for part in ("AP", "candidates to NMS", "post-processing, ms"))],
         (
@@ -63,18 +45,7 @@ def markdown(
             for records in zip(*(c.sweep() for c in contenders), strict=True)
         ),
     )
-    lines += ["## Scores and cost", ""]
-    summaries = [summary(c, settings[c.spec]) for c in contenders]
-    rows = [
-        ["recommended threshold", *map(recommended, contenders)],
-        ["expected calibration error", *(_number(c.calibration_error, 3) for c in contenders)],
-        ["mean score of positives", *(_number(s.histogram.positive_mean, 3) for s in summaries)],
-        ["mean score of negatives", *(_number(s.histogram.negative_mean, 5) for s in summaries)],
-    ]
-    for key, sign in EXPECTED.items():
-        last = [s.curves[key][1][-1] if key in s.curves else nan for s in summaries]
-        rows.append([f"expected score {sign}, last logged", *(_number(value, 3) for value in last)])
-    lines += _table(["", *titles], rows + costs(contenders))
+    lines += ["## Scores and cost", "", *_table(["", *titles], _scores(contenders) + costs(contenders))]
     lines += ["## Settings", ""]
     lines += _table(
         ["", *titles], ([key, *(settings[c.spec][key] for c in contenders)] for key in settings[first.spec])
@@ -83,8 +54,47 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
+def _differences(
+    contenders: Sequence[Contender], differences: Sequence[Difference], seeds: Sequence[int]
+) -> list[str]:
+    """AP of each loss minus that of the first: over the seeds, and in each class."""
+    first, *others = contenders
+    if not others:
+        return []
+    by_seed = _table(
+        ["AP", "mean", "95 % interval over the images", *(f"seed {seed}" for seed in seeds)],
+        (
+            [f"{title(d.ahead)} − {title(d.behind)}", signed(d.mean), interval(d), *map(signed, d.per_seed)]
+            for d in differences
+        ),
+    )
+    by_class = _table(
+        ["AP of class", *(c.title for c in contenders), *(f"{c.title} − {first.title}" for c in others)],
+        (
+            [name, *(percent(c.class_mean(name)) for c in contenders)]
+            + [signed(c.class_mean(name) - first.class_mean(name)) for c in others]
+            for name in first.evaluation.per_class
+        ),
+    )
+    return ["## Differences", "", *by_seed, *by_class]
+
+
+def _scores(contenders: Sequence[Contender]) -> list[list[str]]:
+    """Rows of what the scores are like, a cell for each loss."""
+    rows = [
+        ["recommended threshold", *map(recommended, contenders)],
+        ["expected calibration error", *(_number(c.calibration_error, 3) for c in contenders)],
+        ["mean score of positives", *(_number(c.histogram.positive_mean, 3) for c in contenders)],
+        ["mean score of negatives", *(_number(c.histogram.negative_mean, 5) for c in contenders)],
+    ]
+    for key, sign in EXPECTED.items():
+        last = [c.curves[key][1][-1] if key in c.curves else nan for c in contenders]
+        rows.append([f"expected score {sign}, last logged", *(_number(value, 3) for value in last)])
+    return rows
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table, its first column text, and an empty line."""
+    """A Markdown table whose first column is text, and an empty line."""
     shown = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in shown]
     return [lines[0], f"|---|{'---:|' * (len(head) - 1)}", *lines[1:], ""]
@@ -97,44 +107,46 @@ def _number(value: float, digits: int) -> str:
 def to_json(
     contenders: Sequence[Contender],
     differences: Sequence[Difference],
-    told: Sequence[str],
+    conclusions: Sequence[str],
     facts: Mapping[str, str],
     settings: Mapping[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """All that the page shows, but for pictures, in plain types; NaN where a number is not defined."""
+    """All that the page shows, except pictures, in plain types; NaN where a number is not defined."""
     return {
         "facts": facts,
-        "verdicts": list(told),
+        "verdicts": list(conclusions),
         "losses": [_loss(contender, settings[contender.spec]) for contender in contenders],
         "runs": [_run(contender, index) for contender in contenders for index in range(len(contender.runs))],
         "differences": [
-            {**asdict(d), "per_seed": d.per_seed.tolist(), "mean": d.mean, "told": d.told, "certain": d.certain}
+            {**asdict(d), "per_seed": d.per_seed.tolist(), "mean": d.mean, "told": d.conclusive, "certain": d.certain}
             for d in differences
         ],
     }
 
 
 def _loss(contender: Contender, settings: dict[str, str]) -> dict[str, Any]:
-    """What the page shows of a loss: means over the seeds, scores of all seeds together."""
-    shown = summary(contender, settings)
+    """A loss: means over its seeds, and the scores of all seeds together."""
     return {
         "loss": contender.spec,
         "title": contender.title,
         "settings": settings,
         "mean": {metric: contender.mean(metric) for metric in METRICS},
         "spread": {metric: contender.spread(metric) for metric in METRICS},
-        "per_class": shown.evaluation.per_class,
+        "per_class": contender.evaluation.per_class,
         "thresholds": contender.sweep(),
         "recommended_threshold": recommended_threshold(contender),
         "calibration_error": contender.calibration_error,
-        "densities": shown.histogram.to_json(),
-        "curves": {key: dict(zip(("iteration", "value"), curve, strict=True)) for key, curve in shown.curves.items()},
+        "densities": contender.histogram.to_json(),
+        "curves": {
+            key: dict(zip(("iteration", "value"), curve, strict=True)) for key, curve in contender.curves.items()
+        },
         "seconds_per_iteration": contender.seconds_per_iteration,
         "cost": contender.cost,
     }
 
 
 def _run(contender: Contender, index: int) -> dict[str, Any]:
+    """One run: what was measured and logged."""
     run = contender.runs[index]
     curve = calibration(run.matches)
     iterations, ap50 = run.curves.get("AP50", ([], []))

@@ -1,4 +1,4 @@
-"""What a comparison looks at in one finished run, measured once and kept beside its weights."""
+"""The measurements of one finished run for a comparison. They are made once and kept beside the weights."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.matching import Matches, match_detections
-from drloss.evaluation.running import run_detector
+from drloss.evaluation.detecting import run_detector
+from drloss.evaluation.matching import MatchedDetections, match_detections
 from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
@@ -35,31 +35,31 @@ from drloss.training.resume import HOW_IT_RUNS, changed_settings
 from drloss.training.run_folder import CONFIG, ENVIRONMENT, EVALUATIONS_FILE, METRICS_FILE, MODEL
 from drloss.training.trained import load_run
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's own chatter
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the memory profiler
 KEPT = "measured.json"
 _VERSION = 2
 TIMED_BATCHES = 4
-"""Batches whose post-processing is timed at each threshold."""
+"""Number of batches whose post-processing is timed at each threshold."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run on the validation split.
+    """The measurements of a finished run on the validation split.
 
     Attributes:
         folder: run folder.
-        seed: of the run.
-        evaluation: metrics, at the run's own score threshold.
-        sweep: of :func:`drloss.evaluation.thresholds.threshold_sweep`, with ``candidates`` that reach NMS for each
-            image, and ``postprocess_ms`` for each image, at each threshold.
+        seed: seed of the run.
+        evaluation: metrics at the run's own score threshold.
+        sweep: records of :func:`drloss.evaluation.thresholds.threshold_sweep`. Each also has ``candidates``, the
+            number per image that reaches NMS, and ``postprocess_ms``, the time per image.
         histogram: scores of the candidates.
         detections: of every image, above the run's own score threshold.
-        matches: of those detections.
-        curves: what the run logged, as far as it is still there.
-        seconds: of training, evaluation left out; NaN where they were not logged.
-        iterations: of training.
-        cost: ``step_ms`` of one training step, ``loss_ms`` of the classification loss in it, ``peak_mb`` of it, for
-            ``images``; empty where there is no image.
+        matches: the same detections, matched to objects.
+        curves: what the run logged, if the files are still there.
+        seconds: training time without evaluation; NaN if it was not logged.
+        iterations: iterations of training.
+        cost: of one training step on ``images`` images: its time ``step_ms``, the time of the classification loss
+            ``loss_ms``, and its peak memory ``peak_mb``; empty if the split has no image.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class RunResult:
     sweep: list[dict[str, float]]
     histogram: ScoreHistogram
     detections: list[Detection]
-    matches: Matches
+    matches: MatchedDetections
     curves: dict[str, tuple[list[float], list[float]]]
     seconds: float
     iterations: int
@@ -76,13 +76,13 @@ class RunResult:
 
 
 def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> RunResult:
-    """Evaluate a finished run, or take what was kept where neither weights nor data have changed.
+    """Measure a finished run, or read the kept measurements if neither weights nor data have changed.
 
     Args:
         folder: run folder.
-        config: of the run.
-        val: the split to evaluate on.
-        ranks: for the device.
+        config: configuration of the run.
+        val: split to evaluate on.
+        ranks: device of the detector.
     """
     key = f"{_VERSION} {hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()} {fingerprint(val)}"
     if _kept(folder).get("key") != key:
@@ -113,7 +113,7 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
 
 
 def _kept(folder: Path) -> dict[str, Any]:
-    """What was measured before; empty where that cannot be read."""
+    """The kept measurements; empty if they cannot be read."""
     try:
         kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,9 +122,9 @@ def _kept(folder: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, config: Config, train: Annotations, val: Annotations) -> bool:
-    """Whether a folder holds the run of a configuration on some data, trained to its end.
+    """Whether a folder holds the finished run of a configuration on these data. Its checkpoints may be gone.
 
-    Checkpoints need not be there any more. Where something else is there, ``drloss train --resume`` says what.
+    If the folder holds another run, ``drloss train --resume`` reports the difference.
     """
     try:
         was = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> di
         if len(timed) < TIMED_BATCHES:
             timed.append((outputs, batch))
 
-    # What scores above a higher threshold is found the same with a lower one: see threshold_sweep.
+    # The lowest threshold gives the detections at every higher one, too: see threshold_sweep.
     own = model.config
     model.config = replace(own, score_threshold=min(own.score_threshold, *THRESHOLDS))
     everything = run_detector(
@@ -169,7 +169,7 @@ def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> di
 
 
 def _post_processing(model: RetinaNet, timed: list[tuple[HeadOutputs, Batch]], threshold: float) -> dict[str, float]:
-    """Candidates that reach NMS and milliseconds from logits to detections, for each image, at a threshold."""
+    """Number of candidates that reach NMS, and milliseconds from logits to detections, per image at a threshold."""
     config = replace(model.config, score_threshold=threshold)
     images = sum(len(batch.indices) for _, batch in timed)
     if not images:
@@ -194,9 +194,9 @@ def _post_processing(model: RetinaNet, timed: list[tuple[HeadOutputs, Batch]], t
 def _cost(
     model: RetinaNet, config: Config, timed: list[tuple[HeadOutputs, Batch]], device: torch.device
 ) -> dict[str, float]:
-    """Milliseconds and peak memory of a training step on a micro-batch of validation images, and the loss's part.
+    """Time and peak memory of a training step on a micro-batch of validation images, and the time of its loss.
 
-    In the precision and memory format of the run, but not compiled.
+    The step has the precision and memory format of the run, but is not compiled.
     """
     batch = timed[0][1]
     n = min(config.micro_batch, len(batch.indices))
@@ -227,7 +227,7 @@ def _cost(
         _forward_backward(loss, maps, labels, quality)
 
     found = {"step_ms": _milliseconds(step, device), "loss_ms": _milliseconds(loss_alone, device)}
-    model.zero_grad(set_to_none=True)  # or the step begins by freeing what is not its own
+    model.zero_grad(set_to_none=True)  # else the step starts by freeing these gradients
     return found | {"peak_mb": _peak_mb(step, device), "images": float(n)}
 
 
@@ -249,7 +249,7 @@ def _milliseconds(run: Callable[[], None], device: torch.device, repeats: int = 
 
 
 def _peak_mb(run: Callable[[], None], device: torch.device) -> float:
-    """Peak of the memory that torch allocates in a call, in megabytes."""
+    """Peak of the memory that torch allocates during a call, in megabytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The page of ``drloss compare``: what several losses reach on the user's data, with several seeds each."""
+"""The HTML page of ``drloss compare``: what each loss reaches on the user's data."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,32 +15,25 @@ from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
 from drloss.evaluation.plotting import colours, to_svg
 from drloss.io.atomic import write_text
-from drloss.studies.compare.differences import (
-    FEW,
-    Contender,
-    Difference,
-    RunSummary,
-    recommended_threshold,
-    summary,
-    title,
-)
-from drloss.studies.report.page import picture, render
+from drloss.studies.compare.differences import FEW, Contender, Difference, recommended_threshold, title
+from drloss.studies.report.rendering import picture, render
 from drloss.training.config import make_loss
 
 FAIRNESS = (
-    "For each seed the runs have the same initial weights but for the classifier's bias, the same order of images, "
-    "augmentation, schedule, learning rate and budget; each loss has its own best-known prior and weight. "
+    "For each seed, all runs have the same initial weights (except the classifier's bias), order of images, "
+    "augmentation, schedule, learning rate and number of iterations. "
+    "Each loss has its own best-known prior and weight. "
 )
 CURVES = {
-    "loss_cls": ("classification loss", "Each loss has its own scale: look at the shape, not at which is lower."),
-    "loss_box": ("box loss", "The same loss for every run, so that heights can be compared."),
-    "loss": ("total loss", "Weighted sum of the parts: heights cannot be compared between losses."),
+    "loss_cls": ("classification loss", "Each loss has its own scale: compare the shapes, not the heights."),
+    "loss_box": ("box loss", "Every run has the same box loss, so the heights can be compared."),
+    "loss": ("total loss", "Weighted sum of the parts: the heights of different losses cannot be compared."),
     "AP50": ("AP50 (%)", "On the validation images, during training."),
 }
 
 
 def fairness(specs: Sequence[str]) -> str:
-    """What is the same for some losses, and what each is divided by."""
+    """What the compared losses share, and what each is divided by."""
     return FAIRNESS + " ".join(f"{title(spec)} {_divided(spec)}." for spec in specs)
 
 
@@ -56,32 +49,18 @@ def _divided(spec: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Column:
-    """One loss as the page shows it: means over its seeds, and its colour."""
+class _Column(Contender):
+    """A loss with its colour and its settings, as the page shows it."""
 
-    contender: Contender
-    shown: RunSummary
     colour: str
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.shown, name)
-
-    @property
-    def spread(self) -> dict[str, float]:
-        """Standard deviation over the seeds, of each metric."""
-        return {metric: self.contender.spread(metric) for metric in METRICS}
-
-    @property
-    def by_seed(self) -> list[float]:
-        """AP of each seed."""
-        return [float(value) for value in self.contender.values("AP")]
+    settings: dict[str, str]
 
 
 def write_page(
     path: Path,
     contenders: Sequence[Contender],
     differences: Sequence[Difference],
-    told: Sequence[str],
+    conclusions: Sequence[str],
     *,
     name: str,
     facts: Mapping[str, str],
@@ -93,51 +72,53 @@ def write_page(
     Args:
         path: HTML file to write.
         contenders: at least one; the first is the one to beat.
-        differences: of each further one to the first.
-        told: a verdict for each difference.
+        differences: each further contender minus the first.
+        conclusions: a sentence or two for each difference.
         name: title of the page.
-        facts: about data and machine.
-        settings: of each loss by its spec.
-        gallery: image of ``1 + len(contenders)`` columns: the truth, and what the first run of each detects.
+        facts: data, machine and versions.
+        settings: settings of each loss, by its spec.
+        gallery: picture of ``1 + len(contenders)`` columns: the truth, then the detections of each one's first run.
     Raises:
         ValueError: if there is no contender.
     """
     if not contenders:
         raise ValueError("a comparison needs at least one loss")
-    shown = [summary(contender, settings[contender.spec]) for contender in contenders]
-    runs = [
-        _Column(contender, run, colour)
-        for contender, run, colour in zip(contenders, shown, colours([c.spec for c in contenders]), strict=True)
+    specs = [c.spec for c in contenders]
+    columns = [
+        _Column(c.spec, c.runs, colour, settings[c.spec])
+        for c, colour in zip(contenders, colours(specs), strict=True)
     ]
-    headline = told[0] if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
-    differing, equal = _settings(shown)
+    headline = (
+        conclusions[0] if conclusions else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
+    )
+    differing, equal = _settings(columns)
     page = render(
         "compare.html",
         _FILTERS,
         title=name,
         headline=headline,
-        verdicts=told[1:],
-        fairness=fairness([c.spec for c in contenders]),
-        runs=runs,
+        conclusions=conclusions[1:],
+        fairness=fairness(specs),
+        losses=columns,
         seeds=[run.seed for run in contenders[0].runs],
         few_seeds=FEW,
         names={c.spec: c.title for c in contenders},
         metrics=METRICS,
         differences=differences,
-        sweeps=list(zip(*(run.sweep for run in shown), strict=True)),
+        sweeps=list(zip(*(c.sweep() for c in columns), strict=True)),
         deployed=all("candidates" in run.sweep[0] for c in contenders for run in c.runs),
         advice="; ".join(f"{c.title}: {recommended(c)}" for c in contenders),
         calibration_errors="; ".join(
             f"{c.title} {c.calibration_error:.3f}" for c in contenders if not isnan(c.calibration_error)
         ),
-        own_expectations=len(runs) > 1 and any(c.spec.startswith("dr:") for c in contenders),
-        drawn=_drawings(contenders, runs),
+        own_expectations=len(columns) > 1 and any(c.spec.startswith("dr:") for c in contenders),
+        drawn=_drawings(columns),
         gallery=picture(gallery),
         costs=costs(contenders),
         differing=differing,
         times=[
-            ["training time", *(_duration(run.seconds) for run in shown)],
-            ["per iteration", *(_per_iteration(run.seconds / max(1, run.iterations)) for run in shown)],
+            ["training time", *(_duration(c.seconds) for c in columns)],
+            ["per iteration", *(_per_iteration(c.seconds / max(1, c.iterations)) for c in columns)],
         ],
         equal=equal,
         facts=facts,
@@ -145,16 +126,15 @@ def write_page(
     write_text(path, page)
 
 
-def _drawings(contenders: Sequence[Contender], runs: Sequence[_Column]) -> dict[str, Any]:
-    """The figures of the page by section, with captions where these depend on the runs."""
-    named = [(run.name, run.loss) for run in runs]
-    curves = [(c.title, c.spec, calibration(c.runs[0].matches)) for c in contenders]
-    positive, negative = _series(runs, "expected_pos"), _series(runs, "expected_neg")
+def _drawings(columns: Sequence[_Column]) -> dict[str, Any]:
+    """The figures of the page by section, with their captions where these depend on the losses."""
+    curves = [(c.title, c.spec, calibration(c.runs[0].matches)) for c in columns]
+    positive, negative = _series(columns, "expected_pos"), _series(columns, "expected_neg")
     paired = positive and [s.name for s in positive] == [s.name for s in negative]
     return {
-        "classes": _class_differences(contenders),
+        "classes": _class_differences(columns),
         "thresholds": _svg(
-            figures.threshold_curves([(*names, run.sweep) for names, run in zip(named, runs, strict=True)]),
+            figures.threshold_curves([(c.title, c.spec, c.sweep()) for c in columns]),
             "thresholds",
             "AP against score threshold, one line per run",
         ),
@@ -164,7 +144,7 @@ def _drawings(contenders: Sequence[Contender], runs: Sequence[_Column]) -> dict[
             "share of right detections against their score",
         ),
         "densities": _svg(
-            figures.score_densities([(*names, run.histogram) for names, run in zip(named, runs, strict=True)]),
+            figures.score_densities([(c.title, c.spec, c.histogram) for c in columns]),
             "densities",
             "densities of positive and of negative scores",
         ),
@@ -174,7 +154,7 @@ def _drawings(contenders: Sequence[Contender], runs: Sequence[_Column]) -> dict[
                 f"{label[0].upper()}{label[1:]}. {caption}",
             )
             for name, (label, caption) in CURVES.items()
-            if (series := _series(runs, name))
+            if (series := _series(columns, name))
         ],
         "expected": paired
         and _svg(
@@ -184,81 +164,83 @@ def _drawings(contenders: Sequence[Contender], runs: Sequence[_Column]) -> dict[
         ),
         "pr": [
             _svg(
-                figures.precision_recall(run.name, run.loss, run.evaluation, colour=run.colour),
+                figures.precision_recall(c.title, c.spec, c.evaluation, colour=c.colour),
                 f"pr-{index}",
-                f"precision against recall of {run.name}",
+                f"precision against recall of {c.title}",
             )
-            for index, run in enumerate(runs)
+            for index, c in enumerate(columns)
         ],
-        "pr_classes": _class_precision_recall(runs),
+        "pr_classes": _class_precision_recall(columns),
     }
 
 
-def _class_differences(contenders: Sequence[Contender]) -> list[tuple[Markup, str]]:
-    """For each loss but the first, AP of each class minus that of the first, with its caption."""
-    first = contenders[0]
-    names = list(first.runs[0].evaluation.per_class)
-    paint = colours([c.spec for c in contenders])
+def _class_differences(columns: Sequence[_Column]) -> list[tuple[Markup, str]]:
+    """For each loss except the first, the AP of each class minus that of the first loss, and a caption."""
+    first, *others = columns
+    names = list(first.evaluation.per_class)
     drawn = []
-    for index, other in enumerate(contenders[1:]):
+    for index, other in enumerate(others):
         gaps = [other.class_mean(n) - first.class_mean(n) for n in names]
         caption = f"{other.title} minus {first.title}: AP per class, mean over seeds."
         if sum(not isnan(gap) for gap in gaps) > figures.CLASSES:
             caption += f" Of {len(gaps)} classes the {figures.CLASSES // 2} at either end."
-        figure = figures.class_differences(names, gaps, paint[index + 1])
+        figure = figures.class_differences(names, gaps, other.colour)
         description = f"AP of {other.title} minus AP of {first.title}, per class"
         drawn.append((_svg(figure, f"classes-{index}", description), caption))
     return drawn
 
 
-def _class_precision_recall(runs: Sequence[_Column]) -> tuple[Markup, str] | None:
-    shown = figures.classes_in_panels([run.evaluation for run in runs])
+def _class_precision_recall(columns: Sequence[_Column]) -> tuple[Markup, str] | None:
+    shown = figures.classes_in_panels([c.evaluation for c in columns])
     if len(shown) < 2:
         return None
-    figure = figures.class_precision_recall([(run.name, run.loss, run.evaluation) for run in runs])
+    figure = figures.class_precision_recall([(c.title, c.spec, c.evaluation) for c in columns])
     caption = "The classes, a panel each: the area below a line is the AP50 of the class."
-    objects = sum((precision > -1).all() for precision in runs[0].evaluation.precision)
+    objects = sum((precision > -1).all() for precision in columns[0].evaluation.precision)
     if objects > len(shown):
         half = len(shown) // 2
         caption += f" Of {objects} classes with objects the {half} of highest and the {half} of lowest AP50."
     return _svg(figure, "pr-classes", "precision against recall of each class, one line per run"), caption
 
 
-def _series(runs: Sequence[_Column], name: str) -> list[figures.Series]:
-    return [figures.Series(r.name, r.loss, *r.curves[name]) for r in runs if len(r.curves.get(name, ([], []))[0]) > 1]
+def _series(columns: Sequence[_Column], name: str) -> list[figures.Series]:
+    """The curves of a quantity that have more than one point."""
+    return [
+        figures.Series(c.title, c.spec, *c.curves[name]) for c in columns if len(c.curves.get(name, ([], []))[0]) > 1
+    ]
 
 
 def _svg(figure: Figure, name: str, description: str) -> Markup:
     return Markup(to_svg(figure, name, description))
 
 
-def _settings(runs: Sequence[RunSummary]) -> tuple[list[list[str]], list[list[str]]]:
+def _settings(columns: Sequence[_Column]) -> tuple[list[list[str]], list[list[str]]]:
     """Rows of the settings that differ, and of those that are equal."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
-    values = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
+    keys = list(dict.fromkeys(key for c in columns for key in c.settings))
+    values = {key: [c.settings.get(key, "–") for c in columns] for key in keys}
     differing = [[key, *row] for key, row in values.items() if len(set(row)) > 1]
     return differing, [[key, row[0]] for key, row in values.items() if len(set(row)) == 1]
 
 
 def plus_minus(mean: float, spread: float) -> str:
-    """A mean and a standard deviation, as tables show them."""
+    """``mean ± standard deviation`` for tables; the mean alone where there is no spread."""
     return percent(mean) if isnan(mean) or isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
 
 
 def interval(difference: Difference) -> str:
-    """The interval of a difference over the images, as tables show it."""
+    """The interval over the images, for tables."""
     low, high = difference.low, difference.high
     return "–" if isnan(low) else f"{signed(low)} to {signed(high)}"
 
 
 def recommended(contender: Contender) -> str:
-    """The recommended threshold, in words."""
+    """The recommended score threshold, in words."""
     threshold = recommended_threshold(contender)
     return "none, nothing is found" if threshold is None else f"{threshold:g}"
 
 
 def costs(contenders: Sequence[Contender]) -> list[list[str]]:
-    """Rows of what each loss costs, the first cell their name; means over the seeds."""
+    """Rows of a table: what is measured, then a cell for each loss, a mean over its seeds."""
     rows = [["training, per iteration", *(_per_iteration(c.seconds_per_iteration) for c in contenders)]]
     known = [c.cost for c in contenders]
     if all(known):
@@ -276,13 +258,13 @@ def count(number: float, what: str) -> str:
 
 
 def best(values: Iterable[float]) -> str | None:
-    """The highest value as it is printed, or None where all are equal or there is but one."""
+    """The highest value as tables print it; None if all print alike or there is only one."""
     shown = {percent(v) for v in values if not isnan(v)}
     return max(shown, key=float) if len(shown) > 1 else None
 
 
-def _of_class(runs: Sequence[_Column], name: str, metric: str) -> list[float]:
-    return [run.evaluation.per_class[name][metric] for run in runs]
+def _of_class(columns: Sequence[_Column], name: str, metric: str) -> list[float]:
+    return [c.evaluation.per_class[name][metric] for c in columns]
 
 
 def _per_iteration(seconds: float) -> str:

@@ -16,17 +16,17 @@ from drloss.errors import UserError
 from drloss.io.atomic import write_json, write_text
 from drloss.studies.compare.differences import (
     Contender,
+    conclusion,
     configurations,
     difference,
     disagreements,
-    run_folder,
+    slug,
     title,
-    verdict,
 )
 from drloss.studies.compare.files import markdown, to_json
 from drloss.studies.compare.measure import is_finished, measure_run
 from drloss.studies.compare.page import count, write_page
-from drloss.studies.jobs import job_of, train_jobs
+from drloss.studies.jobs import job_of, run_folder, train_jobs
 from drloss.studies.report.gallery import counted, fair_threshold, gallery
 from drloss.training.config import Config, make_loss
 from drloss.training.preparation import require_boxes
@@ -34,7 +34,7 @@ from drloss.training.records import environment
 
 REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
 PICTURES = 6
-"""Images in the gallery: those on which the first loss and its best rival differ most."""
+"""Images in the gallery: those on which the first two losses differ most."""
 
 
 def run_compare(
@@ -56,17 +56,17 @@ def run_compare(
     Args:
         source: the data.
         losses: at least one, as ``drloss train --loss`` takes them; the first is the one to beat.
-        seeds: of each loss.
-        base: configuration of every run, but for loss and seed.
-        splits: to train on and to evaluate on.
-        out: folder for ``runs/``, ``report.html``, ``report.md`` and ``report.json``. What is done already is kept.
-        ranks: for the device.
-        at_once: runs at a time.
-        start: the preset or file that ``base`` started from, for the report.
-        skip_bad: leave bad images and boxes out, as the runs do.
+        seeds: seeds of the runs of each loss.
+        base: configuration of every run, except its loss and its seed.
+        splits: names of the split to train on and of the split to evaluate on.
+        out: folder for ``runs/``, ``report.html``, ``report.md`` and ``report.json``; finished runs in it are kept.
+        ranks: device of the runs.
+        at_once: number of runs at a time.
+        start: preset or file that ``base`` started from, for the report.
+        skip_bad: whether to leave out bad images and boxes.
         console: where to print.
     Returns:
-        The report's path.
+        Path of the HTML page.
     Raises:
         UserError: if options, data or folder do not fit, or a run fails.
     """
@@ -77,10 +77,11 @@ def run_compare(
     require_boxes(train)
     data = ["--data", source.name, "--train-split", splits[0], "--val-split", splits[1]]
     data += ["--skip-bad"] if skip_bad else []
+    folders = {(spec, seed): run_folder(out, slug(spec, seed)) for spec, seed in configs}
     jobs = [
-        job_of(f"{title(spec)}, seed {seed}", run_folder(out, spec, seed), config, data)
+        job_of(f"{title(spec)}, seed {seed}", folders[spec, seed], config, data)
         for (spec, seed), config in configs.items()
-        if not is_finished(run_folder(out, spec, seed), config, train, val)
+        if not is_finished(folders[spec, seed], config, train, val)
     ]
     if len(jobs) < len(configs):
         console.print(f"{len(configs) - len(jobs)} of {count(len(configs), 'run')} done already")
@@ -91,30 +92,21 @@ def run_compare(
         runs = []
         for seed in seeds:
             console.print(f"measuring {escape(title(spec))}, seed {seed}")
-            runs.append(measure_run(run_folder(out, spec, seed), configs[spec, seed], val, ranks))
+            runs.append(measure_run(folders[spec, seed], configs[spec, seed], val, ranks))
         contenders.append(Contender(spec, runs))
     first, *others = contenders
     console.print("resampling the images")
     differences = [difference(other, first) for other in others]
-    told = [verdict(d, len(val)) for d in differences]
+    conclusions = [conclusion(d, len(val)) for d in differences]
     facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
     settings_of = {spec: _settings(configs[spec, seeds[0]], start) for spec in losses}
+    found = contenders, differences, conclusions
     name = f"{', '.join(map(title, losses))} on {source.name}"
     pictures = _gallery(val, contenders)
-    write_page(
-        out / REPORT,
-        contenders,
-        differences,
-        told,
-        name=name,
-        facts=facts,
-        settings=settings_of,
-        gallery=pictures,
-    )
-    text = markdown(contenders, differences, told, name=name, facts=facts, settings=settings_of)
-    write_text(out / MARKDOWN, text)
-    write_json(out / DATA, to_json(contenders, differences, told, facts, settings_of))
-    for line in told:
+    write_page(out / REPORT, *found, name=name, facts=facts, settings=settings_of, gallery=pictures)
+    write_text(out / MARKDOWN, markdown(*found, name=name, facts=facts, settings=settings_of))
+    write_json(out / DATA, to_json(*found, facts, settings_of))
+    for line in conclusions:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"report: {out / REPORT}", markup=False)
     return out / REPORT
@@ -156,7 +148,7 @@ def _settings(config: Config, start: str) -> dict[str, str]:
 
 
 def _gallery(val: Annotations, contenders: Sequence[Contender]) -> Image.Image:
-    """The images on which the first two differ most, with their first seeds."""
+    """The images on which the first seeds of the first two losses differ most."""
     shown = [contender.runs[0] for contender in contenders]
     first, second = shown[0], shown[min(1, len(shown) - 1)]
     thresholds = [fair_threshold(run.detections, counted(val)) for run in (first, second)]

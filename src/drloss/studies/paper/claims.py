@@ -1,22 +1,23 @@
-"""What the paper concludes from its tables, as comparisons of rows that a rerun confirms or does not.
+"""The paper's conclusions from its tables, as comparisons of rows that a rerun confirms or refutes.
 
-Absolute AP depends on the data; which loss is ahead is what a rerun on other data can be held to.
+AP itself depends on the data. Which loss is ahead can be checked on other data, too.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from drloss.studies.paper.numbers import CONTROLS, Row, find_row, rows_of
+from drloss.studies.paper.names import CONTROLS
+from drloss.studies.paper.numbers import Row, find_row, rows_of
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The AP of ``ahead`` over that of ``behind``; of several rows their sum.
+    """A sum of the APs of ``ahead`` minus that of ``behind``.
 
     Attributes:
-        ahead, behind: rows, as many of one as of the other.
-        share: of the AP of ``ahead`` that is compared.
-        least: what the difference must exceed.
+        ahead, behind: rows, equally many on each side.
+        share: factor on the AP of ``ahead``.
+        least: value that the difference must exceed.
     """
 
     ahead: tuple[Row, ...]
@@ -26,28 +27,28 @@ class Comparison:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """All of its rows."""
+        """All rows that are compared."""
         return self.ahead + self.behind
 
     def difference(self, ap: Callable[[Row], float]) -> float:
-        """Ahead minus behind, given the AP of each row."""
+        """The difference, given the AP of each row."""
         return self.share * sum(map(ap, self.ahead)) - sum(map(ap, self.behind))
 
     def confirmed_by(self, difference: float) -> bool:
-        """Whether a difference in AP, ahead minus behind, confirms the comparison."""
+        """Whether a difference confirms the comparison."""
         return difference > self.least
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of the paper and the comparisons that it consists of.
+    """A conclusion of the paper, and the comparisons that must all be confirmed for it to hold.
 
     Attributes:
-        table: that it is drawn from.
-        text: in words.
-        source: where the paper says so.
-        comparisons: all of which it takes.
-        on_other_data: whether it is of data that the other tables' runs have not seen.
+        table: table of its rows.
+        text: the conclusion, in words.
+        source: place in the paper.
+        comparisons: comparisons of rows.
+        on_other_data: whether it needs data on which no other table's run was evaluated.
     """
 
     table: str
@@ -61,97 +62,124 @@ def _over(ahead: Row, behind: Row) -> Comparison:
     return Comparison((ahead,), (behind,))
 
 
-def _claims() -> tuple[Claim, ...]:
-    focal, hinge = find_row("table2", "Focal"), find_row("table2", "Hinge")
+_LAMBDAS, _SMOOTHNESS, _PAIRING, _MARGIN = (
+    *("§4.3, effect of λ₊ and λ₋", "§4.3, effect of smoothness", "§4.3, effect of pairing strategy"),
+    "§C, effect of large margin",
+)
+
+
+def _over_each(ahead: Row, behind: Iterable[Row]) -> tuple[Comparison, ...]:
+    return tuple(_over(ahead, row) for row in behind)
+
+
+def _each_over(ahead: Iterable[Row], behind: Row) -> tuple[Comparison, ...]:
+    return tuple(_over(row, behind) for row in ahead)
+
+
+def _ablations() -> list[Claim]:
+    """Claims of Tables 1 to 3."""
+    focal, hinge, six = (find_row("table2", name) for name in ("Focal", "Hinge", "L = 6, DR"))
     smooth = [row for row in rows_of("table2") if row not in (focal, hinge)]
-    plain, chosen = find_row("table1", "h₊ = e, h₋ = e, DR"), find_row("table1", "h₊ = e, h₋ = 3.5, DR")
-    small = find_row("table1", "h₊ = 20, h₋ = 3.5, DR")
-    every_pair, neg_only, dr = (find_row("table3", name) for name in ("All", "NegOnly", "DR"))
-    worst_case = find_row("table3", "Worst case")
-    six = find_row("table2", "L = 6, DR")
-    by_threshold = [
-        (find_row("table5", f"threshold {t:g}, DR"), find_row("table5", f"threshold {t:g}, Focal"))
-        for t in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+    plain, chosen, small = (
+        find_row("table1", f"h₊ = {pos}, h₋ = {neg}, DR") for pos, neg in (("e", "e"), ("e", "3.5"), ("20", "3.5"))
+    )
+    every_pair, neg_only, dr, worst_case = (
+        find_row("table3", name) for name in ("All", "NegOnly", "DR", "Worst case")
+    )
+    rest, others = ([row for row in rows_of("table1") if row is not own] for own in (chosen, small))
+    return [
+        Claim("table1", "λ₊ = 1 and λ₋ = 0.1 outperform focal", _LAMBDAS, (_over(plain, focal),)),
+        Claim("table1", "h₊ = e and h₋ = 3.5 are the best", _LAMBDAS, _over_each(chosen, rest)),
+        Claim("table1", "the smallest λ₊ is the worst of all", _LAMBDAS, _each_over(others, small)),
+        Claim("table2", "every smooth loss outperforms the hinge", _SMOOTHNESS, _each_over(smooth, hinge)),
+        Claim("table2", "every smooth loss surpasses focal", _SMOOTHNESS, _each_over(smooth, focal)),
+        Claim("table2", "L = 6 is the best", _SMOOTHNESS, _over_each(six, [row for row in smooth if row is not six])),
+        Claim("table3", "NegOnly is ahead of ranking all pairs", _PAIRING, (_over(neg_only, every_pair),)),
+        Claim("table3", "NegOnly outperforms focal", _PAIRING, (_over(neg_only, focal),)),
+        Claim("table3", "a distribution of positives improves NegOnly further", _PAIRING, (_over(dr, neg_only),)),
+        Claim(
+            *("table3", "the worst case (Eq. 5) fails: a tenth of DR's AP is ahead of it", _PAIRING),
+            (Comparison((dr,), (worst_case,), share=0.1),),
+        ),
     ]
-    (dr_low, focal_low), (dr_high, focal_high) = by_threshold[0], by_threshold[-1]
-    by_scale = [
-        (find_row("table6", f"scale {s}, DR"), find_row("table6", f"scale {s}, Focal"))
-        for s in (400, 500, 600, 700, 800)
+
+
+def _detectors() -> list[Claim]:
+    """Claims of Table 4."""
+    backbones = "ResNet-101-FPN", "ResNeXt-32x8d-101-FPN"
+    single, several, rival = (
+        [find_row("table4", f"{backbone}{method}") for backbone in backbones]
+        for method in (", Dr. Retina", ", multi-scale test, Dr. Retina", ", RetinaNet")
+    )
+    return [
+        Claim(
+            *("table4", "Dr. Retina improves RetinaNet with either backbone", "§4.4"),
+            tuple(map(_over, single, rival)),
+        ),
+        Claim(
+            *("table4", "the multi-scale test improves Dr. Retina further with either backbone", "§4.4"),
+            tuple(map(_over, several, single)),
+        ),
     ]
-    larger = zip(by_scale[1:], by_scale, strict=False)
+
+
+def _thresholds_and_scales() -> list[Claim]:
+    """Claims of Tables 5 and 6."""
+    dr, focal = (
+        [find_row("table5", f"threshold {t:g}, {loss}") for t in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)]
+        for loss in ("DR", "Focal")
+    )
+    dr_at, focal_at = (
+        [find_row("table6", f"scale {side}, {loss}") for side in (400, 500, 600, 700, 800)]
+        for loss in ("DR", "Focal")
+    )
+    return [
+        Claim("table5", "DR is ahead of focal at every threshold", _MARGIN, tuple(map(_over, dr, focal))),
+        Claim(
+            *("table5", "from threshold 0.05 to 0.5 DR loses less than focal", _MARGIN),
+            (Comparison((dr[-1], focal[0]), (dr[0], focal[-1])),),
+        ),
+        Claim(
+            *("table5", "DR keeps almost the same from 0.05 to 0.5: less than 1 AP is lost", _MARGIN),
+            (Comparison((dr[-1],), (dr[0],), least=-1.0),),
+        ),
+        Claim(
+            *("table6", "DR is ahead of focal at every scale", "§C, effect of image scale"),
+            tuple(map(_over, dr_at, focal_at)),
+        ),
+        Claim("table6", "a larger input is better for DR", "Table 6", tuple(map(_over, dr_at[1:], dr_at))),
+    ]
+
+
+def _other_data_and_controls() -> list[Claim]:
+    """The claim of Table 7, and those of our controls."""
+    focal, six = find_row("table2", "Focal"), find_row("table2", "L = 6, DR")
     controls = {row.name: row for row in rows_of(CONTROLS)}
     matched = "Table 2 with matched settings"
-    pairing, lambdas, smoothness = (
-        f"§4.3, effect of {what}" for what in ("pairing strategy", "λ₊ and λ₋", "smoothness")
-    )
-    margin, backbones = "§C, effect of large margin", ("ResNet-101-FPN", "ResNeXt-32x8d-101-FPN")
-    rest = [row for row in rows_of("table1") if row is not chosen]
-    others = [row for row in rows_of("table1") if row is not small]
-    found: list[tuple[str, str, str, Iterable[Comparison]]] = [
-        ("table1", "λ₊ = 1 and λ₋ = 0.1 outperform focal", lambdas, [_over(plain, focal)]),
-        ("table1", "h₊ = e and h₋ = 3.5 are the best", lambdas, (_over(chosen, row) for row in rest)),
-        ("table1", "the smallest λ₊ is the worst of all", lambdas, (_over(row, small) for row in others)),
-        ("table2", "every smooth loss outperforms the hinge", smoothness, (_over(row, hinge) for row in smooth)),
-        ("table2", "every smooth loss surpasses focal", smoothness, (_over(row, focal) for row in smooth)),
-        ("table2", "L = 6 is the best", smoothness, (_over(six, row) for row in smooth if row is not six)),
-        ("table3", "NegOnly is ahead of ranking all pairs", pairing, [_over(neg_only, every_pair)]),
-        ("table3", "NegOnly outperforms focal", pairing, [_over(neg_only, focal)]),
-        ("table3", "a distribution of positives improves NegOnly further", pairing, [_over(dr, neg_only)]),
-        (
-            *("table3", "the worst case (Eq. 5) fails: a tenth of DR's AP is ahead of it", pairing),
-            [Comparison((dr,), (worst_case,), share=0.1)],
-        ),
-        (
-            *("table4", "Dr. Retina improves RetinaNet with either backbone", "§4.4"),
-            (_over(*(find_row("table4", f"{b}, {m}") for m in ("Dr. Retina", "RetinaNet"))) for b in backbones),
-        ),
-        (
-            *("table4", "the multi-scale test improves Dr. Retina further with either backbone", "§4.4"),
-            (
-                _over(*(find_row("table4", f"{b}{test}, Dr. Retina") for test in (", multi-scale test", "")))
-                for b in backbones
-            ),
-        ),
-        ("table5", "DR is ahead of focal at every threshold", margin, (_over(*pair) for pair in by_threshold)),
-        (
-            *("table5", "from threshold 0.05 to 0.5 DR loses less than focal", margin),
-            [Comparison((dr_high, focal_low), (dr_low, focal_high))],
-        ),
-        (
-            *("table5", "DR keeps almost the same from 0.05 to 0.5: less than 1 AP is lost", margin),
-            [Comparison((dr_high,), (dr_low,), least=-1.0)],
-        ),
-        (
-            *("table6", "DR is ahead of focal at every scale", "§C, effect of image scale"),
-            (_over(*pair) for pair in by_scale),
-        ),
-        ("table6", "a larger input is better for DR", "Table 6", (_over(a, b) for (a, _), (b, _) in larger)),
-        (
+    return [
+        Claim(
             *("table7", "DR outperforms focal on another data set", "§C, comparison on PASCAL"),
-            [_over(find_row("table7", "DR"), find_row("table7", "Focal"))],
+            (_over(find_row("table7", "DR"), find_row("table7", "Focal")),),
+            on_other_data=True,
         ),
-        (
+        Claim(
             *(CONTROLS, "with both per image, DR outperforms focal", matched),
-            [_over(six, controls["focal:scope=per_image, Focal"])],
+            (_over(six, controls["focal:scope=per_image, Focal"]),),
         ),
-        (
+        Claim(
             *(CONTROLS, "with both pooled, DR outperforms focal", matched),
-            [_over(controls["dr:scope=pooled, DR"], focal)],
+            (_over(controls["dr:scope=pooled, DR"], focal),),
         ),
-        (
+        Claim(
             *(CONTROLS, "with the authors' detector settings, DR outperforms focal", matched),
-            [_over(*(controls[f"authors' detector settings, {loss}"] for loss in ("DR", "Focal")))],
+            (_over(*(controls[f"authors' detector settings, {loss}"] for loss in ("DR", "Focal"))),),
         ),
-        (
+        Claim(
             *(CONTROLS, "the multi-scale test improves DR further", "§4.4"),
-            [_over(controls["multi-scale test, DR"], six)],
+            (_over(controls["multi-scale test, DR"], six),),
         ),
     ]
-    return tuple(
-        Claim(table, text, source, tuple(comparisons), on_other_data=table == "table7")
-        for table, text, source, comparisons in found
-    )
 
 
-CLAIMS = _claims()
-"""In the order of the tables."""
+CLAIMS = (*_ablations(), *_detectors(), *_thresholds_and_scales(), *_other_data_and_controls())
+"""All claims, in the order of the tables."""

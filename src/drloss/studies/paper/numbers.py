@@ -1,8 +1,8 @@
 """Every number of Tables 1-7 of the paper as a record, and the run that has to reach it.
 
-AP is in percent. λ₊ = 1/log h₊ and λ₋ = 0.1/log h₋ (§4.3). A row with a recipe can be run: :func:`settings` gives it
-at the paper's scale, on the preset that states the number, and at a laptop's, where the same loss trains on the
-preset ``cpu``. Rows that stand in several tables, such as the default DR run, are one run.
+AP is in percent. λ₊ = 1/log h₊ and λ₋ = 0.1/log h₋ (§4.3). A row with a recipe can be run. :func:`settings` returns
+its settings at the paper's scale, on the preset that must reach the number, or at a laptop's scale, where the same
+loss trains on the preset ``cpu``. A row that is in several tables, such as DR with its defaults, is one run.
 """
 
 import re
@@ -12,22 +12,10 @@ from math import e
 
 from drloss.evaluation.coco import METRICS
 from drloss.losses import BEST_KNOWN, lambda_from_log_base
+from drloss.studies.paper.names import CONTROLS, SCALES
 from drloss.training.presets import PRESETS
 
-SCALES = ("paper", "laptop")
 MINIVAL, TEST_DEV, VOC_TEST = "minival", "test-dev", "VOC2007 test"
-CONTROLS = "controls"
-TABLES = {
-    "table1": "Table 1. Effect of λ₊ and λ₋ (ResNet-50, 1×)",
-    "table2": "Table 2. Comparison of loss functions (ResNet-50, 1×)",
-    "table3": "Table 3. Comparison of pairing strategies (ResNet-50, 1×)",
-    "table4": "Table 4. Comparison with the state of the art",
-    "table5": "Table 5. Comparison of score thresholds (ResNet-50, 1×)",
-    "table6": "Table 6. Comparison of input scales (ResNet-50, 1×)",
-    "table7": "Table 7. Comparison on VOC2007",
-    CONTROLS: "Controls of ours, and what others published: rows that the paper does not have",
-}
-"""Tables by the name that ``drloss reproduce`` knows them by."""
 
 _COCO = "COCO 2017 (118k images to train on, minival = val2017) and ImageNet weights, which torchvision downloads"
 _SERVER = "the paper's number is of test-dev, which only COCO's server evaluates; ours is of val"
@@ -41,13 +29,13 @@ NEEDS = {
     "table7": "PASCAL VOC2007 (splits trainval and test) and ImageNet weights; 8,750 iterations for each row.",
     CONTROLS: f"{_COCO}; 90k iterations for each ResNet-50 row, 180k for ResNet-101.",
 }
-"""What the rows of a table need at the paper's scale."""
+"""Data and iterations that the rows of a table need at the paper's scale."""
 
 VOC_ALONE = (
     "table7 is left out: it needs PASCAL VOC2007 and the others COCO; run it by itself, with the same --out: "
     "drloss reproduce table7 --scale paper --data VOC2007"
 )
-"""What is said where everything is asked for at the paper's scale."""
+"""Message if ``all`` is asked for at the paper's scale."""
 
 NOTES = {
     "table2": (
@@ -63,7 +51,7 @@ NOTES = {
         "number of images to it. The box loss stays one of each image."
     ),
 }
-"""What a reader has to know of a table."""
+"""Notes below a table."""
 
 _BACKBONE = "needs its backbone, which is what the row compares: too much for a CPU"
 _NO_NUMBER = "the paper gives no number, because training does not reach a meaningful result"
@@ -74,8 +62,6 @@ _MULTI_SCALE = (
     "ours is tested at short sides 400, 500, ... 1200 without flips, and the detections of all scales go through NMS "
     "once more: the paper states neither flips nor merging"
 )
-FIGURES: dict[str, tuple[str, ...]] = {"figure1": ("dr",), "figure4": ("ce", "focal", "dr"), "figure5": ("dr",)}
-"""The losses of the figures that show trained detectors' scores."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +69,11 @@ class Recipe:
     """How a row is trained.
 
     Attributes:
-        preset: a name of :data:`drloss.training.presets.PRESETS`.
-        loss: as ``drloss train --loss`` takes it.
+        preset: name of a preset of :data:`drloss.training.presets.PRESETS`.
+        loss: loss, as ``drloss train --loss`` takes it.
         laptop: settings on the preset ``cpu`` that make the same relative change; or the reason why there are none.
-        splits: to train and to evaluate on.
-        test_scales: short sides of a multi-scale test in pixels of the paper's scale; empty for the preset's own.
+        splits: split to train on and split to evaluate on.
+        test_scales: short sides of a multi-scale test, in pixels at the paper's scale; empty for the preset's own.
     """
 
     preset: str = "r50_1x"
@@ -102,17 +88,17 @@ class Row:
     """One line of a table.
 
     Attributes:
-        table: key of :data:`TABLES`.
-        label: what tells the row from its neighbours.
-        method: the loss, or the detector in Table 4.
-        metrics: the paper's numbers in percent, by name; empty where it gives none.
-        split: that they were measured on.
-        source: where they stand.
-        recipe: how to run it; None where it cannot be.
-        reason: why it cannot be run, or what its number is not.
-        threshold: score below which detections are dropped, where the table varies it.
-        scale: short side of the input in pixels, where the table varies it.
-        published: reference of the paper that the number is from, where it is another's.
+        table: key of :data:`drloss.studies.paper.names.TABLES`.
+        label: the difference between the row and its neighbours.
+        method: the loss; in Table 4 the detector.
+        metrics: the paper's numbers in percent, by name; empty if it gives none.
+        split: split of these numbers.
+        source: place of these numbers.
+        recipe: how the row is run; None if it cannot be run.
+        reason: why the row cannot be run, or why the number is not the paper's own.
+        threshold: score below which detections are dropped, if the table varies it.
+        scale: short side of the input in pixels, if the table varies it.
+        published: reference to the paper of the number, if that is another paper.
     """
 
     table: str
@@ -129,17 +115,17 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Label and method, unlike those of the table's other rows."""
+        """Label and method. No other row of the table has the same name."""
         return ", ".join(dict.fromkeys(part for part in (self.label, self.method) if part))
 
     @property
     def key(self) -> tuple[str, str]:
-        """Table and name: of one row only."""
+        """Table and name. No other row has the same key."""
         return self.table, self.name
 
     @property
     def is_control(self) -> bool:
-        """Whether the paper has no such row: its number is that of the nearest, or another's."""
+        """Whether the paper has no such row. The number is that of the nearest row, or another paper's."""
         return self.table == CONTROLS
 
     @property
@@ -152,23 +138,23 @@ class Row:
 
     @property
     def must_reach(self) -> str:
-        """Its goal, and where that stands."""
+        """The goal, and its place in the paper."""
         return f"{self.goal} ({self.source})" if self.metrics else self.goal
 
 
 def number(value: float) -> str:
-    """A printed number, to its own one or two decimals."""
+    """A number with one decimal, or with two if it has two."""
     return f"{value:.2f}".removesuffix("0")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``drloss train`` is called with, but for the data, the seed and the run folder.
+    """Arguments of ``drloss train``, except the data, the seed and the run folder.
 
     Attributes:
         preset: name of the preset.
-        values: settings that replace the preset's, the loss among them.
-        splits: to train and to evaluate on.
+        values: settings that replace the preset's, including the loss.
+        splits: split to train on and split to evaluate on.
         test_scales: short sides of a multi-scale test in pixels; empty for the preset's own.
     """
 
@@ -179,17 +165,17 @@ class Settings:
 
     @property
     def evaluation(self) -> str:
-        """Name of the folder of the evaluation inside the run's."""
+        """Name of the evaluation's folder inside the run folder."""
         return f"eval_{self.splits[1]}" + ("_multi-scale" if self.test_scales else "")
 
     @property
     def key(self) -> tuple[str, str]:
-        """Run and evaluation: equal for rows that have the same numbers of ours, but for the score threshold."""
+        """Name and evaluation. Rows with equal keys have the same numbers of ours, except for the score threshold."""
         return self.name, self.evaluation
 
     @property
     def name(self) -> str:
-        """Name for run folders: equal where a run is trained alike, and fit for a file."""
+        """Start of the run folder's name. Settings that train alike have the same name."""
         values = {k: v for k, v in self.values.items() if k != "loss"}
         parts = [self.preset, str(self.values["loss"]), *(f"{k}={v}" for k, v in values.items())]
         return re.sub(r"[^A-Za-z0-9.=-]+", "_", "-".join(parts))
@@ -200,10 +186,10 @@ def settings(row: Row, scale: str) -> Settings | str:
 
     Args:
         row: of :data:`ROWS`.
-        scale: ``"paper"``: the preset that states the number; ``"laptop"``: the same loss, and where it means
-            something the same relative change, on the preset ``cpu``.
+        scale: ``"paper"`` for the preset that must reach the number; ``"laptop"`` for the same loss and, where
+            possible, the same relative change, on the preset ``cpu``.
     Raises:
-        ValueError: if the scale is another.
+        ValueError: if the scale is neither of them.
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
@@ -219,7 +205,7 @@ def settings(row: Row, scale: str) -> Settings | str:
 
 
 def _spelt_out(loss: str) -> str:
-    """A loss with what its name alone starts from, so that a run's name says what it was divided by."""
+    """A loss with its default parameters written out, so that a run's name says what the loss was divided by."""
     known = BEST_KNOWN.get(loss, {})
     return ":".join([loss, ",".join(f"{k}={v}" for k, v in known.items())]) if known else loss
 
@@ -233,7 +219,7 @@ def _laptop_side(side: int) -> int:
 
 
 def expectation(run: Settings) -> str:
-    """What a run must reach, in words: the numbers of all the rows that it serves."""
+    """What a run must reach, in words: the numbers of all the rows that need it."""
     found = [(row, settings(row, scale)) for row in ROWS for scale in SCALES]
     served = [row for row, s in found if isinstance(s, Settings) and s.name == run.name]
     if not served:
@@ -246,11 +232,11 @@ def expectation(run: Settings) -> str:
 
 
 def figure_settings(loss: str, scale: str) -> Settings:
-    """The settings of a run whose scores Figures 1, 4 and 5 show: those of the loss in Table 2.
+    """The settings of a run whose scores Figures 1, 4 and 5 show, which are those of Table 2.
 
     Args:
-        loss: by its name on the command line.
-        scale: one of :data:`SCALES`.
+        loss: name of the loss on the command line.
+        scale: one of :data:`drloss.studies.paper.names.SCALES`.
     """
     return Settings({"paper": "r50_1x", "laptop": "cpu"}[scale], {"loss": _spelt_out(loss)}, ("train", "val"))
 
@@ -421,10 +407,10 @@ def rows_of(table: str) -> list[Row]:
 
 
 def find_row(table: str, name: str) -> Row:
-    """The row of that name.
+    """The row of a table with this name.
 
     Raises:
-        KeyError: if the table has none.
+        KeyError: if the table has no such row.
     """
     for row in rows_of(table):
         if row.name == name:

@@ -1,4 +1,4 @@
-"""Evaluated runs as records: what the pages of the reproduction are made of, from folders or a file of them."""
+"""Evaluated runs as records, read from run folders or from one file. The pages of the reproduction show them."""
 
 import hashlib
 import json
@@ -12,8 +12,9 @@ from typing import Any
 from drloss.errors import UserError, first_line
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.inference.evaluate import METRICS as METRICS_FILE
+from drloss.inference.evaluate import METRICS_FILE
 from drloss.io.atomic import write_text
+from drloss.studies.jobs import run_folder
 from drloss.studies.paper.numbers import Settings
 from drloss.training.run_folder import CONFIG, ENVIRONMENT
 
@@ -23,8 +24,8 @@ class Record:
     """One evaluation of a run.
 
     Attributes:
-        config: the run's ``config.json``.
-        environment: the last entry of its ``environment.json``.
+        config: ``config.json`` of the run.
+        environment: last entry of the run's ``environment.json``.
         metrics: ``metrics.json`` of the evaluation.
     """
 
@@ -33,7 +34,7 @@ class Record:
     metrics: dict[str, Any]
 
     def values(self, threshold: float | None = None) -> dict[str, float]:
-        """The metrics in percent, at a score threshold or at the run's own; NaN for what is not defined."""
+        """The metrics in percent, at a score threshold or at the run's own; NaN if a metric is undefined."""
         found = self.metrics["metrics"]
         if threshold is not None:
             found = next((r for r in self.metrics["thresholds"] if r["threshold"] == threshold), {})
@@ -41,22 +42,17 @@ class Record:
 
     @property
     def histogram(self) -> ScoreHistogram | None:
-        """Scores of its candidates, where they were kept."""
+        """Scores of the candidates; None if they were not kept."""
         scores = self.metrics.get("scores")
         return None if scores is None else ScoreHistogram.from_json(scores)
 
 
 Records = Mapping[tuple[str, str], Mapping[int, Record]]
-"""By :attr:`Settings.key`, by seed."""
-
-
-def run_folder(out: Path, name: str) -> Path:
-    """Folder of a run."""
-    return out / "runs" / name
+"""Records by :attr:`Settings.key` and seed."""
 
 
 def read_runs(out: Path, chosen: Iterable[Settings]) -> Records:
-    """The evaluated runs with some settings, from their folders in ``out``."""
+    """The evaluated runs in ``out`` with the chosen settings."""
     return {settings.key: dict(sorted(_read_runs(out, settings))) for settings in chosen}
 
 
@@ -69,7 +65,7 @@ def _read_runs(out: Path, settings: Settings) -> Iterable[tuple[int, Record]]:
 
 
 def read_metrics(evaluation: Path) -> dict[str, Any] | None:
-    """``metrics.json`` of an evaluation, or None where there is none or it is cut off: evaluate anew."""
+    """``metrics.json`` of an evaluation; None if it is missing or damaged, so that the run is evaluated again."""
     try:
         found = json.loads((evaluation / METRICS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -94,13 +90,13 @@ def read_of_run(path: Path) -> Any:
 
 
 def write_records(path: Path, scale: str, records: Records, with_scores: Collection[tuple[str, str]]) -> None:
-    """Write what the page needs of all runs to one file, a line for each, with a checksum over them.
+    """Write what the page needs of all runs to one file, one run per line, with a checksum.
 
     Args:
-        path: to write.
-        scale: of the runs.
+        path: file to write.
+        scale: scale of the runs.
         records: the runs.
-        with_scores: keys of those whose densities are drawn; of the others they are left out.
+        with_scores: keys of the runs whose scores are drawn. The scores of the others are not written.
     """
     lines = []
     for key, seeds in records.items():
@@ -108,19 +104,18 @@ def write_records(path: Path, scale: str, records: Records, with_scores: Collect
         for seed, record in seeds.items():
             metrics = {name: record.metrics[name] for name in kept if name in record.metrics}
             run = {"run": key[0], "evaluation": key[1], "seed": seed, "config": record.config}
-            environment = {
-                k: v for k, v in record.environment.items() if k != "command"
-            }  # it names the user's folders
+            # The command has the names of the user's folders.
+            environment = {k: v for k, v in record.environment.items() if k != "command"}
             lines.append(json.dumps(run | {"environment": environment, "metrics": metrics}))
     runs = "[\n" + ",\n".join(lines) + "\n]"
     write_text(path, f'{{"scale": "{scale}", "sha256": "{_digest(json.loads(runs))}", "runs": {runs}}}\n')
 
 
 def read_records(path: Path) -> tuple[str, Records]:
-    """Scale and runs that :func:`write_records` wrote.
+    """The scale and the runs that :func:`write_records` wrote.
 
     Raises:
-        UserError: if they are not as they were written.
+        UserError: if the file was changed since.
     """
     kept = json.loads(path.read_text(encoding="utf-8"))
     if kept["sha256"] != _digest(kept["runs"]):
@@ -133,10 +128,10 @@ def read_records(path: Path) -> tuple[str, Records]:
 
 
 def join_records(parts: Sequence[Records]) -> Records:
-    """The runs of all parts; where two have the same evaluation and seed, the later one's.
+    """The runs of all parts. Of two with the same evaluation and seed, the one in the later part stays.
 
     Raises:
-        UserError: if they were trained or evaluated on different data of the same split.
+        UserError: if runs were trained or evaluated on different data of the same split.
     """
     joined: dict[tuple[str, str], dict[int, Record]] = {}
     for key, seeds in (item for part in parts for item in part.items()):

@@ -1,4 +1,4 @@
-"""``drloss reproduce``: the runs behind the paper's tables, as run folders, and the page that is made of them."""
+"""``drloss reproduce``: train and evaluate the runs behind the paper's tables, and write the page about them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,24 +12,16 @@ from drloss.detector.starting_weights import resolve_norm
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.running import run_detector
-from drloss.inference.evaluate import METRICS, evaluate_run, observe_scores, require_same_classes
+from drloss.evaluation.detecting import run_detector
+from drloss.inference.evaluate import METRICS_FILE, evaluate_run, observe_scores, require_same_classes
 from drloss.io.atomic import write_text
 from drloss.studies.compare.differences import TITLES
-from drloss.studies.jobs import Job, job_of, train_jobs
+from drloss.studies.jobs import Job, job_of, run_folder, train_jobs
 from drloss.studies.paper import scores
-from drloss.studies.paper.numbers import (
-    FIGURES,
-    NEEDS,
-    TABLES,
-    Settings,
-    expectation,
-    figure_settings,
-    rows_of,
-    settings,
-)
-from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, run_folder, write_records
-from drloss.studies.paper.tables import histograms, page
+from drloss.studies.paper.names import FIGURES, TABLES
+from drloss.studies.paper.numbers import NEEDS, Settings, expectation, figure_settings, rows_of, settings
+from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, write_records
+from drloss.studies.paper.tables import histograms, reproduction_page
 from drloss.training.config import OPTIONS, Config, override, to_json
 from drloss.training.fingerprint import fingerprint
 from drloss.training.presets import PRESETS
@@ -37,21 +29,17 @@ from drloss.training.resume import HOW_IT_RUNS, changed_settings
 from drloss.training.run_folder import CONFIG, ENVIRONMENT, MODEL
 from drloss.training.trained import load_run
 
-EQUATIONS = ("figure2", "figure3")
-"""Figures drawn from equations alone; figure1 from synthetic scores where there is no run."""
-WHAT = (*sorted((*FIGURES, *EQUATIONS)), *TABLES, "all")
-"""What ``drloss reproduce`` may be asked for."""
 PAGE, RECORDS = "reproduction.md", "records.json"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run, for all the rows that it serves.
+class PlannedRun:
+    """A training run that is wanted. Several rows may need the same one.
 
     Attributes:
-        settings: of the rows.
-        seed: of the run.
-        given: settings of the user's, on top.
+        settings: settings of the rows.
+        seed: seed of the run.
+        given: the user's settings, which replace those of the rows.
     """
 
     settings: Settings
@@ -60,47 +48,47 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return f"{self.settings.name}-seed{self.seed}"
 
     @property
     def values(self) -> dict[str, object]:
-        """All that replaces the preset's settings."""
+        """All settings that differ from the preset's."""
         return {**self.settings.values, **self.given, "seed": self.seed}
 
     @property
     def expects(self) -> str:
-        """What it must reach, in words."""
+        """What the run must reach, in words."""
         return expectation(self.settings)
 
     @property
     def config(self) -> Config:
-        """What the run computes.
+        """Configuration of the run.
 
         Raises:
-            UserError: if a setting does not fit.
+            UserError: if a setting is invalid.
         """
         config = override(PRESETS[self.settings.preset], self.values)
         return replace(config, detector=resolve_norm(config.detector, config.weights), expects=self.expects)
 
 
 def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) -> list[Settings]:
-    """The settings behind some tables and the figures' losses, each once, in the order of the rows."""
+    """The settings of all rows of the tables and of the figures' losses, each once, in the order of the rows."""
     rows = [settings(row, scale) for table in tables for row in rows_of(table)]
     found = [s for s in rows if isinstance(s, Settings)] + [figure_settings(loss, scale) for loss in losses]
     return list({s.key: s for s in found}.values())
 
 
-def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[Run]:
-    """Their runs: all of one's seeds follow each other. Two that are evaluated differently are one run."""
-    return [Run(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
+def runs_of(chosen: Sequence[Settings], seeds: Sequence[int], given: Mapping[str, object]) -> list[PlannedRun]:
+    """The runs of these settings, seed by seed. Settings that only differ in the evaluation share a run."""
+    return [PlannedRun(s, seed, given) for s in {s.name: s for s in chosen}.values() for seed in seeds]
 
 
 def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) -> list[str]:
-    """The tables among what is asked for, in the paper's order.
+    """The tables among ``what``, in the paper's order.
 
     Raises:
-        UserError: if they cannot be run together, or not with the settings given.
+        UserError: if the tables cannot be run together or with the given settings.
     """
     tables = [table for table in TABLES if table in what or "all" in what]
     if scale == "paper" and "table7" in tables and len(tables) > 1:
@@ -115,7 +103,7 @@ def choose_tables(what: Sequence[str], scale: str, given: Mapping[str, object]) 
 
 
 def _own_settings(table: str, scale: str) -> set[str]:
-    """Names of the settings that the rows of a table differ in, or give themselves."""
+    """Names of the settings that the rows of a table fix, or in which they differ."""
     rows = rows_of(table)
     chosen = [s for s in (settings(row, scale) for row in rows) if isinstance(s, Settings)]
     own = {name for s in chosen for name in s.values}
@@ -129,11 +117,11 @@ def _own_settings(table: str, scale: str) -> set[str]:
     return own
 
 
-def choose_shard(runs: Sequence[Run], text: str) -> list[Run]:
-    """Every n-th run from the i-th on, for ``i/n``.
+def choose_shard(runs: Sequence[PlannedRun], text: str) -> list[PlannedRun]:
+    """Every n-th run from the i-th on, for the text ``i/n``.
 
     Raises:
-        UserError: if it is not i/n with 1 <= i <= n.
+        UserError: if the text is not i/n with 1 <= i <= n.
     """
     first, slash, count = text.partition("/")
     if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
@@ -157,32 +145,31 @@ def reproduce_runs(
     skip_bad: bool,
     console: Console,
 ) -> Path:
-    """Train and evaluate what is missing of some tables and figures, and write the page and what it shows.
+    """Train and evaluate the missing runs of some tables and figures; write page, records and figures.
 
     Args:
-        tables: names, of :func:`choose_tables`.
-        losses: whose densities the figures asked for show.
-        data: as ``drloss train --data`` takes it.
-        read_split: the annotations of a split of it.
-        out: folder for ``runs/``, ``reproduction.md``, ``records.json`` and Figures 1, 4 and 5. What is done already
-            is kept.
-        ranks: for the device.
+        tables: names of the tables, from :func:`choose_tables`.
+        losses: losses whose scores the figures show.
+        data: data set, as ``drloss train --data`` takes it.
+        read_split: returns the annotations of a split of the data.
+        out: folder for ``runs/``, ``reproduction.md``, ``records.json`` and Figures 1, 4 and 5; finished runs in it
+            are kept.
+        ranks: device of the runs.
         scale: ``"paper"`` or ``"laptop"``.
-        seeds: of each row.
-        given: settings that replace the rows'.
-        shard: ``i/n``: every n-th run from the i-th on.
-        at_once: runs at a time.
-        skip_bad: leave bad images and boxes out.
+        seeds: seeds of the runs of each row.
+        given: settings that replace those of the rows.
+        shard: ``i/n`` trains every n-th run from the i-th on.
+        at_once: number of runs at a time.
+        skip_bad: whether to leave out bad images and boxes.
         console: where to print.
     Returns:
-        The page's path.
+        Path of the page.
     Raises:
-        UserError: if options, data or folder do not fit, or a run failed; the others are trained, evaluated and on
-            the page before that is said.
+        UserError: if options, data or folder do not fit; or at the end, if a run failed. The others are on the page.
     """
     chosen = chosen_settings(tables, losses, scale)
     runs = choose_shard(runs_of(chosen, seeds, given), shard)
-    configs = {run.name: run.config for run in runs}  # what does not fit is said before anything is trained
+    configs = {run.name: run.config for run in runs}  # invalid settings are reported before anything is trained
     if scale == "paper":
         for table in tables:
             console.print(f"{table} needs {NEEDS[table]}", markup=False, soft_wrap=True)
@@ -228,20 +215,20 @@ def reproduce_runs(
 
 
 def write_reproduction(out: Path, scale: str) -> Path:
-    """Write the page of all run folders in ``out`` at a scale, their records, and Figures 1, 4 and 5.
+    """Write the page, the records and Figures 1, 4 and 5 of all run folders in ``out`` at a scale.
 
     Returns:
-        The page's path.
+        Path of the page.
     """
     records = read_runs(out, chosen_settings(list(TABLES), FIGURES["figure4"], scale))
     write_records(out / RECORDS, scale, records, [figure_settings(loss, scale).key for loss in FIGURES["figure4"]])
-    write_text(out / PAGE, page(scale, records))
+    write_text(out / PAGE, reproduction_page(scale, records))
     draw_figures(out, scale, records)
     return out / PAGE
 
 
 def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
-    """Figures 1, 4 and 5, as far as there are runs for them, all seeds of a loss together.
+    """Draw those of Figures 1, 4 and 5 that have runs, with all seeds of a loss together.
 
     Returns:
         The files written.
@@ -251,18 +238,18 @@ def draw_figures(folder: Path, scale: str, records: Records) -> list[Path]:
     paths = scores.save_densities(folder, shown) if len(shown) == len(found) else []
     if (dr := found["dr"]) is not None:
         paths += scores.save_separation(folder, dr)
-        paths += scores.save_ranking(folder, scores.rank_scores(dr[3], dr[2]))
+        paths += scores.save_reweighting(folder, scores.reweight_scores(dr[3], dr[2]))
     return paths
 
 
-def ranking_of_runs(out: Path, scale: str) -> scores.Ranking | None:
-    """Data of Figure 1 from the DR runs in a folder, or None where there are none."""
+def reweighting_of_runs(out: Path, scale: str) -> scores.Reweighting | None:
+    """Data of Figure 1 from the DR runs in a folder; None if there are none."""
     found = _together("dr", scale, read_runs(out, [figure_settings("dr", scale)]))
-    return None if found is None else scores.rank_scores(found[3], found[2])
+    return None if found is None else scores.reweight_scores(found[3], found[2])
 
 
 def _together(loss: str, scale: str, records: Records) -> scores.Histogram | None:
-    """Scores of all seeds of a loss."""
+    """The scores of all seeds of a loss, added up; None if there is no run."""
     found = histograms(loss, scale, records)
     if not found:
         return None
@@ -273,16 +260,16 @@ def _together(loss: str, scale: str, records: Records) -> scores.Histogram | Non
     return TITLES[loss], loss, source, together
 
 
-def is_finished(run: Run, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
+def is_finished(run: PlannedRun, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
     """Whether a folder holds the run, trained to its end.
 
     Args:
-        run: what is wanted.
-        folder: that it is in, or will be.
+        run: the run that is wanted.
+        folder: folder of the run.
         data: name of the data, for the message.
-        fingerprint_of: of a split, from its name; called only where there is a run.
+        fingerprint_of: returns the fingerprint of a split; called only if there is a run.
     Raises:
-        UserError: if it was trained on other data, or the folder does not say on what.
+        UserError: if the run was trained on other data, or the folder does not name its data.
     """
     ended = (folder / MODEL).is_file()
     if not (folder / CONFIG).is_file() or not (ended or (folder / ENVIRONMENT).is_file()):
@@ -297,24 +284,24 @@ def is_finished(run: Run, folder: Path, data: str, fingerprint_of: Callable[[str
 
 
 def _is_evaluated(folder: Path, wanted: Settings, data: str) -> bool:
-    """Whether the run was evaluated since it was trained, on the data of that fingerprint."""
-    metrics = folder / wanted.evaluation / METRICS
+    """Whether the run was evaluated after training, on the data with this fingerprint."""
+    metrics = folder / wanted.evaluation / METRICS_FILE
     if not metrics.is_file() or metrics.stat().st_mtime < (folder / MODEL).stat().st_mtime:
         return False
     found = read_metrics(metrics.parent)
     return found is not None and found.get("fingerprint") == data
 
 
-def _job(run: Run, folder: Path, data: str, skip_bad: bool) -> Job:
+def _job(run: PlannedRun, folder: Path, data: str, skip_bad: bool) -> Job:
     splits = ["--train-split", run.settings.splits[0], "--val-split", run.settings.splits[1]]
     return job_of(run.name, folder, run.config, ["--data", data, *splits, *(["--skip-bad"] if skip_bad else [])])
 
 
-def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranking:
+def reweighting_of_run(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Reweighting:
     """Data of Figure 1 from a trained run and a split.
 
     Raises:
-        UserError: if the run cannot be loaded, knows other classes, or there is nothing to draw.
+        UserError: if the run cannot be loaded, has other classes, or there is nothing to draw.
     """
     model, about = load_run(run)
     require_same_classes(about, annotations, run)
@@ -327,4 +314,4 @@ def scores_of(run: Path, annotations: Annotations, ranks: Ranks) -> scores.Ranki
         batch_size=2,
         observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
     )
-    return scores.rank_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")
+    return scores.reweight_scores(histogram, f"{run.name} ({about.loss}) on {annotations.name}")

@@ -1,7 +1,7 @@
-"""Figures 2 and 3 of the paper, drawn from its equations: each has its data as plain arrays, and a picture of them.
+"""Figures 2 and 3 of the paper, drawn from its equations. Each has its data as plain arrays, and a drawing of them.
 
-The scores lie in bins: a bin is a candidate whose prior is the number of scores in it, so that ten million points
-cost as much as a few hundred.
+Scores are counted in bins. A bin acts as one candidate whose prior is its count, so ten million points are as cheap
+as a few hundred.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,11 @@ from drloss.evaluation.densities import Floats
 from drloss.evaluation.plotting import DASHED, NEUTRAL, OTHER, PALETTE, legend, new_figure, save_figure
 from drloss.losses.distribution import drifted_weights
 from drloss.losses.surrogates import hinge, logistic, quadratic
+from drloss.studies.paper.names import POINTS
 
-POINTS = 10_000_000
-"""Of Figure 2, for each variance."""
 MEAN, STDS = 0.4, (0.05, 0.1)
 LAMBDAS = (1.0, 0.2, 0.1, 0.05)
-"""The Gaussians and λ of Figure 2. The paper states none of them; these keep the scores within 0 and 1."""
+"""The Gaussians and λ of Figure 2. The paper does not state them; with these, the scores lie between 0 and 1."""
 _LOW, _HIGH, _BINS = -0.4, 1.2, 320  # eight standard deviations to either side
 _CHUNK = 1_000_000
 RHOS, SMOOTHNESSES = (0.2, 0.5), (4.0, 6.0, 8.0, 10.0)
@@ -36,9 +35,9 @@ def derived(counts: Floats, scores: Floats, *, lam: float, positive: bool) -> Fl
         counts: (M,) scores in each bin, not all 0: the prior.
         scores: (M,) mean score of each bin.
         lam: λ > 0, in score units.
-        positive: Proposition 2.
+        positive: whether to apply Proposition 2 instead of 1.
     Returns:
-        (M,) weights of the bins, of sum 1.
+        (M,) weights of the bins, which sum to 1.
     """
     easiness = torch.from_numpy(scores if positive else 1 - scores).unsqueeze(0)
     weights = drifted_weights(easiness, torch.from_numpy(counts.astype(np.float64)).unsqueeze(0), lam=lam)
@@ -53,10 +52,10 @@ class Gaussian:
     """One panel of Figure 2.
 
     Attributes:
-        std: standard deviation of the scores that were drawn.
+        std: standard deviation of the given scores.
         lambdas: (C,) λ of each curve; None for the given distribution.
         means: (C,) expected scores.
-        densities: (C, M) over the bins, each of integral 1.
+        densities: (C, M) densities over the bins, each with integral 1.
     """
 
     std: float
@@ -67,7 +66,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Drifts:
-    """Data of Figure 2: points drawn for each Gaussian, their mean, the seed, the (M + 1,) edges, the panels."""
+    """Data of Figure 2: points per Gaussian, their mean, the seed, the (M + 1,) edges of the bins, and the panels."""
 
     points: int
     mean: float
@@ -80,9 +79,9 @@ def drift_gaussians(points: int = POINTS, *, seed: int = 0, lambdas: Sequence[fl
     """Data of Figure 2: the derived distributions of Proposition 1 for two Gaussians of the same mean.
 
     Args:
-        points: drawn for each Gaussian, at least 1; they are counted a million at a time.
-        seed: of the random numbers.
-        lambdas: of the curves.
+        points: random points of each Gaussian, at least 1. At most a million at a time are in memory.
+        seed: seed of the random numbers.
+        lambdas: λ of the curves.
     """
     edges = np.linspace(_LOW, _HIGH, _BINS + 1)
     panels = []
@@ -95,7 +94,7 @@ def drift_gaussians(points: int = POINTS, *, seed: int = 0, lambdas: Sequence[fl
 
 
 def _draw_gaussian(points: int, std: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Number of points in each bin, and their mean score; the bin's middle where there is none."""
+    """Number of points in each bin, and their mean score, which for an empty bin is its middle."""
     counts, sums = np.zeros(_BINS), np.zeros(_BINS)
     for first in range(0, points, _CHUNK):
         scores = MEAN + std * rng.standard_normal(min(_CHUNK, points - first))
@@ -107,7 +106,7 @@ def _draw_gaussian(points: int, std: float, rng: np.random.Generator) -> tuple[F
 
 
 def draw_drifts(data: Drifts) -> Figure:
-    """Figure 2: a panel for each variance; the given density dashed, the derived ones by λ."""
+    """Figure 2: a panel for each variance, with the given density dashed and a derived one for each λ."""
     figure, panels = new_figure(2, height=4.8)
     middle = (data.edges[1:] + data.edges[:-1]) / 2
     names = [*PALETTE.values(), OTHER]
@@ -129,7 +128,7 @@ def draw_drifts(data: Drifts) -> Figure:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """One curve of Figure 3: its name, the parameter that it has (ρ or L) and (Z,) values at each z."""
+    """One curve of Figure 3: its name, its parameter (ρ or L), and its (Z,) values at each z."""
 
     name: str
     parameter: float | None
@@ -179,15 +178,13 @@ def draw_surrogates(data: Surrogates) -> Figure:
 
 
 def save_drifts(folder: Path, points: int) -> list[Path]:
-    """Write Figure 2 of so many points and its data; returns the files."""
-    data, words = (
-        drift_gaussians(points),
-        f"Densities of two Gaussians, {points} points each, and of Proposition 1",
-    )
+    """Write Figure 2 and its data; return the files."""
+    data = drift_gaussians(points)
+    words = f"Densities of two Gaussians, {points} points each, and of Proposition 1"
     return save_figure(folder, "figure2", draw_drifts(data), data, words)
 
 
 def save_surrogates(folder: Path) -> list[Path]:
-    """Write Figure 3 and its data; returns the files."""
+    """Write Figure 3 and its data; return the files."""
     data = compare_surrogates()
     return save_figure(folder, "figure3", draw_surrogates(data), data, "The hinge loss and its smooth variants")

@@ -1,4 +1,4 @@
-"""Figures 1, 4 and 5 of the paper, drawn from the scores of trained detectors (Figure 1 from synthetic ones, too)."""
+"""Figures 1, 4 and 5 of the paper, from the scores of trained detectors. Figure 1 can also have synthetic scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Sides:
     """Positives and negatives at one stage of Figure 1.
 
     Attributes:
-        positive, negative: (M,) densities over the bins, of integral 1.
+        positive, negative: (M,) densities over the bins, each with integral 1.
         positive_mean, negative_mean: expected scores.
     """
 
@@ -37,14 +37,14 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """Data of Figure 1.
+class Reweighting:
+    """Data of Figure 1: scores before and after Propositions 1 and 2.
 
     Attributes:
-        source: what the scores are.
-        edges: (M + 1,) of the bins.
+        source: where the scores come from, in words.
+        edges: (M + 1,) edges of the bins.
         given: the scores as they are.
-        derived: the same, re-weighted by Propositions 1 and 2; its expected scores are P̂₊ and P̂₋ of Eq. (6).
+        derived: the scores re-weighted by Propositions 1 and 2; the expected scores are P̂₊ and P̂₋ of Eq. (6).
         pos_lambda, neg_lambda, margin: λ₊, λ₋ and γ, in score units.
     """
 
@@ -58,16 +58,17 @@ class Ranking:
 
     @property
     def violation(self) -> float:
-        """z = P̂₋ - P̂₊ + γ, what the surrogate is taken of."""
+        """The violation of the margin, z = P̂₋ - P̂₊ + γ, which is the argument of the surrogate."""
         return self.derived.negative_mean - self.derived.positive_mean + self.margin
 
 
-def rank_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC) -> Ranking:
+def reweight_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC) -> Reweighting:
     """Data of Figure 1, from a run's scores or from synthetic ones.
 
     Args:
-        histogram: scores of a run; of all its images together, where the loss takes each image by itself.
-        source: what they are.
+        histogram: scores of a run, or None for synthetic ones. All images count together here; the loss ranks each
+            image by itself.
+        source: where the scores come from, in words.
     Raises:
         UserError: if there are no positives or no negatives.
     """
@@ -84,7 +85,7 @@ def rank_scores(histogram: ScoreHistogram | None = None, source: str = SYNTHETIC
         derived(positive, middle, lam=dr.POS_LAMBDA, positive=True),
         derived(negative, middle, lam=dr.NEG_LAMBDA, positive=False),
     )
-    return Ranking(source, edges, given, _sides(*moved, middle, edges))
+    return Reweighting(source, edges, given, _sides(*moved, middle, edges))
 
 
 def _sides(positive: Floats, negative: Floats, middle: Floats, edges: Floats) -> Sides:
@@ -92,11 +93,11 @@ def _sides(positive: Floats, negative: Floats, middle: Floats, edges: Floats) ->
     return Sides(positive / width, negative / width, float(positive @ middle), float(negative @ middle))
 
 
-def draw_ranking(data: Ranking) -> Figure:
-    """Figure 1: given scores above, re-weighted ones below, with their expectations and the margin."""
+def draw_reweighting(data: Reweighting) -> Figure:
+    """Figure 1: the given scores above and the re-weighted ones below, with the expected scores and the margin."""
     figure, panels = new_figure(2, height=4.8)
     peaks = [(float(s.positive.max()), float(s.negative.max())) for s in (data.given, data.derived)]
-    # A trained detector's negatives lie next to 0, in a peak that would press all the rest onto the axis.
+    # The negatives of a trained detector have a peak next to 0, which would press all else onto the axis.
     top = 1.4 * min(max(map(max, peaks)), 3 * max(positive for positive, _ in peaks))
     middle = (data.edges[1:] + data.edges[:-1]) / 2
     for axes, sides, hat in ((panels[0], data.given, ""), (panels[1], data.derived, "\u0302")):
@@ -117,8 +118,8 @@ def draw_ranking(data: Ranking) -> Figure:
     return figure
 
 
-def _draw_margin(axes: Axes, data: Ranking, top: float) -> None:
-    """An arrow between the expectations, and how far it is from the margin."""
+def _draw_margin(axes: Axes, data: Reweighting, top: float) -> None:
+    """An arrow between the expected scores, with their distance and whether it is below the margin."""
     low, high = data.derived.negative_mean, data.derived.positive_mean
     arrow = {"arrowstyle": "<->", "color": NEUTRAL, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (low, 0.8 * top), (high, 0.8 * top), arrowprops=arrow)
@@ -131,7 +132,7 @@ def _draw_margin(axes: Axes, data: Ranking, top: float) -> None:
 
 
 Histogram = tuple[str, str, str, ScoreHistogram]
-"""Of a loss its name in print, its name on the command line, the runs, and their scores."""
+"""Name of a loss in tables, its name on the command line, the names of the runs, and their scores."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,11 @@ class Density:
     """One loss in Figure 4 or 5.
 
     Attributes:
-        name: of the loss, as tables print it.
-        loss: by the name of the command line.
-        source: the runs that the scores are of.
+        name: name of the loss in tables.
+        loss: name of the loss on the command line.
+        source: names of the runs.
         positive_mean, negative_mean: expected scores.
-        positive, negative: (M,) densities over the bins, of integral 1.
+        positive, negative: (M,) densities over the bins, each with integral 1.
     """
 
     name: str
@@ -164,11 +165,7 @@ class Densities:
 
 
 def compare_densities(histograms: Sequence[Histogram]) -> Densities:
-    """Data of Figures 4 and 5.
-
-    Args:
-        histograms: of each loss.
-    """
+    """Data of Figures 4 and 5, from the scores of each loss."""
     losses = [
         Density(name, loss, source, h.positive_mean, h.negative_mean, h.positive_density(), h.negative_density())
         for name, loss, source, h in histograms
@@ -176,18 +173,18 @@ def compare_densities(histograms: Sequence[Histogram]) -> Densities:
     return Densities(ScoreHistogram().edges, losses)
 
 
-def save_ranking(folder: Path, ranking: Ranking) -> list[Path]:
-    """Write Figure 1 and its data; returns the files."""
-    words = f"Densities of scores before and after re-weighting, from {ranking.source}"
-    return save_figure(folder, "figure1", draw_ranking(ranking), ranking, words)
+def save_reweighting(folder: Path, data: Reweighting) -> list[Path]:
+    """Write Figure 1 and its data; return the files."""
+    words = f"Densities of scores before and after re-weighting, from {data.source}"
+    return save_figure(folder, "figure1", draw_reweighting(data), data, words)
 
 
 DECAY = 10
-"""By which Figure 5 (b) divides the density of the negatives."""
+"""Divisor of the density of the negatives in Figure 5 (b)."""
 
 
 def draw_separation(data: Densities) -> Figure:
-    """Figure 5: negatives and positives of one loss in one panel, and again with the negatives divided by ten."""
+    """Figure 5: negatives and positives of one loss in a panel, and below with the negatives divided by ten."""
     figure, panels = new_figure(2, height=4.6)
     (only,) = data.losses
     coarse = np.linspace(0, 1, 41)
@@ -208,12 +205,12 @@ def draw_separation(data: Densities) -> Figure:
 
 
 def save_densities(folder: Path, shown: Sequence[Histogram]) -> list[Path]:
-    """Write Figure 4 and its data; returns the files."""
+    """Write Figure 4 and its data; return the files."""
     figure = score_densities([(name, loss, histogram) for name, loss, _, histogram in shown])
     return save_figure(folder, "figure4", figure, compare_densities(shown), "Densities of scores with each loss")
 
 
 def save_separation(folder: Path, shown: Histogram) -> list[Path]:
-    """Write Figure 5 and its data; returns the files."""
+    """Write Figure 5 and its data; return the files."""
     data, words = compare_densities([shown]), "Densities of the scores of negatives and positives with DR loss"
     return save_figure(folder, "figure5", draw_separation(data), data, words)

@@ -1,4 +1,4 @@
-"""``reproduction.md``: the paper's tables with our numbers under its own, made from run folders alone."""
+"""``reproduction.md``: the paper's tables with our numbers below the paper's, from run folders alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,24 +10,13 @@ from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.compare.differences import TITLES
 from drloss.studies.paper.claims import CLAIMS, Claim, Comparison
-from drloss.studies.paper.numbers import (
-    FIGURES,
-    NEEDS,
-    NOTES,
-    ROWS,
-    TABLES,
-    Settings,
-    figure_settings,
-    number,
-    rows_of,
-    settings,
-)
+from drloss.studies.paper.names import FIGURES, TABLES
+from drloss.studies.paper.numbers import NEEDS, NOTES, ROWS, Settings, figure_settings, number, rows_of, settings
 from drloss.studies.paper.records import Record, Records
 from drloss.training.config import override, to_json
 from drloss.training.presets import PRESETS
 from drloss.training.resume import HOW_IT_RUNS, changed_settings
 
-PAGE = "reproduction.md"
 _INTRO = {
     "paper": (
         "Each row of the paper, and under it what a run of drloss with the paper's settings reaches. Rows of "
@@ -42,13 +31,13 @@ _INTRO = {
 }
 
 
-def page(scale: str, records: Records, figures: str = "") -> str:
+def reproduction_page(scale: str, records: Records, figures: str = "") -> str:
     """The page, in Markdown.
 
     Args:
         scale: ``"paper"`` or ``"laptop"``.
         records: runs at that scale.
-        figures: folder of the figures, relative to the page, with a slash at its end.
+        figures: folder of the figures, relative to the page, with a slash at the end.
     """
     chosen = [settings(row, scale) for row in ROWS]
     found = [records.get(s.key, {}) if isinstance(s, Settings) else {} for s in chosen]
@@ -76,19 +65,19 @@ def page(scale: str, records: Records, figures: str = "") -> str:
         claims = [claim for claim in CLAIMS if claim.table == table]
         if claims:
             lines += ["", "What the paper concludes, and whether it holds here:", ""]
-            lines += [f"- {claim.text} ({claim.source}): {_judged(claim, values, data)}" for claim in claims]
+            lines += [f"- {claim.text} ({claim.source}): {_checked_outcome(claim, values, data)}" for claim in claims]
     lines += ["", "## Figures 1, 4 and 5. Densities of scores", "", *_densities(scale, records, figures)]
     return "\n".join(lines) + "\n"
 
 
 Values = Mapping[tuple[str, str], Mapping[int, Mapping[str, float]]]
-"""By the key of a row, by seed, the metrics in percent."""
+"""Metrics in percent, by the key of a row, seed and name."""
 Data = Mapping[tuple[str, str], Iterable[str]]
-"""By the key of a row, what its runs were evaluated on."""
+"""Fingerprints of the data on which the runs of a row were evaluated, by the key of the row."""
 
 
 def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
-    """What the runs have in common, and what is otherwise than their presets."""
+    """Lines about data, machine and versions of the runs, and about settings that differ from the presets."""
     if not runs:
         return ["No run has been evaluated yet."]
     last = [record.environment for _, record in runs.values()]
@@ -116,7 +105,7 @@ def _facts(runs: Mapping[str, tuple[Settings, Record]]) -> list[str]:
 
 
 def _named(data: Iterable[tuple[str, str | None]]) -> set[str]:
-    """Names of data, each with its fingerprints where it has stood for several."""
+    """Names of data sets. A name that has stood for different data comes with their fingerprints."""
     found: dict[str, set[str]] = {}
     for name, fingerprint in data:
         found.setdefault(name, set()).update([fingerprint[:8]] if fingerprint else [])
@@ -127,7 +116,7 @@ def _named(data: Iterable[tuple[str, str | None]]) -> set[str]:
 
 
 def _changes(chosen: Settings, record: Record) -> list[str]:
-    """Settings of a run that neither its preset nor its row has."""
+    """The settings of a run that neither its preset nor its row explains."""
     config = override(PRESETS[chosen.preset], {**chosen.values, "seed": record.config["seed"]})
     wanted = to_json(replace(config, detector=resolve_norm(config.detector, config.weights)))
     changed = changed_settings(wanted, record.config, HOW_IT_RUNS)
@@ -158,7 +147,7 @@ def _mean_and_spread(numbers: Sequence[float], digits: int = 1) -> str:
 
 
 def _reasons(table: str, scale: str, values: Values) -> list[str]:
-    """Why rows have no number of ours, and what the paper's numbers are where they are not its own."""
+    """Why rows have no number of ours, and where numbers come from that are not the paper's own."""
     lines = (
         ["", "Ours: mean ± standard deviation over the seeds."] if any(values[r.key] for r in rows_of(table)) else []
     )
@@ -175,7 +164,7 @@ def _reasons(table: str, scale: str, values: Values) -> list[str]:
 
 
 def _reached(table: str, values: Values) -> list[str]:
-    """At the paper's scale, which rows reach the paper's AP: the mean over the seeds, as it is printed."""
+    """Which rows reach the paper's AP at the paper's scale, by the printed mean over the seeds."""
     said: dict[str, list[str]] = {"reached": [], "not reached": []}
     for row in rows_of(table):
         found = [v["AP"] for v in values[row.key].values()]
@@ -189,17 +178,17 @@ def _reached(table: str, values: Values) -> list[str]:
     return ["", "The paper's AP, by the mean of ours:", ""] + [f"- {k}: {'; '.join(v)}" for k, v in said.items() if v]
 
 
-def _judged(claim: Claim, values: Values, data: Data) -> str:
-    """The verdict on a claim; none on one of other data where they are those of the other tables."""
+def _checked_outcome(claim: Claim, values: Values, data: Data) -> str:
+    """:func:`outcome` of a claim. A claim on other data has none if its runs have the same data as other tables."""
     if claim.on_other_data:
         own = {seen for comparison in claim.comparisons for row in comparison.rows for seen in data[row.key]}
         if own & {seen for row in ROWS if row.table != claim.table for seen in data[row.key]}:
             return "not run (its runs are evaluated on the same data as those of the other tables)"
-    return verdict(claim, values)
+    return outcome(claim, values)
 
 
-def verdict(claim: Claim, values: Values) -> str:
-    """Whether a claim holds, in words, over the seeds that all of its rows have: seed by seed, and on average."""
+def outcome(claim: Claim, values: Values) -> str:
+    """Whether a claim holds in each seed and on average, in words, over the seeds that all of its rows have."""
     wanted = [row for comparison in claim.comparisons for row in comparison.rows]
     seeds = sorted(set.intersection(*(set(values[row.key]) for row in wanted)))
     if not seeds:
@@ -241,13 +230,13 @@ CAPTIONS = {
 
 
 def histograms(loss: str, scale: str, records: Records) -> dict[int, ScoreHistogram]:
-    """Scores of the runs that Figures 1, 4 and 5 show of a loss, by seed."""
+    """The scores of a loss in Figures 1, 4 and 5, by seed."""
     found = records.get(figure_settings(loss, scale).key, {})
     return {seed: record.histogram for seed, record in found.items() if record.histogram is not None}
 
 
 def _densities(scale: str, records: Records, figures: str) -> list[str]:
-    """Expected scores of positives and negatives by loss, what the paper concludes of them, and the pictures."""
+    """Expected scores of positives and negatives by loss, the paper's conclusions about them, and the figures."""
     ce, focal, dr = (histograms(loss, scale, records) for loss in FIGURES["figure4"])
     lines = ["| loss | expected score of positives | of negatives | seeds |", "|---|---:|---:|---:|"]
     for loss, found in zip(FIGURES["figure4"], (ce, focal, dr), strict=True):

@@ -1,4 +1,4 @@
-"""Images with the truth and what each run detects, side by side."""
+"""Images with the truth and the detections of each run, side by side."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ from drloss.evaluation.drawing import draw_detections, mosaic
 
 
 def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Sequence[int]) -> Image.Image:
-    """Picture with a row per image: the truth, then what each run detects.
+    """A picture with a row for each image: the truth, then the detections of each run.
 
-    Every run shows as many boxes over all images as there are objects, its best: scores of different losses are not
-    on one scale.
+    Each run shows its best boxes, over all images as many as there are objects. A common threshold would be unfair,
+    because the scores of different losses have different scales.
 
     Args:
         val: the split.
-        runs: of each run the detections of every image.
-        images: indices of those to show.
+        runs: detections of every image, for each run.
+        images: indices of the images to show.
     """
     thresholds = [fair_threshold(detections, counted(val)) for detections in runs]
-    # Boxes that do not count have names of their own.
+    # Ignored boxes get class names of their own.
     names = [*val.class_names, *(f"{name}, ignored" for name in val.class_names)]
     tiles = []
     for i in images:
@@ -40,11 +40,11 @@ def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Seque
 
 
 def counted(val: Annotations) -> int:
-    """Objects that are to be found: boxes that are not ignored."""
+    """Number of objects to find: boxes that are not ignored."""
     return int((~val.ignore).sum())
 
 
 def fair_threshold(detections: Sequence[Detection], objects: int) -> float:
-    """Score that as many detections reach as there are objects."""
+    """The score that as many detections reach as there are objects."""
     scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
     return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0

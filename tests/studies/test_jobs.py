@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from drloss.studies import jobs as farm
+from drloss.studies import jobs
 from drloss.studies.jobs import Job, train_jobs
 
 
@@ -23,7 +23,7 @@ def job(tmp_path, monkeypatch):
         f'mkdir -p "$6"; touch "$6/model.safetensors"\n'
     )
     script.chmod(0o755)
-    monkeypatch.setattr(farm.sys, "executable", str(script))
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
     return lambda name: Job(name, tmp_path / "runs" / name, 1, [name])
 
 
@@ -46,11 +46,11 @@ def in_background(function):
 
 
 def test_a_run_that_another_process_trains_is_waited_for_while_the_others_go_on(job, tmp_path):
-    jobs = [job("busy"), job("free")]
+    several = [job("busy"), job("free")]
     for name in ("busy", "free"):
         (tmp_path / f"{name}-may-end").touch()
-    jobs[0].log.parent.mkdir()
-    with jobs[0].log.open("w") as log:
+    several[0].log.parent.mkdir()
+    with several[0].log.open("w") as log:
         log.write("what it has printed")
         log.flush()
         fcntl.flock(log, fcntl.LOCK_EX)
@@ -58,14 +58,14 @@ def test_a_run_that_another_process_trains_is_waited_for_while_the_others_go_on(
 
         def release():
             try:
-                wait_until(lambda: jobs[1].done)
-                seen.append((begun(tmp_path), jobs[0].log.read_text()))
+                wait_until(lambda: several[1].done)
+                seen.append((begun(tmp_path), several[0].log.read_text()))
             finally:
                 fcntl.flock(log, fcntl.LOCK_UN)
 
         thread = in_background(release)
         said = io.StringIO()
-        assert train_jobs(jobs, torch.device("cpu"), 1, Console(file=said, width=200)) == []
+        assert train_jobs(several, torch.device("cpu"), 1, Console(file=said, width=200)) == []
         thread.join()
     assert seen == [(["free cpu"], "what it has printed")]
     assert begun(tmp_path) == ["free cpu", "busy cpu"]
@@ -73,8 +73,8 @@ def test_a_run_that_another_process_trains_is_waited_for_while_the_others_go_on(
 
 
 def test_a_run_goes_to_the_device_that_has_the_fewest(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(farm, "devices_for", lambda device: ["cuda:0", "cuda:1"])
-    jobs = [job(name) for name in "abc"]
+    monkeypatch.setattr(jobs, "devices_for", lambda device: ["cuda:0", "cuda:1"])
+    several = [job(name) for name in "abc"]
 
     def end_the_second_first():
         wait_until(lambda: len(begun(tmp_path)) == 2)
@@ -84,7 +84,7 @@ def test_a_run_goes_to_the_device_that_has_the_fewest(job, tmp_path, monkeypatch
             (tmp_path / f"{name}-may-end").touch()
 
     thread = in_background(end_the_second_first)
-    assert train_jobs(jobs, torch.device("cpu"), 2, Console(quiet=True)) == []
+    assert train_jobs(several, torch.device("cpu"), 2, Console(quiet=True)) == []
     thread.join()
     assert sorted(begun(tmp_path)[:2]) == ["a cuda:0", "b cuda:1"]
     assert begun(tmp_path)[2] == "c cuda:1"
@@ -94,7 +94,7 @@ def test_why_a_run_failed_is_told_in_all_its_lines(job, tmp_path, monkeypatch):
     script = tmp_path / "failing"
     script.write_text('#!/bin/sh\necho "epoch 1"; echo "drloss: error: no weights"; echo "put them there"; exit 2\n')
     script.chmod(0o755)
-    monkeypatch.setattr(farm.sys, "executable", str(script))
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
     console = Console(file=io.StringIO())
     (told,) = train_jobs([job("a")], torch.device("cpu"), 1, console, keep_going=True)
     assert told.endswith("drloss: error: no weights put them there")

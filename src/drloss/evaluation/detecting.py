@@ -1,4 +1,4 @@
-"""Running a detector over a split, on one process or many."""
+"""Run a detector over a split, in one process or in several."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,18 +28,18 @@ def run_detector(
 ) -> list[Detection]:
     """Detections of every image of a split, in the order of the annotations, on every rank.
 
-    The batches do not depend on the number of ranks, and no image is seen twice. What is found in one does not depend
-    on the others of its batch, to float rounding.
+    The batches do not depend on the number of ranks, and each image is seen once. The detections of an image do not
+    depend on the other images of its batch, except for float rounding.
 
     Args:
-        model: on ``ranks.device``; it is put into evaluation mode and left as it was.
+        model: detector on ``ranks.device``. It runs in evaluation mode and gets its own mode back.
         annotations: the split.
-        ranks: this process among its peers; each takes every ``ranks.size``-th batch.
-        batch_size: most images of a batch.
+        ranks: this process and the others; each takes every ``ranks.size``-th batch.
+        batch_size: most images in a batch.
         workers: data-loading processes.
-        observe: called with each of this rank's batches, for statistics of its scores.
-        progress: called with the number of images of each batch of this rank.
-        compiled: whether the model is compiled at its first use.
+        observe: called with the outputs and each batch of this rank.
+        progress: called with the number of images in each batch of this rank.
+        compiled: whether the model is compiled when it is first used.
     """
     training = model.training
     model.eval()
@@ -49,7 +49,7 @@ def run_detector(
     ranks.at("loading", slow=True)
     with load_batches(images, batches, workers, ranks.device) as loaded:
         for batch in loaded:
-            ranks.at("detecting", slow=compiled)  # a compiler may begin at any new size
+            ranks.at("detecting", slow=compiled)  # the compiler may run at any new size
             outputs = model(batch.images.to(ranks.device, non_blocking=True), batch.sizes)
             detections = detect(outputs, batch.frames, model.config)
             own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
@@ -59,7 +59,7 @@ def run_detector(
                 progress(len(batch.indices))
     model.train(training)
     everyone = dict(pair for part in ranks.gather(own) for pair in part)
-    ranks.at("evaluating", slow=True)  # what rank 0 does next, while the others wait
+    ranks.at("evaluating", slow=True)  # rank 0 does so next, while the others wait
     return [everyone[i] for i in range(len(annotations))]
 
 
@@ -75,12 +75,12 @@ def run_multi_scale(
 ) -> list[Detection]:
     """Detections of every image of a split at several scales, merged, on every rank.
 
-    Paper: the multi-scale test of Table 4. It states neither flips, of which there are none here, nor the merging,
-    which is that of :func:`merge_detections`.
+    Paper: the multi-scale test of Table 4. The paper says nothing of flips (there are none here) or of how detections
+    are merged (see :func:`merge_detections`).
 
     Args:
         model, annotations, ranks, batch_size, workers, progress: as in :func:`run_detector`.
-        short_sides: in pixels; the longest side allowed grows with them from the model's own.
+        short_sides: in pixels. The longest side allowed grows in proportion to the model's own.
     """
     config = model.config
     each = []
@@ -96,11 +96,11 @@ def run_multi_scale(
 
 
 def merge_detections(detections: Sequence[Detection], config: DetectorConfig) -> Detection:
-    """One image's detections at several scales as one: NMS per class over all of them, and the best so many.
+    """Merge the detections of one image at several scales: NMS per class over all, then the best ``max_detections``.
 
     Args:
-        detections: of each scale.
-        config: threshold of NMS, and how many detections stay.
+        detections: one for each scale.
+        config: has the NMS threshold and ``max_detections``.
     """
     boxes, scores, labels = (torch.cat([d[name] for d in detections]) for name in ("boxes", "scores", "labels"))
     keep = batched_nms(boxes, scores, labels, config.nms_threshold)[: config.max_detections]

@@ -1,4 +1,4 @@
-"""Pages made of the Jinja2 templates beside this file, which escape whatever a user wrote."""
+"""HTML pages from the Jinja2 templates beside this file. All text that a user wrote is escaped."""
 
 import base64
 from collections.abc import Callable
@@ -13,12 +13,12 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """A whole HTML document: no script, and nothing is loaded from elsewhere.
+    """A whole HTML document, without scripts, which loads nothing from elsewhere.
 
     Args:
-        template: file name in the folder ``templates``.
-        filters: functions that the template may call as filters.
-        values: what the template shows. Whatever is not a ``markupsafe.Markup`` is text, and is escaped.
+        template: name of a file in the folder ``templates``.
+        filters: functions that the template uses as filters.
+        values: variables of the template. All text that is not a ``markupsafe.Markup`` is escaped.
     """
     pages = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -32,11 +32,11 @@ def render(template: str, filters: dict[str, Callable[..., Any]] | None = None, 
 
 
 def picture(image: Image.Image, *, most: int = 1600) -> str:
-    """An image as the URL of a small WebP file that stands inside the page.
+    """An image as a data URL of a small WebP file.
 
     Args:
         image: the image.
-        most: width in pixels to which a wider one is reduced.
+        most: largest width in pixels; a wider image is reduced to it.
     """
     if image.width > most:
         image = image.resize((most, round(image.height * most / image.width)), Image.Resampling.LANCZOS)
