@@ -70,7 +70,7 @@ class Child:
     log: Path
 
     def wait(self, seconds=120):
-        """Exit code, or minus the number of the signal that killed it. If it is late, kill it and raise TimeoutError."""
+        """Exit code, or minus the number of the killing signal. If it is late, kill it and raise TimeoutError."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -377,7 +377,7 @@ def truncated(content, count, seed=0):
 
 
 def flipped(content, count, seed=0):
-    """``count`` copies of ``content`` with one bit flipped, each with a description; first and last bit are included."""
+    """``count`` copies of ``content`` with one bit flipped, each with a description; first and last are included."""
     rng = np.random.default_rng(seed)
     bits = [0, 8 * len(content) - 1, *rng.integers(0, 8 * len(content), count - 2).tolist()]
     for bit in bits:
