@@ -1,4 +1,4 @@
-"""Faults to order, for tests of what a run survives: deaths, full and slow disks, NaN, lost workers, damaged files.
+"""Faults on demand, for tests of what a run survives: kills, full and slow disks, NaN, lost workers, damaged files.
 
 A run with faults is ``drloss train ...`` in a process of its own, which is forked from a server that has imported
 everything: it starts in a fraction of a second and may be killed at will.
@@ -70,7 +70,7 @@ class Child:
     log: Path
 
     def wait(self, seconds=120):
-        """Exit code, minus the number of the signal that killed it. TimeoutError, and the process killed, if late."""
+        """Exit code, or minus the number of the killing signal. If it is late, kill it and raise TimeoutError."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -79,18 +79,18 @@ class Child:
         return self.process.exitcode
 
     def send(self, number, group=False):
-        """Send a signal to it, or to its workers as well, as a terminal would; nothing happens if it has ended."""
+        """Send it a signal, with ``group`` to its workers, too, as a terminal does; no effect if it has ended."""
         if self.process.is_alive():
             (os.killpg if group else os.kill)(self.process.pid, number)
 
     @property
     def said(self):
-        """What it has printed so far, standard error included."""
+        """What it has printed so far, to standard output and standard error."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 def fault(function, **settings):
-    """A fault of this module with its settings, as :func:`start` takes it and JSON holds it."""
+    """A fault of this module with its settings, in the form that :func:`start` takes and JSON can store."""
     inspect.signature(function).bind(**settings)
     return [function.__name__, settings]
 
@@ -101,7 +101,7 @@ def start(arguments, log, *faults):
 
 
 class Subprocess:
-    """Stands in for the module ``subprocess`` where that starts ``python -m drloss``: forked, it starts sooner."""
+    """Replaces the module ``subprocess`` for commands ``python -m drloss``: a forked process starts sooner."""
 
     STDOUT = subprocess.STDOUT
 
@@ -134,7 +134,7 @@ def rank_processes(log, size, function, *arguments):
     """``function(*arguments)`` in ``size`` processes that form one group, as torchrun starts them."""
     from torch.distributed import TCPStore
 
-    # As torchrun does, this process keeps the store at which they meet: it outlives any of them.
+    # This process hosts the store of the group, as torchrun does: it lives longer than the processes.
     _STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     meet = {
         "MASTER_ADDR": "127.0.0.1",
@@ -189,7 +189,7 @@ def wait_until(condition, seconds=60, child=None):
 
 
 STRUCK = "the fault strikes"
-"""What a child prints in the moment of a fault."""
+"""What a child prints when a fault strikes."""
 
 
 def _act(do):
@@ -265,7 +265,7 @@ def full_disk(save, room, rank=None):
 
 
 def at_image(index, do, rank=None):
-    """``do`` where image ``index`` of a split is read, in a data-loading process if there are any."""
+    """``do`` when image ``index`` of a split is read; in a data-loading process if there are any."""
     from drloss.data.annotations import Annotations
 
     original = Annotations.load_image
@@ -304,7 +304,7 @@ def ignored(name):
 
 
 def on_terminal(device):
-    """What is printed goes to a terminal that is there already."""
+    """Print to an existing terminal."""
     terminal = os.open(device, os.O_RDWR | os.O_NOCTTY)
     for number in (1, 2):
         os.dup2(terminal, number)
@@ -330,7 +330,7 @@ def _at_save(save, begin, end=lambda: None):
 
 
 def _watch_saves(save, before):
-    """Call ``before`` with the name of each call of one save that changes the disk."""
+    """In one save, call ``before`` with the name of each call that changes the disk."""
     import torch
 
     inside = False
@@ -370,14 +370,14 @@ def _watch_saves(save, before):
 
 
 def truncated(content, count, seed=0):
-    """``count`` beginnings of ``content``, each with a word on what was done; the shortest and longest among them."""
+    """``count`` truncations of ``content``, each with a description; the shortest and the longest are included."""
     middle = np.random.default_rng(seed).choice(np.arange(1, len(content) - 1), count - 2, replace=False).tolist()
     for length in (0, *middle, len(content) - 1):
         yield f"cut to {length} of {len(content)} bytes", content[:length]
 
 
 def flipped(content, count, seed=0):
-    """``count`` copies of ``content`` with one bit flipped, each with a word on which; first and last among them."""
+    """``count`` copies of ``content`` with one bit flipped, each with a description; first and last are included."""
     rng = np.random.default_rng(seed)
     bits = [0, 8 * len(content) - 1, *rng.integers(0, 8 * len(content), count - 2).tolist()]
     for bit in bits:

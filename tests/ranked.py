@@ -1,4 +1,4 @@
-"""What tests have several ranks do: functions that every process of a group runs, started as torchrun starts them."""
+"""Functions that tests run in every process of a group, whose processes are started as torchrun starts them."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ QUIET = {"console": Console(file=io.StringIO())}
 
 
 def in_ranks(size, function, *arguments, seconds=1200):
-    """Run a function of this module, which is given its ranks and then ``arguments``, a folder the first of them."""
+    """Run ``function(ranks, *arguments)`` of this module in ``size`` processes; the first argument is a folder."""
     for child in rank_processes(arguments[0] / f"log{size}", size, _run, function.__name__, arguments):
         assert child.wait(seconds) == 0, child.said
 
@@ -29,7 +29,7 @@ def _run(name, arguments):
 
 
 def evaluate_splits(ranks, folder, detector, sizes):
-    """Evaluate ``detector`` on splits of so many images each, into ``folder/RANKS/IMAGES``."""
+    """Evaluate ``detector`` on splits of the given numbers of images, into ``folder/RANKS/IMAGES``."""
     from drloss.data.formats.shapes import open_shapes
     from drloss.inference import evaluate
 
@@ -48,8 +48,8 @@ def evaluate_splits(ranks, folder, detector, sizes):
 def train_patterns(ranks, folder, config, patterns):
     """Train on data in which the images of some ranks have no objects to learn.
 
-    A pattern has a kind of image for each third of a batch: ``"objects"``, ``"none"`` or ``"ignored"``. Of each run
-    ``folder/PATTERN.RANKS.json`` says the losses, and of each rank the hash of its weights and gradients.
+    A pattern has a kind of image for each third of a batch: ``"objects"``, ``"none"`` or ``"ignored"``. The file
+    ``folder/PATTERN.RANKS.json`` has the losses of a run, and the hash of each rank's weights and gradients.
     """
     from drloss.data.formats.shapes import open_shapes
     from drloss.data.loading import TrainingOrder

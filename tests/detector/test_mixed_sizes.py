@@ -1,4 +1,4 @@
-"""An image is told the same whatever its batch: in evaluation and in training."""
+"""The outputs for an image do not depend on its batch, in evaluation and in training."""
 
 from dataclasses import replace
 

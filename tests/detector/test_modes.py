@@ -1,4 +1,4 @@
-"""The detector in whatever way torch lets a module run: traced, exported, without gradients, in any dtype."""
+"""The detector in every way that torch can run a module: traced, exported, without gradients, in any dtype."""
 
 import copy
 import pickle
@@ -45,7 +45,7 @@ def require_same(found, wanted):
 
 
 def learn(model, images):
-    """One training step, whose loss is that of any other new model."""
+    """One training step, whose loss equals that of any other new model."""
     terms = Objective(DRLoss(), TINY)(model(images), OBJECTS)
     terms.total.backward()
     assert terms.cls.item() == pytest.approx(2.03, abs=0.1)

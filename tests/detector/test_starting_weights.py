@@ -1,4 +1,4 @@
-"""What a new detector takes from files that other people's programs wrote, and what it says of it."""
+"""Which weights a new detector loads from the files of other programs, and what it prints about them."""
 
 import urllib.error
 from dataclasses import replace
@@ -22,7 +22,7 @@ R50 = DetectorConfig(norm="frozen")
 
 
 def marked(state):
-    """Every weight with one value of its own, so that it can be told where it went."""
+    """Each weight filled with a different value, so that it can be found again."""
     return {name: torch.full_like(tensor, 2.0**-8 * i) for i, (name, tensor) in enumerate(state.items())}
 
 
@@ -43,7 +43,7 @@ def torchvisions():
 
 
 def begin(folder, state, config=R50, names=NAMES):
-    """A detector that starts from a file with ``state``, what it had before, and what was said."""
+    """A detector with weights loaded from a file with ``state``, its weights before, and the description."""
     path = folder / "weights.pth"
     torch.save(state, path)
     model = RetinaNet(config, len(names), 0.5)

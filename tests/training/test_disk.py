@@ -1,4 +1,4 @@
-"""Checkpoints on a disk that is full, or that may not be written to; and checkpoints that were damaged."""
+"""Checkpoints on a full or read-only disk, and damaged checkpoints."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ def limited(room):
 
 
 def save_where_it_cannot(folder):
-    """Save once more beside one checkpoint: it says so, and leaves that one alone."""
+    """Save beside an existing checkpoint: an error is raised, and the existing one is unchanged."""
     with pytest.raises(UserError) as raised:
         save_checkpoint(folder, 2, STATE)
     assert "no space" in str(raised.value).lower()
@@ -123,7 +123,7 @@ def test_a_run_that_has_no_room_for_three_checkpoints_does_not_begin(tmp_path, m
         require_space(tmp_path / "not" / "yet", 31 * 10**6)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "iteration_00000002.pt").write_bytes(bytes(3 * 10**6))
-    require_space(tmp_path, 31 * 10**6)  # what is there gives its room to the next
+    require_space(tmp_path, 31 * 10**6)  # the space of existing checkpoints counts
 
 
 def test_a_log_that_cannot_be_written_is_an_error_with_its_path(tmp_path):

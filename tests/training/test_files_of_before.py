@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 wrote, of before the redesign of its rooms, are read by this version.
+"""Files that version 0.1.0 wrote, before its modules were rearranged, can be read by this version.
 
 ``tests/before`` holds the checkpoint and the exported weights of two iterations of the preset ``cpu`` on
 ``shapes:size=64,train=16,val=8`` with batches of 4. Their large tensors were set to 0, so that they compress.

@@ -61,7 +61,7 @@ def data():
 
 @pytest.fixture
 def run(tmp_path, data):
-    """Train in a folder of the test's own and say what it printed."""
+    """A function that trains in a folder of the test, and returns the folder and what was printed."""
 
     def train(name="run", resume=False, force=False, val=False, **settings):
         console = Console(width=200, file=io.StringIO())
@@ -338,7 +338,7 @@ def test_other_modes_train(run, settings):
 
 
 def with_boxes(annotations, images):
-    """A split whose first ``images`` images alone have their boxes."""
+    """A split in which only the first ``images`` images keep their boxes."""
     count = annotations.first_box[images]
     kept = {name: getattr(annotations, name)[:count] for name in ("boxes", "labels", "ignore", "areas")}
     return replace(annotations, first_box=np.minimum(annotations.first_box, count), **kept)

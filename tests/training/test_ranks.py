@@ -1,4 +1,4 @@
-"""Several processes do what one does, agree on every step, and none waits for one that is dead."""
+"""Several processes compute what one does, agree in every step, and do not wait for a dead one."""
 
 import csv
 import itertools
@@ -23,7 +23,7 @@ from faults import at_step, constant, fault, nan_at_step, start, start_ranks, ti
 from ranked import evaluate_splits, in_ranks, train_patterns
 
 LONG = 600
-"""Seconds, for machines that have much else to do."""
+"""Seconds; long enough for a busy machine."""
 
 
 def rows(path):
@@ -47,7 +47,7 @@ def finish(children):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What uninterrupted runs leave, by their number of ranks."""
+    """Results of uninterrupted runs, by number of ranks."""
     left = {}
 
     def run(size):

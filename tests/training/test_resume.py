@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop, anywhere, ends as if nothing had happened once it is resumed."""
+"""A run that is killed or stopped at any point, and then resumed, has the result of an uninterrupted run."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def rows(path):
 
 
 def what_is_left(folder):
-    """All that a run leaves, but for times and places: the bytes of the weights, and the rows of both CSV files."""
+    """Results of a run without times: the bytes of the weights, and the rows of both CSV files."""
     return (folder / MODEL).read_bytes(), rows(folder / METRICS_FILE), rows(folder / EVALUATIONS_FILE)
 
 
@@ -39,7 +39,7 @@ def finish(folder, log, **settings):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an uninterrupted run leaves, and how many seconds it takes."""
+    """Results of an uninterrupted run, and the seconds it takes."""
     folder = tmp_path_factory.mktemp("whole")
     first = start(tiny_run(folder / "warm", **RUN), folder / "log")  # also starts the server of processes
     assert first.wait() == 0, first.said
@@ -136,7 +136,7 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint_unless_it_is_to_go_on(wh
     )
     os.close(ours)
     wait_until((tmp_path / "run" / METRICS_FILE).exists, child=child)
-    os.close(terminal)  # what is printed from now on is an error
+    os.close(terminal)  # from now on, printing raises an error
     child.send(signal.SIGHUP, group=True)
     assert child.wait() == 0, child.said
     assert newest_first(tmp_path / "run" / CHECKPOINTS)

@@ -1,4 +1,4 @@
-"""A long run keeps what it holds: its memory does not grow, nor the number of its open files."""
+"""In a long run, neither the memory nor the number of open files grows."""
 
 import os
 import time

@@ -15,7 +15,7 @@ from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, w
 IMAGE = 7
 NAME = f"train_{IMAGE:06d}.png"
 SOONER = 3
-"""Seconds after which a worker that says nothing is given up in the short form."""
+"""Seconds after which a silent worker is considered stuck, in the short form of the test."""
 
 
 @pytest.mark.soak

@@ -215,7 +215,7 @@ class Watchdog:
         return ""
 
     def _store_lost(self) -> str:
-        return f"{self._host}, who keeps the ranks' store, does not answer in {self._activity:advice}"
+        return f"{self._host}, which hosts the ranks' store, does not answer in {self._activity:advice}"
 
     # ------------------------------------------------------------------ the end
 

@@ -2,7 +2,7 @@
 
 Settings: ``config``, ``presets``, ``schedule`` (learning rate, optimiser). Training: ``fit`` (the loop),
 ``preparation`` (all before the first step), ``trainer`` (what the loop works with), ``step``, ``signals``,
-``reporting``, ``messages``, ``log``. The run folder: ``run_folder`` (names, lock), ``checkpoints``, ``state`` (what a
-checkpoint holds), ``resume`` (what decides it), ``records``, ``fingerprint`` (of data), ``trained`` (loads it).
-May be imported by ``inference``, ``studies`` and ``cli``.
+``reporting``, ``messages``, ``log``. The run folder: ``run_folder`` (names, lock), ``checkpoints``, ``state`` (their
+content), ``resume`` (what decides it), ``records``, ``fingerprint`` (of the data), ``trained`` (loads the detector).
+The rooms ``inference``, ``studies`` and ``cli`` may import it.
 """

@@ -51,19 +51,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
     Raises:
         UserError: if there are checkpoints and none can be read.
     """
-    found = load_newest(folder)
-    return None if found is None else found[1:]
-
-
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """As :func:`load_checkpoint`, with the checkpoint's path in front."""
     damaged: list[str] = []
     for path in newest_first(folder):
         try:
             state = read_sealed(path)
             if not isinstance(state, dict):
                 raise UserError(f"{path}: holds no state of a run")
-            return path, state, damaged
+            return state, damaged
         except (UserError, OSError) as error:
             damaged.append(f"damaged checkpoint {first_line(error)}")
     if damaged:

@@ -257,10 +257,11 @@ def flat(config: Config) -> dict[str, Any]:
 
 def to_json(config: Config) -> dict[str, Any]:
     """The configuration in plain JSON types."""
-    plain = {**vars(config), "detector": dict(vars(config.detector))}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()} | {
-        "detector": {k: list(v) if isinstance(v, tuple) else v for k, v in plain["detector"].items()}
-    }
+
+    def plain(settings: Config | DetectorConfig) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()}
+
+    return plain(config) | {"detector": plain(config.detector)}
 
 
 def from_json(plain: Mapping[str, Any], source: str) -> Config:

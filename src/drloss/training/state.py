@@ -19,7 +19,7 @@ import drloss
 from drloss.detector.exported import check_classes, load_weights
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError, first_line
-from drloss.training.checkpoints import load_newest, save_checkpoint
+from drloss.training.checkpoints import load_checkpoint, newest_first, save_checkpoint
 from drloss.training.config import to_json
 from drloss.training.run_folder import CHECKPOINTS
 from drloss.training.schedule import load_optimizer
@@ -83,15 +83,16 @@ def restore(
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """The newest readable state, with ``config`` parsed, and messages; see :func:`load_checkpoint`.
+    """As :func:`drloss.training.checkpoints.load_checkpoint`, with the fields checked and ``config`` parsed.
 
     Raises:
         UserError: also if a field of the state is missing or of another type.
     """
-    found = load_newest(folder)
+    found = load_checkpoint(folder)
     if found is None:
         return None
-    path, state, damaged = found
+    state, damaged = found
+    path = newest_first(folder)[len(damaged)]
     try:
         return {**state, "config": _checked_config(state)}, damaged
     except KeyError as error:
