@@ -20,7 +20,6 @@ from drloss.cli.options import (
 )
 from drloss.errors import UserError
 from drloss.studies.paper.names import EQUATIONS, FIGURES, POINTS, SCALES, WHAT
-from drloss.training.config import override
 from drloss.training.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -88,26 +87,11 @@ def add_demo(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from drloss.data.formats.opening import open_data
-    from drloss.studies.compare.run import run_compare
-
-    base = override(PRESETS["cpu"], {} if options.max_iters is None else {"max_iters": options.max_iters})
-    with _alone(options) as (ranks, at_once):
-        run_compare(
-            open_data(options.data),
-            ["focal", "dr"],
-            [options.seed],
-            base,
-            ("train", "val"),
-            options.out,
-            ranks,
-            at_once=at_once,
-            start="cpu",
-            console=Console(highlight=False),
-        )
-    return 0
+    """A comparison of focal and DR with one seed."""
+    options.losses, options.seeds = ["focal", "dr"], [options.seed]
+    options.preset, options.config = "cpu", None
+    options.train_split, options.val_split, options.skip_bad = "train", "val", False
+    return _compare(options)
 
 
 # ---------------------------------------------------------------------- reproduce

@@ -12,11 +12,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from drloss.evaluation.coco import Evaluation, percent
-from drloss.evaluation.densities import ScoreHistogram
+from drloss.evaluation.densities import Floats, ScoreHistogram
 from drloss.evaluation.plotting import (
     DASHED,
     FONT,
@@ -39,7 +38,6 @@ CLASSES = 30
 """Most classes in a bar chart."""
 PANELS = 8
 """Most classes that have a panel each."""
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,6 @@ class Row:
         nearest = "no number of its own, the nearest is " if self.is_control and self.recipe else ""
         return f"{nearest}AP {number(self.metrics['AP'])} on {self.split}"
 
-    @property
-    def must_reach(self) -> str:
-        """The goal, and its place in the paper."""
-        return f"{self.goal} ({self.source})" if self.metrics else self.goal
-
 
 def number(value: float) -> str:
     """A number with one decimal, or with two if it has two."""
