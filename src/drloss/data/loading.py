@@ -22,9 +22,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from drloss.data.annotations import Annotations
 from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
-from drloss.detector.detections import Frame
-from drloss.detector.targets import Objects
 from drloss.errors import DataError, UserError
+from drloss.structures import Frame, Objects
 
 Sample = tuple[Tensor, Objects, Frame, int]
 """Padded image uint8 (3, H, W), its objects, its sizes and its position in the annotations."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from drloss.data.annotations import Annotations
 from drloss.data.loading import Batch
-from drloss.detector.detections import Detection, detect
+from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
 from drloss.detector.start import resolve_norm
@@ -28,6 +28,7 @@ from drloss.evaluation.running import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
+from drloss.structures import Detection
 from drloss.training.checkpoints import MODEL, fingerprint, load_run
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.log import EVALUATIONS, METRICS, read_scalars
