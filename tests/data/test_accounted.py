@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from drloss.data.checks.images import check_images
-from drloss.data.checks.inspection import check_data
 from drloss.data.checks.problems import BOX_LEFT_OUT, NOTE
 from drloss.data.files.paths import IMAGE_SUFFIXES, list_files
 from drloss.data.formats.opening import open_data
 from drloss.data.images.decoding import FORMATS
+from drloss.data.inspection import check_data
 from drloss.errors import AbsentError, DataError
 
 

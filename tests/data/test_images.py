@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from drloss.data.checks.images import check_images, image_size, read_image, require_images
+from drloss.data.checks.images import check_images, require_images
 from drloss.data.formats.opening import open_data
+from drloss.data.images.decoding import image_size, read_image
 from drloss.data.images.endings import may_be_cut_off
 from drloss.errors import DataError, UserError
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from drloss.data.checks.inspection import check_data
 from drloss.data.formats.opening import open_data
 from drloss.data.formats.voc import PASCAL_CLASSES
+from drloss.data.inspection import check_data
 from drloss.errors import DataError, UserError
 
 ARRAYS = ("image_ids", "sizes", "first_box", "boxes", "labels", "ignore", "areas")

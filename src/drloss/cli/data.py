@@ -29,7 +29,7 @@ def _check_data(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from drloss.data.checks.inspection import check_data
+    from drloss.data.inspection import check_data
     from drloss.io.atomic import write_json
 
     size = _input_size(options.preset, options.short_side)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from drloss.data.images.decoding import read_image
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -97,8 +99,6 @@ class Annotations:
         """
         if self.draw is not None:
             return self.draw(index)
-        from drloss.data.checks.images import read_image
-
         assert self.image_root is not None
         height, width = (int(s) for s in self.sizes[index])
         return read_image(self.image_root / self.image_name(index), height=height, width=width)

@@ -11,10 +11,9 @@ from rich.markup import escape
 
 import drloss
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import shown
 from drloss.detector.start import Start
 from drloss.distributed.ranks import Ranks
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, shown
 from drloss.evaluation.coco import undefined_ap
 from drloss.io.atomic import json_of, write_json
 from drloss.training.checkpoints import CHECKPOINTS, MODEL, fingerprint, load_state

@@ -10,13 +10,11 @@ from dataclasses import replace
 from functools import partial
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, reason_of, report_of, without_images
+from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, report_of, without_images
 from drloss.data.files.paths import Inside
-from drloss.data.images.decoding import SizeError, check_image, image_size, quiet, read_image
+from drloss.data.images.decoding import SizeError, check_image, quiet
 from drloss.data.images.endings import may_be_cut_off
-from drloss.errors import DataError
-
-__all__ = ["check_images", "image_size", "read_image", "require_images"]
+from drloss.errors import DataError, reason_of
 
 _Found = tuple[int, Problem]
 _THREADS = 8

@@ -9,7 +9,6 @@ A problem is *refused* if strict reading, the default, stops because of it. The 
 knowing that changes nothing, or a change below one pixel.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, printable, reason_of, shown
 from drloss.io.atomic import json_of, write_json
 
 BOX_LEFT_OUT = "box left out"
@@ -30,8 +29,6 @@ CONSEQUENCES = (BOX_LEFT_OUT, IMAGE_LEFT_OUT, BOX_CLIPPED, NOTE)
 
 SHOWN_PER_KIND = 20
 """Problems of one kind that the terminal lists; the JSON report has all."""
-_LONGEST_VALUE = 80
-_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,37 +72,6 @@ class Problem:
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``message`` as well, so that the file can be read without this package."""
         return asdict(self) | {"message": self.message}
-
-
-def reason_of(error: DataError, file: str) -> str:
-    """What an error says of a file, without the file's name."""
-    return str(error).removeprefix(f"{printable(file)}: ")
-
-
-def printable(text: str) -> str:
-    """``text``, quoted where it holds control characters, which a terminal might obey."""
-    return text if text.isprintable() else ascii(text)
-
-
-def shown(value: object) -> str:
-    """A value from a file as messages show it: one line, escaped, and shortened to about 80 characters."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        return f"an integer of {value.bit_length():,} bits"
-    if isinstance(value, str | bytes) and len(value) > _LONGEST_VALUE:
-        value = value[: _LONGEST_VALUE + 1]
-    elif isinstance(value, list | tuple | dict) and len(value) > 8:
-        return f"a {type(value).__name__} of {len(value):,} items"
-    try:
-        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST_VALUE + 2 else text[:_LONGEST_VALUE] + "..."
-
-
-def shown_path(path: Path) -> str:
-    """A path as messages show it: whole, without ``..`` parts, but for one that no file system takes."""
-    text = os.path.normpath(path)
-    return printable(text) if len(text) <= _LONGEST_PATH else shown(text)
 
 
 MAX_PROBLEMS = 200_000

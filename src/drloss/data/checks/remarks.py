@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import printable
+from drloss.errors import printable
 
 FEW_BOXES = 10
 """Boxes of a class below which little can be learnt of it, and nothing said of how well."""

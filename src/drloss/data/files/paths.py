@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drloss.data.checks.problems import printable
-from drloss.errors import DataError
+from drloss.errors import DataError, printable
 
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drloss.data.checks.problems import printable
-from drloss.errors import DataError
+from drloss.errors import DataError, printable
 
 _BLOCK = 16 * 1024**2
 _NAMES = {b"": "bytes", b"\n": "lines", b"\r": "lines"}

@@ -42,18 +42,9 @@ import numpy as np
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box, BoxColumns, fit_box, is_normalised, whole
-from drloss.data.checks.problems import (
-    BOX_CLIPPED,
-    BOX_LEFT_OUT,
-    IMAGE_LEFT_OUT,
-    ProblemLog,
-    Report,
-    printable,
-    report_of,
-    shown,
-)
+from drloss.data.checks.problems import BOX_CLIPPED, BOX_LEFT_OUT, IMAGE_LEFT_OUT, ProblemLog, Report, report_of
 from drloss.data.files.paths import Inside, clean_name
-from drloss.errors import DataError
+from drloss.errors import DataError, printable, shown
 
 MAX_CLASSES = 20_000
 MAX_BOXES = 100_000

@@ -30,11 +30,11 @@ from typing import Any
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import flag, number, whole
-from drloss.data.checks.problems import Report, printable, shown
+from drloss.data.checks.problems import Report
 from drloss.data.files.paths import clean_name, common_folder
 from drloss.data.files.reading import Most, read_bytes
 from drloss.data.formats.builder import AnnotationsBuilder
-from drloss.errors import DataError
+from drloss.errors import DataError, printable, shown
 
 MAX_BYTES = 2 * 1024**3
 MAX_MARKS = {

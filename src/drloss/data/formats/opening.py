@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Protocol
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import Report, printable, shown
+from drloss.data.checks.problems import Report
 from drloss.data.files.paths import require_inside
 from drloss.data.formats.coco import CocoPart, read_coco
 from drloss.data.formats.voc import PASCAL_TREE, VocTree, read_voc
 from drloss.data.formats.yolo import read_yolo
 from drloss.data.formats.yolo_yaml import SPLITS, VAL_NAMES, YoloData, open_yolo
-from drloss.errors import AbsentError, DataError, UserError
+from drloss.errors import AbsentError, DataError, UserError, printable, shown
 
 DATA_FILE = "data.toml"
 _KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")

@@ -40,14 +40,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drloss.data.checks.problems import printable, shown, shown_path
 from drloss.data.files.paths import clean_name
 from drloss.data.files.reading import Most, read_text
 from drloss.data.formats.coco import CocoPart
 from drloss.data.formats.opening import FileSource, Read, absent, coco_reader, is_tree, voc_reader, yolo_reader
 from drloss.data.formats.voc import VocTree
 from drloss.data.formats.yolo_yaml import YoloData, keypoints
-from drloss.errors import AbsentError, DataError
+from drloss.errors import AbsentError, DataError, printable, shown, shown_path
 
 MAX_BYTES = 1024**2
 MAX_MARKS = {b".": Most(5000)}

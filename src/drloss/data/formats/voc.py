@@ -33,7 +33,7 @@ from xml.etree import ElementTree
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box, flag
-from drloss.data.checks.problems import Report, printable, shown
+from drloss.data.checks.problems import Report
 from drloss.data.files.paths import (
     IMAGE_SUFFIXES,
     Inside,
@@ -46,7 +46,7 @@ from drloss.data.files.paths import (
 from drloss.data.files.reading import Most, read_bytes, read_lines
 from drloss.data.formats.builder import AnnotationsBuilder, known_classes
 from drloss.data.images.decoding import image_size
-from drloss.errors import DataError
+from drloss.errors import DataError, printable, shown
 
 PASCAL_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

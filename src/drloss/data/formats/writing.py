@@ -18,12 +18,11 @@ import numpy as np
 from PIL import Image
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import shown
 from drloss.data.files.paths import clean_name
 from drloss.data.formats.opening import DATA_FILE
 from drloss.data.formats.voc import PASCAL_TREE, VocTree
 from drloss.data.formats.yolo_yaml import SPLITS
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, shown
 from drloss.io.atomic import write_atomic, write_text
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from drloss.data.checks.problems import printable, shown
 from drloss.data.files.reading import read_text
-from drloss.errors import DataError
+from drloss.errors import DataError, printable, shown
 
 MAX_BYTES = 1024**2
 _MAX_DEPTH = 10

@@ -38,7 +38,7 @@ from pathlib import Path
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box
-from drloss.data.checks.problems import Report, printable
+from drloss.data.checks.problems import Report
 from drloss.data.files.paths import (
     Inside,
     Listing,
@@ -53,7 +53,7 @@ from drloss.data.files.reading import Most, read_lines
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.yolo_yaml import YoloData
 from drloss.data.images.decoding import header_size, quiet
-from drloss.errors import DataError
+from drloss.errors import DataError, printable
 
 _MAX_LABEL_BYTES = 10 * 1024**2
 _MAX_LIST_BYTES = 256 * 1024**2

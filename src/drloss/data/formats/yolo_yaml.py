@@ -8,10 +8,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drloss.data.checks.problems import printable, shown, shown_path
 from drloss.data.files.paths import require_inside
 from drloss.data.formats.yaml import Plain, read_yaml
-from drloss.errors import AbsentError, DataError
+from drloss.errors import AbsentError, DataError, printable, shown, shown_path
 
 SPLITS = ("train", "val", "test")
 VAL_NAMES = ("val", "valid", "validation")

@@ -28,10 +28,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from drloss.data.checks.problems import printable
 from drloss.data.images.jpeg import check_number_of_scans, check_scans
 from drloss.data.images.png import check_sums, late_exif
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, printable
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")

@@ -17,11 +17,11 @@ from typing import Any
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.images import check_images
-from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, printable, problem_lines
+from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, problem_lines
 from drloss.data.checks.remarks import InputSize, class_remarks, size_remarks
 from drloss.data.files.paths import IMAGE_SUFFIXES, suffix_of
 from drloss.data.formats.opening import open_data
-from drloss.errors import AbsentError, DataError
+from drloss.errors import AbsentError, DataError, printable
 from drloss.io.atomic import write_json
 
 MOST_CLASSES_SHOWN = 30
