@@ -156,3 +156,17 @@ def number(value: object) -> float | None:
         return float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
+
+
+def number_in_text(text: str | None) -> float | None:
+    """The number that a text stands for, or None; NaN and infinities are numbers.
+
+    >>> number_in_text("1e3"), number_in_text("1_000"), number_in_text("one")
+    (1000.0, None, None)
+    """
+    if text is None or not text.isascii() or "_" in text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None

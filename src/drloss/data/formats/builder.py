@@ -33,7 +33,7 @@ good images.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,11 @@ import numpy as np
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box, BoxColumns, fit_box, is_normalised, whole
+from drloss.data.checks.classes import check_classes, known_classes
 from drloss.data.checks.problems import BOX_CLIPPED, BOX_LEFT_OUT, IMAGE_LEFT_OUT, ProblemLog, Report, report_of
 from drloss.data.files.paths import Inside, clean_name
-from drloss.errors import DataError, printable, shown
+from drloss.errors import DataError, printable
 
-MAX_CLASSES = 20_000
 MAX_BOXES = 100_000
 """Boxes of one image."""
 MAX_NAMES = 200_000_000
@@ -89,7 +89,7 @@ class AnnotationsBuilder:
     def __init__(
         self, name: str, class_names: Sequence[str], category_ids: Sequence[int], image_root: Path, file: str = ""
     ) -> None:
-        _check_classes(file or name, class_names, category_ids)
+        check_classes(file or name, class_names, category_ids)
         self.name = name
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
@@ -209,11 +209,6 @@ class AnnotationsBuilder:
             self.note(image.file, image.record, "file name differs from another in case only", image.name)
 
     # ------------------------------------------------------------------ boxes
-
-    def size_of(self, key: Any) -> tuple[int, int] | None:
-        """Height and width of a listed image, or None."""
-        position = self._by_key.get(key)
-        return None if position is None else (self._images[position].height, self._images[position].width)
 
     def add_box(
         self,
@@ -348,23 +343,3 @@ class AnnotationsBuilder:
             ignore=ignore,
             areas=areas,
         )
-
-
-def known_classes(classes: Iterable[str]) -> str:
-    """A list of what a box may be, shortened, for messages."""
-    listed = ", ".join(classes)
-    return listed if len(listed) <= 200 else listed[:200] + "..."
-
-
-def _check_classes(file: str, names: Sequence[str], ids: Sequence[int]) -> None:
-    file = printable(file)
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise DataError(f"{file}: number of classes, got {len(names):,}; allowed: 1 to {MAX_CLASSES:,}")
-    for kind, values in (("class name", names), ("class id", ids)):
-        seen: set[object] = set()
-        for value in values:
-            if isinstance(value, str) and not (value.strip() and value.isprintable()):
-                raise DataError(f"{file}: {kind}, got {shown(value)}; allowed: printable text that is not blank")
-            if value in seen:
-                raise DataError(f"{file}: {kind} given twice, got {shown(value)}; allowed: each once")
-            seen.add(value)
