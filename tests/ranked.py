@@ -52,7 +52,7 @@ def train_patterns(ranks, folder, config, patterns):
     ``folder/PATTERN.RANKS.json`` says the losses, and of each rank the hash of its weights and gradients.
     """
     from drloss.data.formats.shapes import open_shapes
-    from drloss.data.loading import TrainingOrder
+    from drloss.data.order import TrainingOrder
     from drloss.data.transforms import Augmentation
     from drloss.training import fit
     from drloss.training.log import METRICS, read_scalars

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from drloss.data.batches import EvaluationImages
 from drloss.data.checks.images import check_images
 from drloss.data.formats.opening import open_data
 from drloss.data.images.decoding import read_image
 from drloss.data.images.jpeg import check_scans
-from drloss.data.loading import EvaluationImages
 from drloss.errors import DataError, UserError
 
 HEIGHT, WIDTH = 48, 64

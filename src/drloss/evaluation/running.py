@@ -7,7 +7,8 @@ import torch
 from torchvision.ops import batched_nms
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch, EvaluationImages, load_batches
+from drloss.data.batches import Batch, EvaluationImages
+from drloss.data.workers import load_batches
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet

@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from drloss.data.annotations import Annotations
+from drloss.data.batches import Batch, TrainingImages
 from drloss.data.checks.problems import Report, require_place
-from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_batches
+from drloss.data.order import Key, TrainingOrder
 from drloss.data.transforms import Augmentation
+from drloss.data.workers import load_batches
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import LossTerms, Objective
 from drloss.detector.start import Start, initialise, resolve_norm

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch
+from drloss.data.batches import Batch
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
