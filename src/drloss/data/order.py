@@ -34,7 +34,7 @@ class TrainingOrder:
     """The endless sequence of training batches.
 
     Each epoch is one permutation of all images. Images that are wider than high are not batched with the others
-    (aspect-ratio grouping, as in the paper's codebase). Images that fill no batch wait for those of the next epoch, so
+    (aspect-ratio grouping, as in the paper's codebase). Images that do not fill a batch wait for the next epoch's, so
     that no image is left out or repeated.
 
     Args:

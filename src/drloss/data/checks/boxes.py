@@ -109,7 +109,7 @@ class BoxColumns:
             selected: positions of the images wanted, ascending.
 
         Returns:
-            ``first_box``, ``boxes``, ``labels``, ``ignore``, ``areas`` of :class:`~drloss.data.annotations.Annotations`.
+            ``first_box``, ``boxes``, ``labels``, ``ignore``, ``areas``, as :class:`.Annotations` has them.
         """
         place = np.full(images + 1, -1, dtype=np.int64)
         place[selected] = np.arange(len(selected))
