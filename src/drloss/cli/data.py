@@ -12,16 +12,16 @@ from drloss.training.presets import PRESETS
 
 
 def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("data", metavar="DATA", help="as for train --data")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="also write everything found to this file")
+    parser.add_argument("data", metavar="DATA", help="shapes, a folder, or a .toml or .yaml file, as for train --data")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="file for the full report")
     parser.add_argument(
         "--preset",
         default="cpu",
         type=preset_name,
         metavar="NAME",
-        help="as for train: say whether objects are large enough for its anchors (default: cpu)",
+        help="preset whose smallest anchor the objects are compared with (default: cpu)",
     )
-    parser.add_argument("--short-side", type=int, metavar="INT", help="as for train, in the place of the preset's")
+    parser.add_argument("--short-side", type=int, metavar="INT", help="short side of resized images in pixels, in place of the preset's")
     return _check_data
 
 
@@ -46,12 +46,12 @@ def _check_data(options: argparse.Namespace) -> int:
     print(result.text())
     if options.report:
         write_json(options.report, result.to_json())
-        print(f"all of it is in {options.report}")
+        print(f"the full report is in {options.report}")
     return 0 if result.ok else 1
 
 
 def _input_size(preset: str, short_side: int | None) -> Any:
-    """What a training with this preset makes of images, as plain numbers."""
+    """The size to which this preset resizes images, and its smallest anchor."""
     from drloss.data.checks.remarks import InputSize
 
     config = override(PRESETS[preset], {} if short_side is None else {"short_side": short_side}).detector
@@ -62,8 +62,8 @@ def _input_size(preset: str, short_side: int | None) -> Any:
 
 def add_make_shapes(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--data", default="shapes", help="shapes:key=value,... (default: shapes)")
-    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="layout (default: coco)")
+    parser.add_argument("--data", default="shapes", help="what to draw: shapes:key=value,... (default: shapes)")
+    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="format to write (default: coco)")
     return _make_shapes
 
 
