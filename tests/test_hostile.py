@@ -198,7 +198,7 @@ def archives(weights):
         "weights that are complex": saved({"model": {**weights, name: weights[name] * 1j}}),
         "weights that are sparse": saved({"model": {**weights, name: weights[name].flatten(1).to_sparse()}}),
         "weights on no device": saved({"model": {**weights, name: weights[name].to("meta")}}),
-        "a weight too many": saved({"model": {**weights, "cls_head.more": torch.zeros(1)}}),
+        "a weight too many": saved({"model": {**weights, "backbone.body.more": torch.zeros(1)}}),
         "two directories": two_directories(good),
         "a list": saved([1, 2]),
         "nothing": b"",

@@ -557,7 +557,7 @@ def test_a_jpeg_that_is_cut_off_is_refused_with_its_record(tmp_path, made):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path, format="JPEG")
     path.write_bytes(path.read_bytes()[:-200])
     seen = []
-    with pytest.raises(DataError, match=r"a\.png: image 1: image not readable"):
+    with pytest.raises(DataError, match=r"a\.png: image not readable"):
         require_images(*open_data(tmp_path).read("train"), progress=lambda *done: seen.append(done))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision import models
@@ -29,7 +30,7 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
 }
 """Constructors by name; all but ``resnet10`` have ImageNet weights in torchvision."""
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+NORMS: dict[Literal["auto", "frozen", "group"], Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "group": partial(nn.GroupNorm, 32),
 }

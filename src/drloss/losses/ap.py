@@ -69,9 +69,8 @@ def ap_loss(
     positive, negative = candidates.positive, candidates.negative
     signed = [positive.signed, negative.signed]
     with torch.no_grad():
-        value, *updates = _average_precision(
-            *[x.detach() for x in signed], _present(positive), _present(negative), delta, interpolate
-        )
+        there = _present(positive), _present(negative)
+        value, *updates = _average_precision(signed[0].detach(), signed[1].detach(), *there, delta, interpolate)
     losses = with_slopes(value, updates, signed, "AP-loss")
     return reduce_images(losses.squeeze(1).to(positive.signed.dtype), reduction)
 

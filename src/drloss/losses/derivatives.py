@@ -21,7 +21,7 @@ def forward_mode() -> bool:
 
     A function with a ``jvp`` cannot be compiled, so that there is one with it and one without.
     """
-    return forward_ad._current_level >= 0  # type: ignore[attr-defined]
+    return bool(forward_ad._current_level >= 0)
 
 
 def transformed(x: Tensor) -> bool:
@@ -114,7 +114,8 @@ class _ForwardWithSlopes(_WithSlopes):
         saved = ctx.saved_tensors
         half = len(saved) // 2
         slopes, inputs = saved[:half], saved[half:]
-        found = sum(total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None)
+        moved = [total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None]
+        found = torch.stack(moved).sum(dim=0)
         for x in inputs:
             found = last_derivative(found, x, ctx.what)
         return found

@@ -210,6 +210,6 @@ def join(name: str, parts: Levels) -> Tensor:
 
 def values_can_be_checked(values: Tensor) -> bool:
     """Whether a tensor has values to look at, outside the compiler and torch.func, and no device to wait for."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed(values):
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or transformed(values):
         return False
     return values.device.type == "cpu" and values.numel() > 0

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from rich.console import Console
@@ -145,11 +145,11 @@ def fit(
             trainer.run()
 
 
-def _norm_so_far(out: Path) -> str:
+def _norm_so_far(out: Path) -> Literal["auto", "frozen", "group"]:
     """The norm of a run that is resumed, for which the file of its first weights need not be there any more."""
     settings = settings_of(out) if newest_first(out / CHECKPOINTS) else None
     norm = settings["detector"].get("norm") if settings else None
-    return norm if norm in ("frozen", "group") else "auto"
+    return "frozen" if norm == "frozen" else "group" if norm == "group" else "auto"
 
 
 class _Trainer:
@@ -185,7 +185,7 @@ class _Trainer:
         )
         torch.manual_seed(config.seed)
         loss = make_loss(config.loss)
-        self.model = RetinaNet(self.config.detector, len(train.class_names), float(loss.prior_probability))  # type: ignore[arg-type]
+        self.model = RetinaNet(self.config.detector, len(train.class_names), loss.prior_probability)
         self.objective = Objective(loss, self.config.detector)
         self.started: Start | None = None
         self.iteration = 0

@@ -123,7 +123,7 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
             dense = dense.masked_fill(inputs.ignore.unsqueeze(2), 2)
         labels, dense = dense.new_zeros(dense.shape[:2], dtype=torch.int64), dense.contiguous()
     # A tensor, because numbers that change between calls would be constants of a compiled graph.
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     numbers = torch.stack([one * number for number in (*rule.rates, *rule.numbers)])
     rest = (labels, dense, *inputs.weights)
     shifted = [rule.kind == "dr" and rate > MOST_RATE for rate in rule.rates]

@@ -1,6 +1,6 @@
 """The page of ``drloss compare``: what several losses reach on the user's data, with several seeds each."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -297,7 +297,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-_FILTERS = {
+_FILTERS: dict[str, Callable[..., str | list[float] | None]] = {
     "percent": percent,
     "signed": signed,
     "interval": interval,
