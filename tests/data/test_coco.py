@@ -9,7 +9,9 @@ from drloss.data.checks import problems
 from drloss.data.formats import builder as building
 from drloss.data.formats.coco import CocoPart, read_coco
 from drloss.data.formats.opening import open_data
+from drloss.data.inspection import check_data
 from drloss.errors import DataError
+from support.reports import kinds, names_of, read
 from support.verdicts import FINE, INF, NAN, assert_verdict, box, clip, file, image, note
 
 
@@ -302,3 +304,46 @@ def test_one_long_name_among_many_is_refused(tmp_path, monkeypatch):
     images[0]["file_name"] = "a" * 60 + ".png"
     with pytest.raises(DataError, match="file names, got 20 of up to 64 bytes; allowed: 1,000 in all"):
         read_coco("many", coco_of(tmp_path, images, boxes))
+
+
+def lvis(made):
+    content = made.coco_content()
+    for record in content["images"]:
+        record["coco_url"] = f"http://images.cocodataset.org/train/{record.pop('file_name')}"
+    return content
+
+
+@pytest.mark.parametrize("folder", ["train", "."])
+def test_lvis_files_name_their_images_by_url(folder, tmp_path, made):
+    made.coco(tmp_path, lvis(made)).rename(tmp_path / "lvis.json")
+    path = tmp_path / "lvis.toml"
+    path.write_text(f"format = 'coco'\n[splits.train]\nimages = '{folder}'\nannotations = 'lvis.json'\n")
+    annotations, report = open_data(path).read("train")
+    assert annotations.load_image(2).shape == (3, 20, 30)
+    assert len(annotations.boxes) == 4
+    assert kinds(report) == {"file_name missing, the end of coco_url instead": 3}
+
+
+def test_lvis_files_in_coco_layout(tmp_path, made):
+    made.coco(tmp_path, lvis(made)).rename(tmp_path / "lvis_v1_train.json")
+    assert check_data(tmp_path).ok
+
+
+@pytest.mark.parametrize("url", ["http://x/../../etc/passwd", "http://x/..", "file:///etc/passwd", "x", 5, None])
+def test_a_url_leads_out_of_no_folder(url, tmp_path, made):
+    content = lvis(made)
+    content["images"][0]["coco_url"] = url
+    made.coco(tmp_path / "set", content)
+    annotations, _ = read(tmp_path / "set")
+    assert all(name in (*made.names, "passwd") for name in names_of(annotations))
+
+
+def test_an_annotation_with_a_segmentation_only_is_left_out_and_says_so(tmp_path, made):
+    content = made.coco_content()
+    del content["annotations"][0]["bbox"]
+    content["annotations"][0]["segmentation"] = [[1, 2, 9, 2, 9, 12]]
+    made.coco(tmp_path, content)
+    _, report = read(tmp_path)
+    assert report.problems[0].kind == "bbox missing (there is a segmentation, which is not read)"
+    assert report.boxes_left_out == 1
+    json.dumps(report.to_json())

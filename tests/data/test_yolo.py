@@ -269,3 +269,22 @@ def test_yaml_names_stay_the_text_they_are(tmp_path, made):
     path = made.yolo(tmp_path)
     path.write_text("train: images/train\nnames:\n  0: no\n  1: 2020-01-01\n  2: 1e3\ndownload: rm -rf /\n")
     assert open_data(path).read("train")[0].class_names == ("no", "2020-01-01", "1e3")
+
+
+KEYPOINTS = {3: "0.45 0.45 2", 2: "0.45 0.45"}
+
+
+@pytest.mark.parametrize(("number", "size", "shapes"), [(17, 3, "[17, 3]"), (1, 3, "[1, 3]"), (5, 2, "[5, 2]")])
+def test_pose_lines_without_kpt_shape_say_which_key_is_missing(number, size, shapes, tmp_path, made):
+    data = made.yolo(tmp_path)
+    line = " ".join(["0 0.5 0.5 0.2 0.2", *[KEYPOINTS[size]] * number])
+    (tmp_path / "labels/train/a.txt").write_text(f"{line}\n{line}\n")
+    for strict in (True, False):
+        with pytest.raises(DataError) as caught:
+            open_data(tmp_path).read("train", strict=strict)
+        assert "they look like poses" in str(caught.value)
+        assert f"the key kpt_shape is missing; allowed: either, with kpt_shape in {data}: {shapes}" in str(
+            caught.value
+        )
+    data.write_text(data.read_text() + f"kpt_shape: [{number}, {size}]\n")
+    np.testing.assert_allclose(open_data(tmp_path).read("train")[0].boxes[0], [12, 8, 18, 12])

@@ -12,7 +12,9 @@ from drloss.training.presets import PRESETS
 
 
 def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("data", metavar="DATA", help="shapes, a folder, or a .toml or .yaml file, as for train --data")
+    parser.add_argument(
+        "data", metavar="DATA", help="shapes, a folder, or a .toml or .yaml file, as for train --data"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="file for the full report")
     parser.add_argument(
         "--preset",
@@ -21,7 +23,12 @@ def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         metavar="NAME",
         help="preset whose smallest anchor the objects are compared with (default: cpu)",
     )
-    parser.add_argument("--short-side", type=int, metavar="INT", help="short side of resized images in pixels, in place of the preset's")
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        metavar="INT",
+        help="short side of resized images in pixels, in place of the preset's",
+    )
     return _check_data
 
 
@@ -63,7 +70,9 @@ def _input_size(preset: str, short_side: int | None) -> Any:
 def add_make_shapes(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--data", default="shapes", help="what to draw: shapes:key=value,... (default: shapes)")
-    parser.add_argument("--format", choices=("coco", "voc", "yolo"), default="coco", help="format to write (default: coco)")
+    parser.add_argument(
+        "--format", choices=("coco", "voc", "yolo"), default="coco", help="format to write (default: coco)"
+    )
     return _make_shapes
 
 
