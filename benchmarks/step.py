@@ -20,7 +20,7 @@ from drloss import DRLoss, FocalLoss
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective, assign_batch
-from drloss.detector.targets import Objects
+from drloss.structures import Objects
 
 
 class TorchvisionFocal(nn.Module):

@@ -52,7 +52,7 @@ def train_patterns(ranks, folder, config, patterns):
     ``folder/PATTERN.RANKS.json`` has the losses of a run, and the hash of each rank's weights and gradients.
     """
     from drloss.data.formats.shapes import open_shapes
-    from drloss.data.loading import TrainingOrder
+    from drloss.data.order import TrainingOrder
     from drloss.data.transforms import Augmentation
     from drloss.training import fit, preparation
     from drloss.training.log import read_scalars

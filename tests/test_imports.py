@@ -11,11 +11,14 @@ import drloss
 
 ROOT = Path(drloss.__file__).parent
 TIERS = {
-    **{"errors": 0, "io": 1, "distributed": 1, "losses": 1, "adapters": 2, "detector": 2, "data": 3, "evaluation": 3},
-    **{"training": 3, "inference": 4, "studies": 5, "cli": 6, "__main__": 7, "__init__": 7},
+    **{"errors": 0, "io": 1, "distributed": 1, "losses": 1, "structures": 1, "adapters": 2, "detector": 2, "data": 2},
+    **{"evaluation": 3, "training": 3, "inference": 4, "studies": 5, "cli": 6, "__main__": 7, "__init__": 7},
 }
 """The rooms from the ground up: a room imports what stands below it, and what stands beside it on its own floor."""
-ALONE = {"losses": {"errors"}, "io": {"errors"}, "distributed": {"errors", "io"}}
+ALONE = {
+    **{"losses": {"errors"}, "io": {"errors"}, "distributed": {"errors", "io"}, "structures": set()},
+    **{"data": {"errors", "io", "structures"}},
+}
 """Rooms that import nothing else but these and themselves."""
 
 

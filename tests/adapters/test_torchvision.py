@@ -15,8 +15,8 @@ from drloss.adapters.torchvision import log_odds
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import Objective
-from drloss.detector.targets import Objects
 from drloss.losses.call_log import watch
+from drloss.structures import Objects
 from small_detectors import CLASSES, MODELS, batch, make
 
 

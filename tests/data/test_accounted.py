@@ -1,37 +1,18 @@
 """Nothing goes missing without a word: what a data set's folders hold is read, left out and counted, or noted."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from drloss.data.checks.images import check_images
-from drloss.data.checks.inspection import check_data
 from drloss.data.checks.problems import BOX_LEFT_OUT, NOTE
 from drloss.data.files.paths import IMAGE_SUFFIXES, list_files
 from drloss.data.formats.opening import open_data
 from drloss.data.images.decoding import FORMATS
+from drloss.data.inspection import check_data
 from drloss.errors import AbsentError, DataError
-
-
-def read(folder, split="train"):
-    """Leniently; the report balances."""
-    annotations, report = open_data(folder).read(split, strict=False)
-    assert report.boxes_in == report.boxes_kept + report.boxes_left_out
-    assert report.images_in == report.images_kept + report.images_left_out
-    assert (report.images_kept, report.boxes_kept) == (len(annotations), len(annotations.boxes))
-    return annotations, report
-
-
-def names_of(annotations):
-    return [annotations.image_name(i) for i in range(len(annotations))]
-
-
-def kinds(report):
-    return {p.kind: p.count for p in report.problems}
-
+from support.reports import kinds, names_of, read
 
 # ---------------------------------------------------------------------- suffixes of images
 
@@ -389,68 +370,4 @@ def test_boxes_in_tiny_images_are_not_taken_for_normalised(tmp_path, made):
     assert read(tmp_path)[1].problems == ()
 
 
-# ---------------------------------------------------------------------- COCO files of other tools
-
-
-def lvis(made):
-    content = made.coco_content()
-    for image in content["images"]:
-        image["coco_url"] = f"http://images.cocodataset.org/train/{image.pop('file_name')}"
-    return content
-
-
-@pytest.mark.parametrize("folder", ["train", "."])
-def test_lvis_files_name_their_images_by_url(folder, tmp_path, made):
-    made.coco(tmp_path, lvis(made)).rename(tmp_path / "lvis.json")
-    path = tmp_path / "lvis.toml"
-    path.write_text(f"format = 'coco'\n[splits.train]\nimages = '{folder}'\nannotations = 'lvis.json'\n")
-    annotations, report = open_data(path).read("train")
-    assert annotations.load_image(2).shape == (3, 20, 30)
-    assert len(annotations.boxes) == 4
-    assert kinds(report) == {"file_name missing, the end of coco_url instead": 3}
-
-
-def test_lvis_files_in_coco_layout(tmp_path, made):
-    made.coco(tmp_path, lvis(made)).rename(tmp_path / "lvis_v1_train.json")
-    assert check_data(tmp_path).ok
-
-
-@pytest.mark.parametrize("url", ["http://x/../../etc/passwd", "http://x/..", "file:///etc/passwd", "x", 5, None])
-def test_a_url_leads_out_of_no_folder(url, tmp_path, made):
-    content = lvis(made)
-    content["images"][0]["coco_url"] = url
-    made.coco(tmp_path / "set", content)
-    annotations, _ = read(tmp_path / "set")
-    assert all(name in (*made.names, "passwd") for name in names_of(annotations))
-
-
-def test_an_annotation_with_a_segmentation_only_is_left_out_and_says_so(tmp_path, made):
-    content = made.coco_content()
-    del content["annotations"][0]["bbox"]
-    content["annotations"][0]["segmentation"] = [[1, 2, 9, 2, 9, 12]]
-    made.coco(tmp_path, content)
-    _, report = read(tmp_path)
-    assert report.problems[0].kind == "bbox missing (there is a segmentation, which is not read)"
-    assert report.boxes_left_out == 1
-    json.dumps(report.to_json())
-
-
 # ---------------------------------------------------------------------- poses
-
-KEYPOINTS = {3: "0.45 0.45 2", 2: "0.45 0.45"}
-
-
-@pytest.mark.parametrize(("number", "size", "shapes"), [(17, 3, "[17, 3]"), (1, 3, "[1, 3]"), (5, 2, "[5, 2]")])
-def test_pose_lines_without_kpt_shape_say_which_key_is_missing(number, size, shapes, tmp_path, made):
-    data = made.yolo(tmp_path)
-    line = " ".join(["0 0.5 0.5 0.2 0.2", *[KEYPOINTS[size]] * number])
-    (tmp_path / "labels/train/a.txt").write_text(f"{line}\n{line}\n")
-    for strict in (True, False):
-        with pytest.raises(DataError) as caught:
-            open_data(tmp_path).read("train", strict=strict)
-        assert "they look like poses" in str(caught.value)
-        assert f"the key kpt_shape is missing; allowed: either, with kpt_shape in {data}: {shapes}" in str(
-            caught.value
-        )
-    data.write_text(data.read_text() + f"kpt_shape: [{number}, {size}]\n")
-    np.testing.assert_allclose(open_data(tmp_path).read("train")[0].boxes[0], [12, 8, 18, 12])

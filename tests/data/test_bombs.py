@@ -18,7 +18,7 @@ from drloss.errors import DataError
 READ = """
 import json, re, resource, sys, time
 from pathlib import Path
-from drloss.data.checks.images import read_image
+from drloss.data.images.decoding import read_image
 from drloss.data.formats.opening import open_data
 from drloss.errors import DataError
 def kilobytes(key):
@@ -330,6 +330,6 @@ def test_a_file_that_does_not_fit_into_memory_is_refused_in_words(tmp_path, made
         raise MemoryError
 
     made.coco(tmp_path)
-    monkeypatch.setattr("drloss.data.formats.coco.json.loads", too_large)
+    monkeypatch.setattr("drloss.data.formats.coco_json.json.loads", too_large)
     with pytest.raises(DataError, match=r"instances_train\.json: does not fit into this machine's memory"):
         open_data(tmp_path).read("train")

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from drloss.data.checks.inspection import check_data
-from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, printable, report_of, shown
+from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, report_of
 from drloss.data.checks.remarks import InputSize
 from drloss.data.formats.opening import open_data
-from drloss.errors import DataError, UserError
+from drloss.data.inspection import check_data
+from drloss.errors import DataError, UserError, printable, shown
 
 
 def two_splits(folder, made, edit=lambda content: None):

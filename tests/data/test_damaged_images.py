@@ -1,6 +1,7 @@
 """Damaged image files: each is listed with its reason, or gives an image that no decoder has filled up."""
 
 import io
+import warnings
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -11,12 +12,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from drloss.data.batches import EvaluationImages
 from drloss.data.checks.images import check_images
 from drloss.data.formats.opening import open_data
 from drloss.data.images.decoding import read_image
 from drloss.data.images.jpeg import check_scans
-from drloss.data.loading import EvaluationImages
 from drloss.errors import DataError, UserError
+from support.image_files import PIXELS, RNG, save
 
 HEIGHT, WIDTH = 48, 64
 BATCH = 500
@@ -154,3 +156,107 @@ def test_a_grey_jpeg_with_more_markers_than_blocks_or_far_too_many_bytes_is_refu
         path.write_bytes(whole[:-2] + flood + whole[-2:])
         with pytest.raises(ValueError, match="damaged: it has"):
             check_scans(path, image)
+
+
+def jpeg(size=(64, 48)):
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+BAD = {
+    "missing": (None, "no such image file"),
+    "empty": (b"", "empty file"),
+    "text": (b"hello", "not an image of a known format"),
+    "truncated JPEG": (jpeg()[:-900], "truncated"),
+    "half a JPEG": (jpeg()[: len(jpeg()) // 2], "truncated"),
+    "JPEG header alone": (jpeg()[:300], "cannot be decoded"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) show\n", "not an image"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_unusable_files_are_named(kind, tmp_path):
+    data, words = BAD[kind]
+    path = tmp_path / "x.jpg"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=words) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg"])
+def test_no_truncated_file_gives_a_grey_image(suffix, tmp_path):
+    whole = save(tmp_path / f"whole.{suffix}", Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)))
+    data = whole.read_bytes()
+    expected = read_image(whole)
+    for share in np.linspace(0.02, 0.95, 25):
+        path = tmp_path / f"cut.{suffix}"
+        path.write_bytes(data[: int(share * len(data))])
+        try:
+            image = read_image(path)
+        except DataError:
+            continue
+        assert torch.equal(image, expected)  # what was cut held no pixels
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg", "ppm"])
+def test_damaged_bytes_give_an_image_or_a_named_error(suffix, tmp_path):
+    rng = np.random.default_rng(1)
+    data = save(tmp_path / f"x.{suffix}", Image.fromarray(PIXELS)).read_bytes()
+    path = tmp_path / f"damaged.{suffix}"
+    for _ in range(100):
+        changed = bytearray(data)
+        for position in rng.integers(0, min(len(data), 200), 3):
+            changed[position] = rng.integers(0, 256)
+        path.write_bytes(bytes(changed))
+        message = str(path)
+        try:
+            read_image(path, max_pixels=10_000)
+        except DataError as error:
+            message = str(error)
+        assert str(path) in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg", "ppm"])
+def test_what_a_plain_decoding_refuses_is_refused(suffix, tmp_path):
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:60, :80]
+    picture = Image.fromarray(np.stack([x + y, 2 * y, 3 * x], axis=-1).astype(np.uint8))
+    data = save(tmp_path / f"x.{suffix}", picture).read_bytes()
+    path = tmp_path / f"damaged.{suffix}"
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(data)
+        changed[rng.integers(30, len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            with warnings.catch_warnings(), Image.open(path) as image:
+                warnings.simplefilter("ignore")
+                image.load()
+        except Exception:
+            refused += 1
+            with pytest.raises(DataError):
+                read_image(path)
+    assert refused or suffix not in ("png", "webp")
+
+
+@pytest.mark.parametrize("colours", ["smooth", "noise"])
+def test_no_damaged_png_gives_other_pixels(colours, tmp_path):
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:60, :80]
+    pixels = np.stack([x + y, 2 * y, 3 * x], axis=-1) if colours == "smooth" else rng.integers(0, 256, (30, 40, 3))
+    path = save(tmp_path / "x.png", Image.fromarray(pixels.astype(np.uint8)))
+    data, expected = path.read_bytes(), read_image(path)
+    refused = 0
+    for position in rng.integers(8, len(data), 400):
+        changed = bytearray(data)
+        changed[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            assert torch.equal(read_image(path), expected)
+        except DataError:
+            refused += 1
+    assert refused > 300

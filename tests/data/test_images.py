@@ -1,9 +1,7 @@
 """Image files of every kind, pixel for pixel as the module's rules say."""
 
-import io
 import os
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -11,25 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from drloss.data.checks.images import check_images, image_size, read_image, require_images
 from drloss.data.formats.opening import open_data
-from drloss.data.images.endings import may_be_cut_off
+from drloss.data.images.decoding import image_size, read_image
 from drloss.errors import DataError, UserError
-
-RNG = np.random.default_rng(0)
-PIXELS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-GREY = PIXELS[:, :, 0].copy()
-
-
-def exif(orientation):
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags
-
-
-def save(path, image, **options):
-    image.save(path, **options)
-    return path
+from support.image_files import GREY, PIXELS, exif, png_chunk, save
 
 
 def chw(pixels):
@@ -295,114 +278,6 @@ def test_white_of_16_bits_is_white_and_half_is_half(tmp_path):
     assert read_image(path)[0, 0].tolist() == [0, 0, 1, 128, 255]
 
 
-def jpeg(size=(64, 48)):
-    file = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(file, "JPEG")
-    return file.getvalue()
-
-
-BAD = {
-    "missing": (None, "no such image file"),
-    "empty": (b"", "empty file"),
-    "text": (b"hello", "not an image of a known format"),
-    "truncated JPEG": (jpeg()[:-900], "truncated"),
-    "half a JPEG": (jpeg()[: len(jpeg()) // 2], "truncated"),
-    "JPEG header alone": (jpeg()[:300], "cannot be decoded"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) show\n", "not an image"),
-    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_unusable_files_are_named(kind, tmp_path):
-    data, words = BAD[kind]
-    path = tmp_path / "x.jpg"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(DataError, match=words) as caught:
-        read_image(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg"])
-def test_no_truncated_file_gives_a_grey_image(suffix, tmp_path):
-    whole = save(tmp_path / f"whole.{suffix}", Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)))
-    data = whole.read_bytes()
-    expected = read_image(whole)
-    for share in np.linspace(0.02, 0.95, 25):
-        path = tmp_path / f"cut.{suffix}"
-        path.write_bytes(data[: int(share * len(data))])
-        try:
-            image = read_image(path)
-        except DataError:
-            continue
-        assert torch.equal(image, expected)  # what was cut held no pixels
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg", "ppm"])
-def test_damaged_bytes_give_an_image_or_a_named_error(suffix, tmp_path):
-    rng = np.random.default_rng(1)
-    data = save(tmp_path / f"x.{suffix}", Image.fromarray(PIXELS)).read_bytes()
-    path = tmp_path / f"damaged.{suffix}"
-    for _ in range(100):
-        changed = bytearray(data)
-        for position in rng.integers(0, min(len(data), 200), 3):
-            changed[position] = rng.integers(0, 256)
-        path.write_bytes(bytes(changed))
-        message = str(path)
-        try:
-            read_image(path, max_pixels=10_000)
-        except DataError as error:
-            message = str(error)
-        assert str(path) in message
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tiff", "webp", "jpg", "ppm"])
-def test_what_a_plain_decoding_refuses_is_refused(suffix, tmp_path):
-    rng = np.random.default_rng(2)
-    y, x = np.mgrid[:60, :80]
-    picture = Image.fromarray(np.stack([x + y, 2 * y, 3 * x], axis=-1).astype(np.uint8))
-    data = save(tmp_path / f"x.{suffix}", picture).read_bytes()
-    path = tmp_path / f"damaged.{suffix}"
-    refused = 0
-    for _ in range(200):
-        changed = bytearray(data)
-        changed[rng.integers(30, len(data))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(bytes(changed))
-        try:
-            with warnings.catch_warnings(), Image.open(path) as image:
-                warnings.simplefilter("ignore")
-                image.load()
-        except Exception:
-            refused += 1
-            with pytest.raises(DataError):
-                read_image(path)
-    assert refused or suffix not in ("png", "webp")
-
-
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-@pytest.mark.parametrize("colours", ["smooth", "noise"])
-def test_no_damaged_png_gives_other_pixels(colours, tmp_path):
-    rng = np.random.default_rng(3)
-    y, x = np.mgrid[:60, :80]
-    pixels = np.stack([x + y, 2 * y, 3 * x], axis=-1) if colours == "smooth" else rng.integers(0, 256, (30, 40, 3))
-    path = save(tmp_path / "x.png", Image.fromarray(pixels.astype(np.uint8)))
-    data, expected = path.read_bytes(), read_image(path)
-    refused = 0
-    for position in rng.integers(8, len(data), 400):
-        changed = bytearray(data)
-        changed[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(bytes(changed))
-        try:
-            assert torch.equal(read_image(path), expected)
-        except DataError:
-            refused += 1
-    assert refused > 300
-
-
 def test_exif_after_the_pixels_of_a_png_is_applied_without_decoding_them(tmp_path, monkeypatch):
     path = save(tmp_path / "x.png", Image.fromarray(PIXELS))
     before, end = path.read_bytes()[:-12], path.read_bytes()[-12:]
@@ -475,126 +350,3 @@ def test_a_size_that_differs_is_refused_with_both_sizes(tmp_path):
     path = save(tmp_path / "x.png", Image.fromarray(PIXELS), exif=exif(6))
     with pytest.raises(DataError, match=r"got 7 x 5 \(5 x 7 before EXIF rotation\); the data set lists 9 x 9"):
         read_image(path, height=9, width=9)
-
-
-# ---------------------------------------------------------------------- whole splits
-
-
-def damage(folder, made):
-    """One image truncated, one missing, one good."""
-    made.coco(folder)
-    train = folder / "train"
-    (train / "a.png").write_bytes((train / "a.png").read_bytes()[:50])
-    (train / "b.png").unlink()
-
-
-def test_bad_images_are_left_out_with_their_boxes(tmp_path, made):
-    damage(tmp_path, made)
-    annotations, report = open_data(tmp_path).read("train")
-    seen = []
-    kept, report = check_images(annotations, report, strict=False, progress=lambda *a: seen.append(a))
-    assert kept.image_ids.tolist() == [3]
-    assert len(kept.boxes) == 0
-    assert (report.images_in, report.images_kept, report.boxes_in, report.boxes_left_out) == (3, 1, 4, 4)
-    assert [p.kind for p in report.problems] == ["image not readable", "image file missing"]
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_bad_images_are_refused_by_default(tmp_path, made):
-    damage(tmp_path, made)
-    annotations, report = open_data(tmp_path).read("train")
-    with pytest.raises(DataError, match=r"a\.png: image not readable: (?!size)(.|\n)*first of 2 problems"):
-        check_images(annotations, report)
-    with pytest.raises(DataError, match=r"a\.png: image not readable(.|\n)*first of 2 problems"):
-        require_images(annotations, report)
-
-
-def test_require_images_looks_at_both_ends_of_a_file(tmp_path, made):
-    damage(tmp_path, made)
-    kept, report = require_images(*open_data(tmp_path).read("train"), strict=False)
-    assert kept.image_ids.tolist() == [3]
-    assert [p.kind for p in report.problems] == ["image not readable", "image file missing"]
-
-
-WITH_AN_END = {".jpg": "JPEG", ".png": "PNG", ".gif": "GIF", ".webp": "WEBP", ".bmp": "BMP"}
-
-
-@pytest.mark.parametrize("suffix", WITH_AN_END)
-def test_a_file_that_is_cut_off_is_found_before_it_is_decoded(tmp_path, suffix):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    path = tmp_path / f"a{suffix}"
-    noise.save(path, format=WITH_AN_END[suffix])
-    whole = path.read_bytes()
-    assert not may_be_cut_off(path)
-    for left in (1, 2, 12, len(whole) // 2, len(whole) - 20):
-        path.write_bytes(whole[:-left])
-        assert may_be_cut_off(path), left
-    path.write_bytes(whole[:-100] + bytes(100))  # of a disk that was full, in its last block
-    assert suffix in (".webp", ".bmp") or may_be_cut_off(path)
-
-
-def test_formats_without_an_end_are_not_suspected_and_what_is_no_image_is(tmp_path):
-    for suffix in (".tif", ".ppm"):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}")
-        assert not may_be_cut_off(tmp_path / f"a{suffix}")
-    (tmp_path / "a.jpg").write_text("<html>404</html>")
-    assert may_be_cut_off(tmp_path / "a.jpg")
-
-
-@pytest.mark.parametrize("after", [b"\0" * 40, b"\r\n", b"made by a camera" * 10, b"\0" * 5000])
-def test_what_follows_a_whole_jpeg_is_no_fault(tmp_path, made, after):
-    made.coco(tmp_path)
-    path = tmp_path / "train" / "a.png"
-    Image.new("RGB", (30, 20), "red").save(path, format="JPEG")
-    path.write_bytes(path.read_bytes() + after)
-    assert len(require_images(*open_data(tmp_path).read("train"))[0]) == 3
-
-
-def test_a_jpeg_that_is_cut_off_is_refused_with_its_record(tmp_path, made):
-    made.coco(tmp_path)
-    path = tmp_path / "train" / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path, format="JPEG")
-    path.write_bytes(path.read_bytes()[:-200])
-    seen = []
-    with pytest.raises(DataError, match=r"a\.png: image not readable"):
-        require_images(*open_data(tmp_path).read("train"), progress=lambda *done: seen.append(done))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_a_split_without_any_good_image_is_refused_leniently_too(tmp_path, made):
-    made.coco(tmp_path)
-    for path in (tmp_path / "train").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(DataError, match="no usable image of 3"):
-        require_images(*open_data(tmp_path).read("train"), strict=False)
-
-
-def test_passed_over_orientation_is_noted(tmp_path, made):
-    made.coco(tmp_path)
-    Image.new("RGB", (30, 20)).save(tmp_path / "train" / "a.png", exif=exif(6))
-    _, report = check_images(*open_data(tmp_path).read("train"))
-    assert [(p.count, p.refused) for p in report.problems] == [(1, False)]
-    assert "EXIF" in report.problems[0].message
-
-
-def test_a_wrong_size_is_a_problem_that_names_both(tmp_path, made):
-    made.coco(tmp_path)
-    made.image(tmp_path / "train" / "a.png", size=(31, 20))
-    _, report = check_images(*open_data(tmp_path).read("train"), strict=False, decode=False)
-    assert "20 x 31" in report.problems[0].message
-    assert "20 x 30" in report.problems[0].message
-
-
-def test_an_image_beyond_the_limit_is_not_called_one_of_another_size(tmp_path, made, monkeypatch):
-    made.coco(tmp_path)
-    made.image(tmp_path / "train" / "a.png", size=(300, 200))
-    monkeypatch.setenv("DRLOSS_MAX_PIXELS", "1000")
-    _, report = check_images(*open_data(tmp_path).read("train"), strict=False)
-    assert [p.kind for p in report.problems] == ["image not readable"]
-    assert "DRLOSS_MAX_PIXELS" in report.problems[0].message
-
-
-def test_generated_images_need_no_check():
-    annotations, report = open_data("shapes:train=4").read("train")
-    assert check_images(annotations, report)[0] is annotations
-    assert require_images(annotations)[0] is annotations

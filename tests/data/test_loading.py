@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from drloss.data.batches import EvaluationImages, TrainingImages, collate
 from drloss.data.formats.shapes import open_shapes
-from drloss.data.loading import EvaluationImages, Key, TrainingImages, TrainingOrder, collate
+from drloss.data.order import Key, TrainingOrder
 from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import EvaluationImages
+from drloss.data.batches import EvaluationImages
 
 ARRAYS = ("image_ids", "image_names", "sizes", "first_box", "boxes", "labels", "ignore", "areas")
 BOXES_PER_IMAGE = 100

@@ -16,9 +16,9 @@ from xml.parsers import expat
 import pytest
 import yaml
 
-from data import mutators
 from drloss.data.formats.opening import open_data
 from drloss.errors import UserError
+from support import mutators
 
 RECORDS = {
     "coco": r"(annotation|image) -?\d+|(annotations|images)\[\d+\]",

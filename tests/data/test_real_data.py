@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from drloss.data.checks.inspection import check_data
 from drloss.data.formats.opening import open_data
+from drloss.data.inspection import check_data
 
 FIELDS = ("category_ids", "image_ids", "sizes", "first_box", "boxes", "labels", "ignore", "areas")
 

@@ -6,12 +6,13 @@ import torch
 from drloss.detector.anchors import anchor_shapes, level_anchors
 from drloss.detector.backbone import BACKBONES, ResNetFPN
 from drloss.detector.config import DetectorConfig
-from drloss.detector.detections import Frame, detect
+from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch, box_loss, box_quality
-from drloss.detector.targets import BOX_CODER, Objects, assign_targets
+from drloss.detector.targets import BOX_CODER, assign_targets
 from drloss.errors import UserError
 from drloss.losses import LOSSES, DRLoss, FocalLoss, QualityFocalLoss
+from drloss.structures import Frame, Objects
 
 SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_scale=2.0

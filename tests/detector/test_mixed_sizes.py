@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 
 from drloss.detector.config import DetectorConfig
-from drloss.detector.detections import Frame, detect
+from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
-from drloss.detector.targets import Objects
 from drloss.losses import LOSSES
+from drloss.structures import Frame, Objects
 
 SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=16, head_depth=1, head_channels=16, anchor_scale=2.0

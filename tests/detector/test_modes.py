@@ -9,12 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from drloss.detector.config import DetectorConfig
-from drloss.detector.detections import Frame, detect
+from drloss.detector.detections import detect
 from drloss.detector.exported import DetectorFile, load_detector, save_detector
 from drloss.detector.model import IMAGE_MEAN, HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective
-from drloss.detector.targets import Objects
 from drloss.losses import DRLoss
+from drloss.structures import Frame, Objects
 
 TINY = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_octaves=1

@@ -18,7 +18,7 @@ from rich.console import Console
 from drloss.data.formats import writing
 from drloss.data.formats.opening import open_data
 from drloss.data.formats.shapes import open_shapes
-from drloss.data.loading import TrainingOrder
+from drloss.data.order import TrainingOrder
 from drloss.data.transforms import Augmentation
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError

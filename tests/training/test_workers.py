@@ -6,8 +6,9 @@ from multiprocessing import active_children
 import pytest
 import torch
 
+from drloss.data.batches import EvaluationImages
 from drloss.data.formats.shapes import open_shapes
-from drloss.data.loading import EvaluationImages, _good, _what_was_lost, load_batches
+from drloss.data.workers import _good, _what_was_lost, load_batches
 from drloss.errors import DataError
 from drloss.training.run_folder import METRICS_FILE
 from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until
@@ -31,7 +32,7 @@ SOONER = 3
 def test_a_lost_worker_ends_the_run_within_a_minute_and_names_the_image(tmp_path, soak, figure, do, words, code):
     faults = [fault(at_image, index=IMAGE, do=do)]
     if not soak:
-        faults.append(fault(constant, module="drloss.data.loading", name="WORKER_TIMEOUT", value=SOONER))
+        faults.append(fault(constant, module="drloss.data.workers", name="WORKER_TIMEOUT", value=SOONER))
     child = start(tiny_run(tmp_path / "run", workers=2), tmp_path / "log", *faults)
     wait_until(lambda: STRUCK in child.said, seconds=300, child=child)
     began = time.time()
@@ -47,7 +48,7 @@ def test_a_lost_worker_ends_the_run_within_a_minute_and_names_the_image(tmp_path
 
 
 def test_a_signal_to_all_processes_does_not_end_a_worker_that_is_just_born(tmp_path):
-    early = fault(before, module="drloss.data.loading", name="_ignore_signals", do="SIGTERM")
+    early = fault(before, module="drloss.data.workers", name="_ignore_signals", do="SIGTERM")
     child = start(tiny_run(tmp_path / "run", workers=2), tmp_path / "log", early)
     assert child.wait() == 0, child.said
     assert child.said.count(STRUCK) >= 2  # each worker of each loader

@@ -27,7 +27,7 @@ def _check_data(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from drloss.data.checks.inspection import check_data
+    from drloss.data.inspection import check_data
     from drloss.io.atomic import write_json
 
     size = _input_size(options.preset, options.short_side)
@@ -44,7 +44,7 @@ def _check_data(options: argparse.Namespace) -> int:
     print(result.text())
     if options.report:
         write_json(options.report, result.to_json())
-        print(f"all of it is in {options.report}")
+        print(f"the full report is in {options.report}")
     return 0 if result.ok else 1
 
 

@@ -1,7 +1,7 @@
-"""One in-memory store for annotated images, whatever the format they came from.
+"""The annotated images of one split in memory, whatever their format on disk.
 
-The annotations of a data set live in a few flat arrays rather than in a list of dicts: a data-loading worker
-that is forked from the trainer shares their pages instead of copying them, and 860,000 boxes take 40 MB.
+They are a few flat arrays, not a list of dicts: a data-loading worker that is forked from the trainer shares their
+memory instead of copying it, and 860,000 boxes take 40 MB.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from drloss.data.images.decoding import read_image
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -21,19 +23,19 @@ class Annotations:
     N images, M boxes, K classes. Image ``i`` owns the boxes ``first_box[i]:first_box[i + 1]``.
 
     Attributes:
-        name: what messages call this data, e.g. ``"data/bccd train"``.
+        name: name of the split in messages, e.g. ``"data/bccd train"``.
         class_names: K names; the class of label k (1..K) is ``class_names[k - 1]``.
-        category_ids: (K,) int64, the id that the annotation file gives class k at position k - 1.
+        category_ids: (K,) int64, the annotation file's id of class k at position k - 1.
         image_ids: (N,) int64, unique; the file's own ids (COCO), else 1..N.
         image_names: (N,) bytes, UTF-8 paths relative to ``image_root``.
-        image_root: folder of the images; None where ``draw`` makes them.
-        sizes: (N, 2) int32, height and width in pixels, of the image as it is decoded.
+        image_root: folder of the images; None if ``draw`` makes them.
+        sizes: (N, 2) int32, height and width of the decoded image in pixels.
         first_box: (N + 1,) int64, offsets into the box arrays.
         boxes: (M, 4) float64, xyxy in absolute pixels, inside the image.
         labels: (M,) int64, 1..K.
         ignore: (M,) bool, crowd regions (COCO) and difficult objects (VOC): neither target nor background.
-        areas: (M,) float64, square pixels, as the evaluator sorts objects into small, medium and large.
-        draw: image index to uint8 image (3, H, W), for data that is generated and not read.
+        areas: (M,) float64, square pixels; the evaluator sorts objects into small, medium and large by them.
+        draw: image index to uint8 image (3, H, W), for generated data.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Annotations:
         return len(self.image_ids)
 
     def boxes_of(self, index: int) -> slice:
-        """Positions of an image's boxes in the box arrays."""
+        """The positions of an image's boxes in the box arrays."""
         return slice(int(self.first_box[index]), int(self.first_box[index + 1]))
 
     def image_name(self, index: int) -> str:
@@ -62,14 +64,14 @@ class Annotations:
         return bytes(self.image_names[index]).decode()
 
     def image_path(self, index: int) -> str:
-        """The image's path as messages name it; of a generated image, the name."""
+        """The image's path in messages; its name, if the image is generated."""
         return str(self.image_root / self.image_name(index)) if self.image_root else self.image_name(index)
 
     def select(self, images: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Annotations":
-        """The store of some of the images, with their boxes.
+        """The annotations of some of the images.
 
         Args:
-            images: (N,) bool mask, or positions in the order wanted, each at most once.
+            images: (N,) bool mask; or positions, in the order wanted, each at most once.
         """
         index = np.arange(len(self))[images]
         counts = np.diff(self.first_box)[index]
@@ -97,8 +99,6 @@ class Annotations:
         """
         if self.draw is not None:
             return self.draw(index)
-        from drloss.data.checks.images import read_image
-
         assert self.image_root is not None
         height, width = (int(s) for s in self.sizes[index])
         return read_image(self.image_root / self.image_name(index), height=height, width=width)

@@ -1,4 +1,4 @@
-"""Resizing, flipping and padding, as pure functions of numbers that are drawn from (seed, epoch, index)."""
+"""Resizing, flipping and padding. Random numbers depend on (seed, epoch, index) only."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class Augmentation:
     """What training may do to an image; the defaults are the paper's for its ablations (§4.3).
 
     Attributes:
-        short_sides: the short side is drawn from this range of pixels, both ends included, per image.
-        max_side: the long side is never more than this.
+        short_sides: range in pixels, both ends included, from which an image's short side is drawn.
+        max_side: largest long side in pixels.
         flip: probability of a horizontal flip.
     """
 
@@ -29,15 +29,15 @@ class Augmentation:
     flip: float = 0.5
 
     def draw(self, seed: int, epoch: int, index: int) -> tuple[int, bool]:
-        """Short side and flip of image ``index`` in ``epoch``: no worker or global random state takes part."""
+        """Short side and flip of image ``index`` in ``epoch``; no process or global random state changes them."""
         rng = np.random.default_rng((seed, epoch, index))
         short = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
         return short, bool(rng.random() < self.flip)
 
 
 def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """Height and width after resizing the short side to ``short_side``, or less where the long side would pass
-    ``max_side``; the ratio is kept and no side falls below 1 pixel.
+    """Height and width after resizing the short side to ``short_side``, or less if the long side would exceed
+    ``max_side``. The ratio stays the same, and no side gets shorter than 1 pixel.
 
     >>> resized_size(480, 640, 800, 1333)
     (800, 1067)
@@ -49,7 +49,7 @@ def resized_size(height: int, width: int, short_side: int, max_side: int) -> tup
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Smallest multiples of 32 that hold (height, width).
+    """The smallest multiples of 32 that are at least (height, width).
 
     >>> padded_size((333, 1333))
     (352, 1344)

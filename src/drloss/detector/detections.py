@@ -1,32 +1,14 @@
 """Detections from the outputs of the heads: thresholds, decoding and non-maximum suppression (NMS)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
 from drloss.detector.targets import BOX_CODER
-
-Detection = dict[str, Tensor]
-"""Of one image: ``boxes`` (D, 4) float32 xyxy in pixels of the original image, ``scores`` (D,) float32 in descending
-order, ``labels`` (D,) int64 in 1..K."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How an image was laid into its batch, (height, width) each.
-
-    Attributes:
-        original: size as it was read, in which detections are given.
-        resized: size inside the padded batch.
-    """
-
-    original: tuple[int, int]
-    resized: tuple[int, int]
+from drloss.structures import Detection, Frame
 
 
 @torch.no_grad()

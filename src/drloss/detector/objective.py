@@ -9,7 +9,8 @@ from torchvision.ops import box_area
 
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
-from drloss.detector.targets import BOX_CODER, Objects, assign_targets
+from drloss.detector.targets import BOX_CODER, assign_targets
+from drloss.structures import Objects
 
 SMOOTH_L1_BETA = 0.11
 """Weighted delta at which RetinaNet's box loss changes from quadratic to linear."""

@@ -1,35 +1,15 @@
 """Targets of each anchor: matching with the objects, and box deltas."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_area, box_iou
 
 from drloss.detector.config import DetectorConfig
+from drloss.structures import Objects
 
 BOX_CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
 """Deltas of a box relative to an anchor, weighted as in RetinaNet; log sizes are clipped at log(1000/16)."""
-
-
-@dataclass(frozen=True)
-class Objects:
-    """Annotated objects of one image.
-
-    Attributes:
-        boxes: (G, 4) float32 xyxy, pixels of the image as the model sees it.
-        labels: (G,) int64, 1..K.
-        ignore: (G,) bool, crowd regions and difficult objects: neither target nor background.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    ignore: Tensor
-
-    def to(self, device: torch.device) -> "Objects":
-        """The same objects on another device."""
-        return Objects(self.boxes.to(device), self.labels.to(device), self.ignore.to(device))
 
 
 def assign_targets(anchors: Tensor, objects: Objects, config: DetectorConfig) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from drloss.io.atomic import write_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from drloss.detector.detections import Detection
+    from drloss.structures import Detection
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """AP; AP at IoU .50 and .75; AP of objects below 32², between 32² and 96², and above 96² square pixels."""

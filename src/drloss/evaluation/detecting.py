@@ -7,11 +7,13 @@ import torch
 from torchvision.ops import batched_nms
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch, EvaluationImages, load_batches
+from drloss.data.batches import Batch, EvaluationImages
+from drloss.data.workers import load_batches
 from drloss.detector.config import DetectorConfig
-from drloss.detector.detections import Detection, detect
+from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.distributed.ranks import Ranks
+from drloss.structures import Detection
 
 
 @torch.no_grad()

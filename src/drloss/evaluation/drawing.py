@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from drloss.detector.detections import Detection
+    from drloss.structures import Detection
 
 # The colours of Okabe and Ito without black, then others that the colour-blind can tell apart.
 COLOURS = (

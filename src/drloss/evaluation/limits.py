@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from drloss.detector.detections import Detection
+    from drloss.structures import Detection
 
 CONFIDENT = 0.5
 """Score from which on ``drloss predict`` draws a detection by default."""

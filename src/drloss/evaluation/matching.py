@@ -15,7 +15,7 @@ import numpy.typing as npt
 from drloss.data.annotations import Annotations
 
 if TYPE_CHECKING:
-    from drloss.detector.detections import Detection
+    from drloss.structures import Detection
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ from drloss.data.annotations import Annotations
 from drloss.evaluation.coco import evaluate
 
 if TYPE_CHECKING:
-    from drloss.detector.detections import Detection
+    from drloss.structures import Detection
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The score thresholds of Table 5."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch
+from drloss.data.batches import Batch
 from drloss.detector.exported import DetectorFile
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import assign_batch

@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from drloss.data.checks.images import read_image
-from drloss.data.checks.problems import printable
 from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, passed_over
+from drloss.data.images.decoding import read_image
 from drloss.data.transforms import pad, padded_size, resize, resized_size
-from drloss.detector.detections import Detection, Frame, detect
+from drloss.detector.detections import detect
 from drloss.detector.model import RetinaNet
 from drloss.distributed.ranks import Ranks
-from drloss.errors import DataError, UserError, first_line
+from drloss.errors import DataError, UserError, first_line, printable
 from drloss.evaluation.drawing import draw_detections
 from drloss.evaluation.limits import full_images
 from drloss.io.atomic import json_of, write_atomic, write_json
+from drloss.structures import Detection, Frame
 from drloss.training.messages import warn
 from drloss.training.trained import load_run
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
+from drloss.data.batches import Batch, TrainingImages
 from drloss.data.checks.problems import Report, require_place
-from drloss.data.loading import Batch, Key, TrainingImages, TrainingOrder, load_batches
+from drloss.data.order import Key, TrainingOrder
 from drloss.data.transforms import Augmentation
+from drloss.data.workers import load_batches
 from drloss.detector.exported import DetectorFile, save_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError

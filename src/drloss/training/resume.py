@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from drloss.data.checks.problems import shown
-from drloss.errors import UserError
+from drloss.errors import UserError, shown
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS, MODEL

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from drloss.data.loading import Batch
+from drloss.data.batches import Batch
 from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import LossTerms
 from drloss.errors import UserError

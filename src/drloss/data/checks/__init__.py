@@ -1,0 +1,6 @@
+"""What can be wrong with data, found record by record.
+
+``problems`` is the record of a problem and the report of a split; ``boxes`` and ``classes`` check numbers, boxes and
+class names; ``images`` checks the image files of a split; ``remarks`` says what good data may still not be good for.
+The formats and whatever checks data may import these; they import ``annotations``, ``files`` and ``images``.
+"""

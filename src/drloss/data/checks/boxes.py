@@ -1,4 +1,4 @@
-"""Numbers and boxes as files have them: what is a number, and what is a box of an image."""
+"""Checks of single values: numbers, marks such as ``iscrowd``, and boxes; and the boxes read so far as columns."""
 
 from array import array
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ import numpy.typing as npt
 MIN_BOX_SIDE = 0.01
 """Pixels; a thinner box has no area to learn."""
 ROUNDING = 1.0
-"""Pixels by which a box may pass its image's border as a matter of rounding."""
-DUST = 0.01
-"""Pixels by which it may pass it without a note: files with six digits do."""
-_ONE = 1.001
-"""Up to which a share of the image's size may be rounded."""
+"""Pixels that a box may reach beyond its image by rounding; such a box is clipped and noted."""
+UNNOTED = 0.01
+"""Pixels that a box may reach beyond its image without a note: files with six digits do."""
+_LARGEST_SHARE = 1.001
+"""Largest coordinate of a box in shares of its image's size, with rounding."""
 _LEAST_SIDE = 8
-"""Pixels of an image in which a box of 1 px in the corner is none."""
+"""Smallest image side in pixels at which a box of 1 px in the corner must be a mistake."""
 _INT64 = 2**63
 _NOT_SET = frozenset({"", "0", "no", "false", "none", "null", "unspecified"})
 
@@ -28,13 +28,13 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A box that is not as it should be.
+    """What is wrong with a box.
 
     Attributes:
-        kind: what is wrong; empty if no more than the rounding of floats.
+        kind: what is wrong; empty if it is only the rounding of floats.
         allowed: what would be right.
-        refused: whether strict reading stops at it.
-        box: the box to use instead; None if there is none.
+        refused: whether strict reading stops because of it.
+        box: the clipped box to use instead; None if the box is left out.
     """
 
     kind: str
@@ -64,7 +64,7 @@ def fit_box(box: Box, height: int, width: int) -> Misfit | None:
     if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
         return Misfit("box outside its image", allowed, True, None)
     excess = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    if excess <= DUST:
+    if excess <= UNNOTED:
         return Misfit("", allowed, False, clipped)
     if excess <= ROUNDING:
         return Misfit("box over the image border by at most 1 px", allowed, False, clipped)
@@ -72,7 +72,7 @@ def fit_box(box: Box, height: int, width: int) -> Misfit | None:
 
 
 def is_normalised(box: Box, height: int, width: int) -> bool:
-    """Whether a box, as its file has it, looks like shares of the image's size: none is that small at the corner.
+    """Whether the coordinates of a box look like shares of the image's size instead of pixels.
 
     >>> is_normalised((0.25, 0.5, 0.75, 1.0), height=480, width=640)
     True
@@ -80,12 +80,12 @@ def is_normalised(box: Box, height: int, width: int) -> bool:
     False
     """
     x1, y1, x2, y2 = box
-    return min(height, width) >= _LEAST_SIDE and 0 <= x1 < x2 <= _ONE and 0 <= y1 < y2 <= _ONE
+    return min(height, width) >= _LEAST_SIDE and 0 <= x1 < x2 <= _LARGEST_SHARE and 0 <= y1 < y2 <= _LARGEST_SHARE
 
 
 @dataclass
 class BoxColumns:
-    """Boxes of a split while it is read, in any order of their images: columns of plain numbers, to save memory."""
+    """The boxes of a split while it is read, in any order of their images; columns of numbers, to save memory."""
 
     image: "array[int]" = field(default_factory=lambda: array("q"))
     xyxy: "array[float]" = field(default_factory=lambda: array("d"))
@@ -94,29 +94,29 @@ class BoxColumns:
     area: "array[float]" = field(default_factory=lambda: array("d"))
 
     def append(self, image: int, box: Box, label: int, ignore: bool, area: float | None) -> None:
-        """Add a box; without an area, width times height."""
+        """Add a box; if ``area`` is None, it is width times height."""
         self.image.append(image)
         self.xyxy.extend(box)
         self.label.append(label)
         self.ignore.append(ignore)
         self.area.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
 
-    def arrays(self, images: int, kept: Sequence[int]) -> tuple[npt.NDArray[Any], ...]:
-        """The boxes of some of the images, by image, each image's in the order they were added.
+    def arrays(self, images: int, selected: Sequence[int]) -> tuple[npt.NDArray[Any], ...]:
+        """The boxes of some of the images, sorted by image; within an image in the order they were added.
 
         Args:
-            images: number of images.
-            kept: positions of those wanted, ascending.
+            images: number of all images.
+            selected: positions of the images wanted, ascending.
 
         Returns:
-            ``first_box``, ``boxes``, ``labels``, ``ignore``, ``areas``, as the store has them.
+            ``first_box``, ``boxes``, ``labels``, ``ignore``, ``areas``, as :class:`.Annotations` has them.
         """
         place = np.full(images + 1, -1, dtype=np.int64)
-        place[kept] = np.arange(len(kept))
+        place[selected] = np.arange(len(selected))
         owner = place[np.array(self.image, dtype=np.int64)]
         order = np.argsort(owner, kind="stable")
-        order = order[np.searchsorted(owner[order], 0) :]  # -1, the images left out, come first
-        counts = np.bincount(owner[order], minlength=len(kept))
+        order = order[np.searchsorted(owner[order], 0) :]  # without those of other images, -1, which come first
+        counts = np.bincount(owner[order], minlength=len(selected))
         return (
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             np.array(self.xyxy, dtype=np.float64).reshape(-1, 4)[order],
@@ -127,7 +127,7 @@ class BoxColumns:
 
 
 def whole(value: object) -> int | None:
-    """``value`` if it is an integer, as int or as a float without fraction, and fits int64; else None."""
+    """``value`` if it is an int, or a float without fraction, that fits int64; else None."""
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and isfinite(value) and value == int(value):
@@ -136,9 +136,9 @@ def whole(value: object) -> int | None:
 
 
 def flag(value: object) -> tuple[bool, bool]:
-    """Whether a mark such as ``iscrowd`` is set, and whether its value is one of 0, 1 and none at all.
+    """Whether a mark such as ``iscrowd`` is set, and whether its value is 0, 1 or missing, as it should be.
 
-    Any other value counts as set, unless it says that it is not.
+    Any other value counts as set, unless it says "no", "false" or the like.
 
     >>> flag(1), flag("0"), flag("Unspecified"), flag("yes")
     ((True, True), (False, True), (False, False), (True, False))
@@ -156,3 +156,17 @@ def number(value: object) -> float | None:
         return float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
+
+
+def number_in_text(text: str | None) -> float | None:
+    """The number that a text stands for, or None; NaN and infinities are numbers.
+
+    >>> number_in_text("1e3"), number_in_text("1_000"), number_in_text("one")
+    (1000.0, None, None)
+    """
+    if text is None or not text.isascii() or "_" in text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Reading images, and checking those of a whole split: that they are there, and that every one decodes.
+"""Checks of a split's image files: they exist, are whole, decode, and have the listed size.
 
 How a file becomes pixels is stated in :mod:`drloss.data.images.decoding`.
 """
@@ -10,13 +10,11 @@ from dataclasses import replace
 from functools import partial
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, reason_of, report_of, without_images
+from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, report_of, without_images
 from drloss.data.files.paths import Inside
-from drloss.data.images.decoding import SizeError, check_image, image_size, quiet, read_image
+from drloss.data.images.decoding import SizeError, check_image, quiet
 from drloss.data.images.endings import may_be_cut_off
-from drloss.errors import DataError
-
-__all__ = ["check_images", "image_size", "read_image", "require_images"]
+from drloss.errors import DataError, reason_of
 
 _Found = tuple[int, Problem]
 _THREADS = 8
@@ -31,14 +29,14 @@ def require_images(
 ) -> tuple[Annotations, Report]:
     """Leave out, or refuse, images whose file is missing, empty, cut off or a link out of the image folder.
 
-    Looks at the first and last bytes of each file, and decodes those alone that do not end as they should: cheap
-    enough for the start of every training. Damage inside a file is found when it is read.
+    This reads the first and last bytes of each file, and decodes only files that do not end as they should, so that
+    it is fast enough for the start of every training. Damage inside a file is found when the image is loaded.
 
     Args:
         annotations: N images.
-        report: theirs, to go on from.
+        report: their report so far.
         strict: raise instead of leaving images out.
-        progress: called with the number of images done and N.
+        progress: called with the number of images checked so far, and N.
 
     Raises:
         DataError: if ``strict`` and an image is missing or cut off, or if none is left.
@@ -48,7 +46,7 @@ def require_images(
         return annotations, report
     check = partial(_missing_or_cut_off, annotations, Inside(annotations.image_root))
     found: list[_Found] = []
-    with quiet(), ThreadPoolExecutor(_THREADS) as pool:  # which wait for a disk or a network, not for each other
+    with quiet(), ThreadPoolExecutor(_THREADS) as pool:  # they wait for a disk or a network
         for i, reason in enumerate(pool.map(check, range(len(annotations)))):
             if reason:
                 found.append((i, _problem(annotations, i, reason)))
@@ -69,12 +67,12 @@ def check_images(
     """Read every image as training would, and leave out, or refuse, those that cannot be used.
 
     Args:
-        annotations: N images; generated ones are good as they are.
-        report: theirs, to go on from.
-        strict: raise after all are read instead of leaving images out.
-        decode: read all pixels; else the header alone.
-        progress: called with the number of images done and N.
-        workers: threads; default one per core, at most 8.
+        annotations: N images; generated images need no check.
+        report: their report so far.
+        strict: check all images, then raise instead of leaving images out.
+        decode: read all pixels; otherwise the header only.
+        progress: called with the number of images checked so far, and N.
+        workers: number of threads; by default one per core, at most 8.
 
     Raises:
         DataError: if ``strict`` and an image is bad, or if none is left.
@@ -106,18 +104,16 @@ def _result(
     annotations: Annotations, report: Report, found: list[_Found], notes: list[Problem], strict: bool
 ) -> tuple[Annotations, Report]:
     earlier = len(report.problems)
-    kept, report = without_images(annotations, report, found, notes)
+    good, report = without_images(annotations, report, found, notes)
     if strict:
-        replace(
-            report, problems=report.problems[earlier:]
-        ).refuse()  # what was found here; the reader has had its say
-    if not len(kept):
+        replace(report, problems=report.problems[earlier:]).refuse()  # the reader has refused the earlier ones
+    if not len(good):
         raise DataError(f"{annotations.name}: no usable image of {report.images_in:,}; {found[0][1].message}")
-    return kept, report
+    return good, report
 
 
 _Reason = tuple[str, str, str]
-"""Kind, reason in full, allowed."""
+"""Kind of the problem, the reason in full, and what is allowed."""
 
 
 def _missing(annotations: Annotations, inside: Inside, index: int) -> _Reason | None:
@@ -148,7 +144,7 @@ def _missing_or_cut_off(annotations: Annotations, inside: Inside, index: int) ->
 
 
 def _unusable(annotations: Annotations, inside: Inside, decode: bool, index: int) -> tuple[_Reason | None, bool]:
-    """Why an image cannot be used, if so; and whether its EXIF orientation is passed over."""
+    """Why an image cannot be used, or None; and whether its EXIF orientation is not applied."""
     missing = _missing(annotations, inside, index)
     if missing:
         return missing, False

@@ -1,15 +1,14 @@
-"""What is wrong with a data set, record by record, and what was done about it.
+"""What is wrong with a data set, record by record, and what follows from it.
 
-Every reader and checker writes :class:`Problem` records, and a :class:`Report` sums them up. A report balances: each
-image and each box that the files list is either kept or accounted for by a problem, so
+Every reader and checker makes :class:`Problem` records, and a :class:`Report` sums them up. A report is complete:
+each image and each box in the files is either used or counted in a problem, so that
 
     ``boxes_in == boxes_kept + boxes_left_out``  and  ``images_in == images_kept + images_left_out``.
 
-A problem is *refused* if strict reading, the default, stops because of it. The others are notes: something worth
-knowing that changes nothing, or a change below one pixel.
+A problem is *refused* if strict reading, the default, stops because of it. Other problems are notes: they change
+nothing, or a box by less than one pixel.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, printable, reason_of, shown
 from drloss.io.atomic import json_of, write_json
 
 BOX_LEFT_OUT = "box left out"
@@ -29,26 +28,24 @@ NOTE = "note"
 CONSEQUENCES = (BOX_LEFT_OUT, IMAGE_LEFT_OUT, BOX_CLIPPED, NOTE)
 
 SHOWN_PER_KIND = 20
-"""Problems of one kind that the terminal lists; the JSON report has all."""
-_LONGEST_VALUE = 80
-_LONGEST_PATH = 4096
+"""Number of problems of one kind that the terminal lists; the JSON report has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing found in one record.
+    """Something wrong with one record of a file.
 
     Attributes:
-        file: the file it was found in.
+        file: the file that has it.
         record: where in the file: ``"annotation 17"``, ``"line 3"``, ``"object 2"``, or ``""`` for the whole file.
         kind: the same few words for all problems of a kind.
         value: what was found, shortened.
         allowed: what would have been right.
         consequence: one of :data:`CONSEQUENCES`.
-        refused: whether strict reading stops at it.
-        boxes: boxes left out because of it: 1 for a box, all the boxes of an image that is left out.
-        count: records it stands for; notes of one kind are gathered into one.
-        reason: in full why a file is no good, as reading it said.
+        refused: whether strict reading stops because of it.
+        boxes: number of boxes left out because of it: 1 for a box, all boxes of an image for an image.
+        count: number of records that it stands for, because notes of one kind become one.
+        reason: the full message of the error in reading the file.
     """
 
     file: str
@@ -64,7 +61,7 @@ class Problem:
 
     @property
     def message(self) -> str:
-        """File, record, what is wrong, the reason or value, what is allowed: one line."""
+        """One line: file, record, what is wrong, the reason or value, what is allowed."""
         where = ": ".join(printable(part) for part in (self.file, self.record) if part)
         value = f": {printable(self.reason)}" if self.reason else f", got {self.value}" if self.value else ""
         said = not self.allowed or "; allowed: " in self.reason
@@ -73,47 +70,16 @@ class Problem:
         return f"{where}: {self.kind}{value}{allowed}{more}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; ``message`` as well, so that the file can be read without this package."""
+        """All attributes, and :attr:`message`, as plain values."""
         return asdict(self) | {"message": self.message}
 
 
-def reason_of(error: DataError, file: str) -> str:
-    """What an error says of a file, without the file's name."""
-    return str(error).removeprefix(f"{printable(file)}: ")
-
-
-def printable(text: str) -> str:
-    """``text``, quoted where it holds control characters, which a terminal might obey."""
-    return text if text.isprintable() else ascii(text)
-
-
-def shown(value: object) -> str:
-    """A value from a file as messages show it: one line, escaped, and shortened to about 80 characters."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        return f"an integer of {value.bit_length():,} bits"
-    if isinstance(value, str | bytes) and len(value) > _LONGEST_VALUE:
-        value = value[: _LONGEST_VALUE + 1]
-    elif isinstance(value, list | tuple | dict) and len(value) > 8:
-        return f"a {type(value).__name__} of {len(value):,} items"
-    try:
-        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST_VALUE + 2 else text[:_LONGEST_VALUE] + "..."
-
-
-def shown_path(path: Path) -> str:
-    """A path as messages show it: whole, without ``..`` parts, but for one that no file system takes."""
-    text = os.path.normpath(path)
-    return printable(text) if len(text) <= _LONGEST_PATH else shown(text)
-
-
 MAX_PROBLEMS = 200_000
-"""Problems of one split, boxes that are clipped aside, after which reading is given up."""
+"""Number of problems of one split after which reading stops, clipped boxes not counted."""
 
 
 class ProblemLog:
-    """Problems as they are found."""
+    """The problems of a split while it is read."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -126,8 +92,8 @@ class ProblemLog:
     ) -> int:
         """Add a problem and return its position.
 
-        ``value`` is shortened for the message; None is left away, and an error says in full why a file is no good.
-        Boxes that are clipped are no reason to give up: beyond :data:`MAX_PROBLEMS`, the last of them counts them.
+        ``value`` is shortened for the message and left out if it is None; of an error, the full message is taken.
+        Clipped boxes do not stop the reading: after :data:`MAX_PROBLEMS` of them, the last one counts the others.
         """
         if consequence == BOX_CLIPPED:
             if self._clipped >= MAX_PROBLEMS:
@@ -147,7 +113,7 @@ class ProblemLog:
         return len(self.problems) - 1
 
     def note(self, file: str, record: str, kind: str, value: object = None, consequence: str = NOTE) -> None:
-        """Add something that is not refused; notes of one kind are gathered into the first, which counts them."""
+        """Add a problem that is not refused; the first note of a kind counts all others."""
         position = self._notes.get(kind)
         if position is None:
             self._notes[kind] = self.add(
@@ -159,23 +125,23 @@ class ProblemLog:
     def _count(self, position: int) -> None:
         self.problems[position] = replace(self.problems[position], count=self.problems[position].count + 1)
 
-    def went_with(self, position: int, boxes: int) -> None:
-        """Say how many boxes went with the image of a problem."""
+    def set_boxes(self, position: int, boxes: int) -> None:
+        """Set the number of boxes left out with the image of a problem."""
         self.problems[position] = replace(self.problems[position], boxes=boxes)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one split holds and what is wrong with it.
+    """The sums of one split, and what is wrong with it.
 
     Attributes:
-        name: what messages call the split.
-        images_in, images_kept: images that the files list, and that are usable.
-        boxes_in, boxes_kept: the same of boxes, crowd regions and difficult objects included.
+        name: name of the split in messages.
+        images_in, images_kept: number of images in the files, and of those used.
+        boxes_in, boxes_kept: the same for boxes; crowd regions and difficult objects count.
         problems: in the order of the files.
-        classes: class name to boxes kept, of every class.
-        ignored: boxes kept that are neither target nor background.
-        empty_images: images kept that have no box.
+        classes: class name to number of boxes used, for every class.
+        ignored: number of boxes used as neither target nor background.
+        empty_images: number of images used that have no box.
         image_sizes: smallest and largest (height, width) by area; None without images.
         box_sides: quantiles 0, 5, 50, 95 and 100 % of sqrt(width * height) in pixels; None without boxes.
     """
@@ -194,21 +160,21 @@ class Report:
 
     @property
     def boxes_left_out(self) -> int:
-        """Boxes that problems account for."""
+        """Number of boxes left out, each counted in a problem."""
         return sum(p.boxes for p in self.problems)
 
     @property
     def images_left_out(self) -> int:
-        """Images that problems account for."""
+        """Number of images left out, each counted in a problem."""
         return sum(p.count for p in self.problems if p.consequence == IMAGE_LEFT_OUT)
 
     @property
     def refused(self) -> tuple[Problem, ...]:
-        """The problems that strict reading stops at."""
+        """The problems because of which strict reading stops."""
         return tuple(p for p in self.problems if p.refused)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """All attributes and sums, as plain values."""
         values = {k: v for k, v in vars(self).items() if k != "problems"}
         sums = {"images_left_out": self.images_left_out, "boxes_left_out": self.boxes_left_out}
         return values | sums | {"problems": [p.to_json() for p in self.problems]}
@@ -219,15 +185,15 @@ class Report:
         write_json(path, self.to_json())
 
     def text(self, report_path: str | Path = "the JSON report of drloss check-data") -> str:
-        """For the terminal: the sums, then the problems by kind, shortened.
+        """Text for the terminal: the sums, then the problems by kind, shortened.
 
         Args:
-            report_path: where all of them can be read, for the line that ends a shortened list.
+            report_path: the file with the full list, which shortened lists name.
         """
         return "\n".join([self.summary(), *problem_lines(self.problems, report_path)])
 
     def summary(self) -> str:
-        """One line of sums."""
+        """The number of images and boxes used, in one line."""
         return (
             f"{printable(self.name)}: {self.images_kept:,} of {self.images_in:,} images kept, "
             f"{self.boxes_kept:,} of {self.boxes_in:,} boxes kept"
@@ -247,7 +213,7 @@ class Report:
 
 
 def require_place(path: Path) -> None:
-    """Raise UserError if a file stands where a :class:`Report` is to be written, and is none itself."""
+    """Raise UserError if ``path`` exists and is not a :class:`Report`, which would be overwritten."""
     there = json_of(path)
     if path.exists() and not (isinstance(there, dict) and {"images_in", "problems"} <= there.keys()):
         raise UserError(
@@ -263,7 +229,13 @@ def report_of(
     images_in: int | None = None,
     boxes_in: int | None = None,
 ) -> Report:
-    """The report of annotations that were kept; without further arguments, of flawless data."""
+    """The report of annotations.
+
+    Args:
+        annotations: the images and boxes used.
+        problems: what is wrong with the split.
+        images_in, boxes_in: number of images and boxes in the files; by default, as many as are used.
+    """
     counts = np.bincount(annotations.labels, minlength=len(annotations.class_names) + 1)[1:]
     boxes, sizes = annotations.boxes, annotations.sizes
     quantiles = image_sizes = None
@@ -293,13 +265,13 @@ def report_of(
 def without_images(
     annotations: Annotations, report: Report, found: Sequence[tuple[int, Problem]], notes: Sequence[Problem] = ()
 ) -> tuple[Annotations, Report]:
-    """Leave out images and account for their boxes.
+    """Leave out images, and count their boxes in the problems.
 
     Args:
         annotations: N images.
-        report: theirs.
-        found: position of each image to leave out, once each, with the problem; its ``boxes`` are filled in here.
-        notes: further problems, that leave nothing out.
+        report: their report.
+        found: position of each image to leave out, and its problem, in which ``boxes`` is set here.
+        notes: further problems, which leave nothing out.
     """
     keep = np.ones(len(annotations), dtype=np.bool_)
     problems = [*report.problems, *notes]
@@ -307,12 +279,12 @@ def without_images(
         own = annotations.boxes_of(index)
         keep[index] = False
         problems.append(replace(problem, consequence=IMAGE_LEFT_OUT, boxes=own.stop - own.start))
-    kept = annotations if keep.all() else annotations.select(keep)
-    return kept, report_of(kept, problems, images_in=report.images_in, boxes_in=report.boxes_in)
+    good = annotations if keep.all() else annotations.select(keep)
+    return good, report_of(good, problems, images_in=report.images_in, boxes_in=report.boxes_in)
 
 
 def problem_lines(problems: Sequence[Problem], report_path: str | Path) -> list[str]:
-    """Problems by kind, each kind with its number and at most :data:`SHOWN_PER_KIND` of them."""
+    """Lines for the terminal: each kind with its number, then at most :data:`SHOWN_PER_KIND` problems of it."""
     totals: Counter[tuple[str, str]] = Counter()
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:

@@ -1,6 +1,6 @@
-"""What data that read without a fault may still not be good for: classes without boxes, objects too small to match.
+"""Remarks on data that can be read but may not serve their purpose: classes without boxes, objects too small.
 
-A remark changes nothing and refuses nothing; ``drloss check-data`` says it before it says that the data are good.
+A remark changes nothing and refuses nothing; ``drloss check-data`` prints it before its conclusion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,28 +11,28 @@ import numpy as np
 import numpy.typing as npt
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import printable
+from drloss.errors import printable
 
 FEW_BOXES = 10
-"""Boxes of a class below which little can be learnt of it, and nothing said of how well."""
+"""Number of boxes of a class below which it can hardly be learnt, and its AP means nothing."""
 MOST_SMALL = 0.25
-"""Share of the objects, or half of those of one class, that may be too small without a remark."""
+"""Share of all objects that may be too small without a remark; of the objects of one class, half may."""
 _MOST_NAMED = 8
 _MULTIPLE = 32
-"""Short sides are advised in such steps."""
+"""The advised short side is a multiple of this."""
 LARGEST_SIDE = 2048
-"""Pixels of a short side beyond which tiles are advised instead."""
+"""Largest short side in pixels that is advised; beyond it, the advice is to cut the images into tiles."""
 
 
 @dataclass(frozen=True)
 class InputSize:
-    """How a detector resizes images, and what it can find in them.
+    """The size to which a detector resizes images, and the objects that it can learn.
 
     Attributes:
-        name: what messages call these settings.
-        short_side, max_side: as :func:`drloss.data.transforms.resized_size` takes them.
+        name: name of the settings in messages.
+        short_side, max_side: arguments of :func:`drloss.data.transforms.resized_size`.
         smallest_anchor: side of the smallest square anchor, in pixels of the resized image.
-        positive_iou: of an anchor with an object that it matches.
+        positive_iou: least IoU of an anchor with an object that it matches.
     """
 
     name: str
@@ -43,17 +43,17 @@ class InputSize:
 
     @property
     def smallest_object(self) -> float:
-        """Side of the smallest square that its smallest anchor matches, around the same middle."""
+        """Side of the smallest square object that the smallest anchor matches, with the same centre."""
         return self.smallest_anchor * sqrt(self.positive_iou)
 
     def scales(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-        """By what images of these (N, 2) sizes are resized."""
+        """The factors (N,) by which images of these (N, 2) sizes are resized."""
         scale: npt.NDArray[np.float64] = np.minimum(self.short_side / sizes.min(1), self.max_side / sizes.max(1))
         return scale
 
 
 def class_remarks(splits: Mapping[str, Annotations]) -> list[str]:
-    """On classes with no box or few in the splits, boxes to ignore aside; the first split is what is learnt from."""
+    """Remarks on classes with few boxes or none, without boxes to ignore; training uses the first split."""
     counts = {split: _by_class(annotations) for split, annotations in splits.items()}
     names = list(dict.fromkeys(name for own in counts.values() for name in own))
     if not names:
@@ -78,12 +78,12 @@ def class_remarks(splits: Mapping[str, Annotations]) -> list[str]:
 
 
 def _is_first(names: Sequence[str], never: Sequence[str]) -> bool:
-    """Whether the only class without a box is the first, as a super-category is, and others follow."""
+    """Whether the only class without a box is the first of several, as Roboflow's super-category is."""
     return len(names) > 1 and list(never) == [names[0]]
 
 
 def size_remarks(split: str, annotations: Annotations, size: InputSize) -> list[str]:
-    """On objects that resizing makes smaller than the smallest anchor matches, with the short side that would do."""
+    """Remarks on objects that are too small for the smallest anchor after resizing, and the short side to use."""
     boxes = annotations.boxes[~annotations.ignore]
     if not len(boxes):
         return []

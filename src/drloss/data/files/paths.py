@@ -1,11 +1,12 @@
-"""Paths that a data set's files name: they may lead nowhere but into the data set's own folder.
+"""Names of files in a data set: they must stay within the data set's folder; and lists of a folder's files.
 
-A name is a relative path with ``/`` between folders. Refused before anything is touched on disk: absolute paths,
-``..``, drives (``C:``), UNC and other backslash forms, URLs, control characters, names that no file system takes, and
-Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself may be one.
+A name is a relative path with ``/`` between folders. These are refused before anything on disk is touched: absolute
+paths, ``..``, drives (``C:``), UNC paths and other backslashes, URLs, control characters, names that no file system
+takes, and Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself
+may be a link.
 
-The same holds for the folders of a layout (``train2017``, ``JPEGImages``, ``images/train``): they may be links within
-the data set only. Whoever keeps images elsewhere says so in a ``.toml`` data file: what it names may be anywhere.
+The same holds for the folders of a layout (``train2017``, ``JPEGImages``, ``images/train``): a link among them must
+lead to a place within the data set. If images are elsewhere, a ``.toml`` data file can name any place.
 """
 
 import os
@@ -14,8 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drloss.data.checks.problems import printable
-from drloss.errors import DataError
+from drloss.errors import DataError, printable
 
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
@@ -78,7 +78,7 @@ def _utf8(text: str) -> bytes:
 
 
 class Inside:
-    """Whether files lie in a folder once symbolic links are followed; each parent folder is looked at once."""
+    """Tells whether files lie in a folder after symbolic links are followed; checks each parent folder once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -86,7 +86,7 @@ class Inside:
         self._parents: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
-        """Whether ``root / name`` (a :func:`clean_name`) stays below ``root``; true also if it does not exist."""
+        """Whether ``root / name`` (a :func:`clean_name`) stays below ``root``; it need not exist."""
         path = os.path.join(self.root, name)
         parent = os.path.dirname(path)
         if parent not in self._parents:
@@ -100,9 +100,9 @@ class Inside:
 
 
 def require_inside(path: Path, root: Path) -> None:
-    """Raise :class:`DataError` if a part of the data set in ``root`` is a link that leads out of it.
+    """Raise :class:`DataError` if ``path``, in the data set in ``root``, is a link that leads out of it.
 
-    A ``path`` that is not below ``root`` by its name is none of its parts, and passed over.
+    A ``path`` that is not below ``root`` by its name is not checked.
     """
     name = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
     if name != "." and name.split("/")[0] != ".." and not Inside(root)(name):
@@ -119,14 +119,14 @@ def common_folder(folders: Iterable[Path]) -> Path:
 
 @dataclass
 class Listing:
-    """What is below a folder, as sorted names relative to it.
+    """The files below a folder, as sorted names relative to it.
 
-    Hidden folders are not searched, and hidden files are none of these but for images.
+    Hidden folders are not searched. Of hidden files, only images are listed.
 
     Attributes:
         images: files with one of :data:`IMAGE_SUFFIXES`, in any case.
         others: all other files, and hidden images.
-        links: folders that are links, and not searched.
+        links: folders that are links, which are not searched.
     """
 
     images: list[str] = field(default_factory=list)
@@ -134,7 +134,7 @@ class Listing:
     links: list[str] = field(default_factory=list)
 
     def with_suffix(self, suffix: str) -> Iterator[str]:
-        """Those of ``others`` with a suffix, in any case, that are not hidden."""
+        """Those of ``others`` that have a suffix, in any case, and are not hidden."""
         return (n for n in self.others if suffix_of(n) == suffix and not n.rpartition("/")[2].startswith("."))
 
 
@@ -144,7 +144,7 @@ def suffix_of(name: str) -> str:
 
 
 def passed_over(name: str) -> str:
-    """In words, why one of a listing's ``others`` is not read as an image."""
+    """Why one of a listing's ``others`` is not read as an image, in words."""
     suffix = printable(suffix_of(name))
     if suffix in IMAGE_SUFFIXES:
         return "hidden image file, not read"
@@ -152,14 +152,14 @@ def passed_over(name: str) -> str:
 
 
 def list_files(folder: Path) -> Listing:
-    """All files below ``folder``; nothing where it is none."""
+    """All files below ``folder``; none if it is not a folder."""
     found = Listing()
     for base, folders, files in os.walk(folder):
         inner = os.path.relpath(base, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else f"{inner}/"
         searched = [f for f in folders if not f.startswith(".")]
         found.links += [prefix + f for f in searched if os.path.islink(os.path.join(base, f))]
-        folders[:] = searched  # of which os.walk passes over the links
+        folders[:] = searched  # os.walk does not follow the links among them
         for file in files:
             hidden, image = file.startswith("."), suffix_of(file) in IMAGE_SUFFIXES
             if image and not hidden:

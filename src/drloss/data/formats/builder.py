@@ -1,6 +1,6 @@
-"""The one place where annotations are checked, whatever format they come from.
+"""The one place where annotations are checked, whatever their format.
 
-A reader hands every image and every box to an :class:`AnnotationsBuilder` as the file has them. The verdicts:
+A reader passes every image and every box to an :class:`AnnotationsBuilder` as the file has them. The rules:
 
 ============================================  ============================  =======
 found                                         consequence                   refused
@@ -11,11 +11,11 @@ box wholly outside its image                  box left out                  yes
 box outside by more than 1 px                 box clipped                   yes
 box outside by at most 1 px (rounding)        box clipped                   no
 box within 0..1 of an image of 8 px or more   box left out                  yes
-... and so are nine in ten, three at least    all is refused                yes
+... and so are nine in ten, three at least    the split is refused          yes
 unknown class                                 box left out                  yes
 image of a box not listed                     box left out                  yes
 label or XML file with boxes, no such image   its boxes left out            yes
-label file beside another that was taken      its boxes left out            yes
+label file of an image that has another one   its boxes left out            yes
 file that is no image by its suffix, or link  note                          no
 image id not an integer, or missing           image left out                yes
 image id twice, same file and size            the second is left out        yes
@@ -27,13 +27,12 @@ file name that leaves the image folder        image left out                yes
 more than 100,000 boxes in an image           image left out                yes
 ============================================  ============================  =======
 
-"Refused" is what strict reading stops at, after everything has been read; lenient reading goes on with the
-consequence. Boxes of an image that is left out go with it and are counted in its problem. Images without any box are
-good images.
+Strict reading reads everything and then stops if anything is refused; lenient reading applies the consequences.
+If an image is left out, so are its boxes, which its problem counts. Images without boxes are good images.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,34 +41,25 @@ import numpy as np
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box, BoxColumns, fit_box, is_normalised, whole
-from drloss.data.checks.problems import (
-    BOX_CLIPPED,
-    BOX_LEFT_OUT,
-    IMAGE_LEFT_OUT,
-    ProblemLog,
-    Report,
-    printable,
-    report_of,
-    shown,
-)
+from drloss.data.checks.classes import check_classes, known_classes
+from drloss.data.checks.problems import BOX_CLIPPED, BOX_LEFT_OUT, IMAGE_LEFT_OUT, ProblemLog, Report, report_of
 from drloss.data.files.paths import Inside, clean_name
-from drloss.errors import DataError
+from drloss.errors import DataError, printable
 
-MAX_CLASSES = 20_000
 MAX_BOXES = 100_000
-"""Boxes of one image."""
+"""Largest number of boxes in an image."""
 MAX_NAMES = 200_000_000
-"""Bytes of all file names, each counted as the longest; 1.7 million names of 100 bytes fit."""
+"""Largest size of all file names in bytes, each counted as long as the longest: 2 million names of 100 bytes."""
 MAX_SIDE = 65_535
-"""Pixels; the largest side that a JPEG can have."""
+"""Largest side of an image in pixels, which is that of JPEG files."""
 _NORMALISED = "box within 0..1, as if normalised"
 _MOST_NORMALISED, _LEAST_NORMALISED = 0.9, 3
-"""Share of the boxes that look normalised from which on all are taken to be, and the least number of them."""
+"""Share and least number of boxes that look normalised from which on the split is refused."""
 
 
 @dataclass
 class _Image:
-    """One listed image while it is built; ``bad`` is the position of the problem that leaves it out."""
+    """One image of the files; ``bad`` is the position of the problem that leaves it out."""
 
     name: str
     height: int
@@ -82,23 +72,23 @@ class _Image:
 
 
 class AnnotationsBuilder:
-    """Collects the images and boxes of one split, checks each, and makes the store and the report.
+    """Checks the images and boxes of one split one by one, and makes its annotations and report.
 
     Args:
-        name: what messages call the split.
+        name: name of the split in messages.
         class_names: K names, in the order of their labels.
-        category_ids: K ids by which boxes name their class.
+        category_ids: K ids by which boxes refer to their class.
         image_root: folder that the stored image names are relative to.
         file: the file that lists the classes, for messages.
 
     Raises:
-        DataError: if the classes cannot be used: none, too many, a name or an id twice.
+        DataError: if there is no class or too many, or if a name or id is given twice.
     """
 
     def __init__(
         self, name: str, class_names: Sequence[str], category_ids: Sequence[int], image_root: Path, file: str = ""
     ) -> None:
-        _check_classes(file or name, class_names, category_ids)
+        check_classes(file or name, class_names, category_ids)
         self.name = name
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
@@ -117,11 +107,11 @@ class AnnotationsBuilder:
         self._renumber = False
 
     def note(self, file: str, record: str, kind: str, value: object = None) -> None:
-        """Add something that is not refused and leaves nothing out."""
+        """Add a note: it is not refused, and leaves nothing out."""
         self._log.note(file, record, kind, value)
 
     def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str, boxes: int = 1) -> None:
-        """Count one or several boxes that cannot even be handed to :meth:`add_box`, and leave them out."""
+        """Leave out boxes that cannot be passed to :meth:`add_box`, because the reader found a problem already."""
         self._boxes_in += boxes
         self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=boxes)
 
@@ -144,12 +134,12 @@ class AnnotationsBuilder:
 
         Args:
             file, record: where it is listed.
-            key: what boxes call the image; hashable. None if the file's own could not be used.
+            key: hashable value by which boxes refer to the image; None if the file's value cannot be used.
             name: its file name as the file has it, relative to ``folder``.
             height, width: in pixels, as the file has them.
-            image_id: the file's own id; without it images are numbered 1..N.
-            folder: folder of the image if it is not ``image_root``, but below it.
-            bad: kind, value and allowed of what the reader found wrong already; the image is left out.
+            image_id: the file's own id; if any image has none, all are numbered 1..N.
+            folder: folder of the image, if it is not ``image_root`` but below it.
+            bad: kind, value and allowed of a problem that the reader found; the image is left out.
         """
         self._renumber |= image_id is None
         image = _Image("", 1, 1, image_id or 0, file, record)
@@ -219,11 +209,6 @@ class AnnotationsBuilder:
 
     # ------------------------------------------------------------------ boxes
 
-    def size_of(self, key: Any) -> tuple[int, int] | None:
-        """Height and width of a listed image, or None."""
-        position = self._by_key.get(key)
-        return None if position is None else (self._images[position].height, self._images[position].width)
-
     def add_box(
         self,
         file: str,
@@ -239,13 +224,13 @@ class AnnotationsBuilder:
         """Add one box.
 
         Args:
-            file, record: where it stands.
-            key: of its image, as given to :meth:`add_image`.
+            file, record: where the box is.
+            key: key of its image, as given to :meth:`add_image`.
             category: one of the category ids.
             box: xyxy in absolute pixels.
-            ignore: neither target nor background.
-            area: square pixels, where the file has it; else width times height.
-            written: xyxy as the file has it, where the format wants pixels; shares of the image are refused.
+            ignore: whether it is neither target nor background.
+            area: in square pixels, if the file has it; otherwise width times height.
+            written: xyxy as the file has it, if the format has pixels: shares of the image's size are refused.
         """
         self._boxes_in += 1
         position = self._by_key.get(key)
@@ -257,7 +242,7 @@ class AnnotationsBuilder:
             return
         image = self._images[position]
         image.boxes += 1
-        if image.bad is not None:  # finish() counts the box in the image's problem
+        if image.bad is not None:  # finish() adds the box to the image's problem
             return
         label = self._labels.get(whole(category))
         if label is None:
@@ -275,9 +260,9 @@ class AnnotationsBuilder:
         if fit is not None:
             values, consequence = [float(f"{v:.10g}") for v in box], BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
             if fit.refused:
-                gone = int(fit.box is None)
+                left_out = int(fit.box is None)
                 self._log.add(
-                    file, record, fit.kind, value=values, allowed=fit.allowed, consequence=consequence, boxes=gone
+                    file, record, fit.kind, value=values, allowed=fit.allowed, consequence=consequence, boxes=left_out
                 )
             elif fit.kind:
                 self._log.note(file, record, fit.kind, values, consequence)
@@ -304,10 +289,10 @@ class AnnotationsBuilder:
                 "write them in pixels, or as a YOLO data set, which has shares of the image's size"
             )
 
-    # ------------------------------------------------------------------ the store
+    # ------------------------------------------------------------------ the result
 
     def finish(self, *, strict: bool) -> tuple[Annotations, Report]:
-        """The store of what is good, and the report of all.
+        """The annotations of the good images and boxes, and the report of all.
 
         Raises:
             DataError: if ``strict`` and a problem is refused, if no image is left, or if the boxes are normalised.
@@ -316,8 +301,8 @@ class AnnotationsBuilder:
         self._too_many_boxes()
         for image in self._images:
             if image.bad is not None:
-                self._log.went_with(image.bad, image.boxes)
-        annotations = self._store()
+                self._log.set_boxes(image.bad, image.boxes)
+        annotations = self._annotations()
         report = report_of(annotations, self._log.problems, images_in=len(self._images), boxes_in=self._boxes_in)
         if strict:
             report.refuse()
@@ -331,18 +316,18 @@ class AnnotationsBuilder:
             if image.bad is None and image.boxes > MAX_BOXES:
                 self._leave_out(image, "image with too many boxes", image.boxes, f"{MAX_BOXES:,} at most")
 
-    def _store(self) -> Annotations:
-        kept = [i for i, image in enumerate(self._images) if image.bad is None]
-        first, boxes, labels, ignore, areas = self._boxes.arrays(len(self._images), kept)
-        images = [self._images[i] for i in kept]
+    def _annotations(self) -> Annotations:
+        good = [i for i, image in enumerate(self._images) if image.bad is None]
+        first, boxes, labels, ignore, areas = self._boxes.arrays(len(self._images), good)
+        images = [self._images[i] for i in good]
         names = [image.name.encode() for image in images]
         longest = max(map(len, names), default=0)
-        if longest * len(names) > MAX_NAMES:  # each is kept at the length of the longest
+        if longest * len(names) > MAX_NAMES:  # the array stores each at the length of the longest
             raise DataError(
                 f"{printable(self.name)}: file names, got {len(names):,} of up to {longest:,} bytes; allowed: "
                 f"{MAX_NAMES:,} in all, each counted as the longest"
             )
-        ids = range(1, len(kept) + 1) if self._renumber else (image.image_id for image in images)
+        ids = range(1, len(good) + 1) if self._renumber else (image.image_id for image in images)
         return Annotations(
             name=self.name,
             class_names=self.class_names,
@@ -357,23 +342,3 @@ class AnnotationsBuilder:
             ignore=ignore,
             areas=areas,
         )
-
-
-def known_classes(classes: Iterable[str]) -> str:
-    """A list of what a box may be, shortened, for messages."""
-    listed = ", ".join(classes)
-    return listed if len(listed) <= 200 else listed[:200] + "..."
-
-
-def _check_classes(file: str, names: Sequence[str], ids: Sequence[int]) -> None:
-    file = printable(file)
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise DataError(f"{file}: number of classes, got {len(names):,}; allowed: 1 to {MAX_CLASSES:,}")
-    for kind, values in (("class name", names), ("class id", ids)):
-        seen: set[object] = set()
-        for value in values:
-            if isinstance(value, str) and not (value.strip() and value.isprintable()):
-                raise DataError(f"{file}: {kind}, got {shown(value)}; allowed: printable text that is not blank")
-            if value in seen:
-                raise DataError(f"{file}: {kind} given twice, got {shown(value)}; allowed: each once")
-            seen.add(value)

@@ -2,72 +2,126 @@
 
 Rules:
 
-- Categories sorted by id become labels 1..K; gaps between the ids are fine.
-- ``bbox`` is x, y, width, height in pixels. ``area`` is kept where it is a positive number, because COCO's small,
-  medium and large go by the area of the segmentation; elsewhere it is width times height, which is noted.
-- ``iscrowd``, and ``difficult`` where a converter kept it, mark a box to ignore.
-- Ids of annotations are not used: the evaluator numbers boxes anew. Missing, repeated or odd ids are noted, id 0
-  is fine. The same annotation twice (same id, image, class and box) is a problem, and the second is left out.
-- ``width``, ``height``, ``id`` and ``file_name`` of images are required. Where ``file_name`` is missing, as in LVIS,
-  the end of ``coco_url`` takes its place, which is noted: its last two parts if there is such a file, else the last.
-  Segmentations and captions are not read; an annotation that has nothing else is a box left out.
+- Categories sorted by id become labels 1..K; gaps between the ids are allowed.
+- ``bbox`` is x, y, width, height in pixels. ``area`` is used if it is a positive number: COCO sorts objects into
+  small, medium and large by the area of the segmentation. Otherwise the area is width times height, which is noted.
+- ``iscrowd``, and ``difficult``, which some converters write, mark a box to ignore.
+- Ids of annotations are not used, because the evaluator numbers boxes itself. Missing, repeated or odd ids are noted;
+  id 0 is allowed. An annotation given twice (same id, image, class and box) is a problem, and the second is left out.
+- Images need ``width``, ``height``, ``id`` and ``file_name``. If ``file_name`` is missing, as in LVIS, the end of
+  ``coco_url`` replaces it, which is noted: its last two parts if there is such a file, otherwise the last part.
+- Segmentations and captions are not read. An annotation that has nothing else is a box left out.
 - The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects and 20 million
-  lists. What is no data set is refused before it is parsed: an image has a ``"file_name"`` and an annotation a
-  ``"bbox"``, and beyond 32 MB, half a million objects and a million lists there may be 1 MB, 4 and 20 more for each
-  of these keys; likewise with commas and colons. COCO's own files have 450 bytes, 1 object and 3 lists for each. A
-  file that has these keys is taken for data, and needs two and a half times its size in memory.
+  lists. Without images and boxes it may have 32 MB, half a million objects and a million lists. Each ``"file_name"``
+  and ``"bbox"`` allows another 1 MB, 4 objects and 20 lists; commas and colons have such limits too. COCO's own files
+  have 450 bytes, 1 object and 3 lists for each. Reading takes two and a half times the file's size in memory.
 """
 
-import codecs
-import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import flag, number, whole
-from drloss.data.checks.problems import Report, printable, shown
-from drloss.data.files.paths import clean_name, common_folder
-from drloss.data.files.reading import Most, read_bytes
+from drloss.data.checks.problems import Report
+from drloss.data.files.paths import clean_name, common_folder, require_inside
 from drloss.data.formats.builder import AnnotationsBuilder
-from drloss.errors import DataError
+from drloss.data.formats.coco_json import SEGMENTED, TWICE, load_json
+from drloss.data.source import FileSource, Read, standard_name
+from drloss.errors import DataError, printable, shown
 
-MAX_BYTES = 2 * 1024**3
-MAX_MARKS = {
-    b"": Most(32 * 1024**2, each=1024**2),
-    b"{": Most(500_000, each=4, in_all=5_000_000),
-    b"[": Most(1_000_000, each=20, in_all=20_000_000),
-    b",": Most(3_000_000, each=10_000),
-    b":": Most(1_000_000, each=200),
-}
-"""Bytes, objects, lists, values and keys in a file: in all five times what COCO's largest has."""
-RECORDS = (b'"bbox"', b'"file_name"')
-_TWICE = "\0key given twice"
-_SEGMENTED = "\0a segmentation"
-_UNUSED = ("segmentation", "keypoints", "caption")
 _PROBED = 20
-"""Image names tried when the folder of the images has to be found."""
+"""Number of image names that are looked for in each folder that may hold the images."""
+_KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")
+_YEAR = re.compile(r"(?<=[a-z])20\d\d$")
 
 
 @dataclass(frozen=True)
 class CocoPart:
-    """One annotation file and where its images may be: the first folder that has one of them is taken."""
+    """An annotation file of a split.
+
+    Attributes:
+        annotations: the file.
+        images: folders that may hold its images; the first that has one of them is taken.
+    """
 
     annotations: Path
     images: tuple[Path, ...]
+
+
+def find_coco(folder: Path) -> Callable[[str], FileSource] | None:
+    """What opens a folder as a COCO data set, given the name for messages; None if it is no such folder."""
+    parts = _find_parts(folder)
+    return (lambda name: FileSource(name, "coco", _readers(parts, folder))) if parts else None
+
+
+def _find_parts(folder: Path) -> dict[str, CocoPart]:
+    """Split, with its year, to its annotation file and the folders that may hold its images."""
+    found: dict[str, CocoPart] = {}
+    inner = folder / "annotations"
+    for path in sorted(inner.glob("instances_*.json")):
+        split = path.stem.removeprefix("instances_")
+        images = (folder / split, folder / "images" / split, folder / "images", folder)
+        found[split] = CocoPart(path, tuple(p for p in images if p.is_dir()))
+    if found:
+        return found
+    for path in sorted(folder.glob("*/_annotations.coco.json")):
+        found[path.parent.name] = CocoPart(path, (path.parent,))
+    if found:
+        return found
+    for base in (folder, inner):
+        for path in sorted(base.glob("*.json")):
+            match = _KNOWN_SPLIT.fullmatch(path.stem)
+            if match:
+                split = match[1]
+                if split in found:
+                    both = " and ".join(printable(p.name) for p in (found[split].annotations, path))
+                    raise DataError(
+                        f"{printable(str(folder))}: split {split} in both {both}; choose with a .toml data file"
+                    )
+                images = (folder, folder / "images", folder / split, folder / "images" / split)
+                found[split] = CocoPart(path, tuple(p for p in images if p.is_dir()))
+        if found:
+            break
+    return found
+
+
+def _readers(parts: dict[str, CocoPart], folder: Path) -> dict[str, Read]:
+    """Readers by split, train first. The year is left out of a split's name if no other split has the same name."""
+    bare = [standard_name(_YEAR.sub("", split)) for split in parts]
+    names = {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
+    order = {"train": 0, "val": 1}
+    return {
+        names[split]: partial(_read_inside, parts[split], folder)
+        for split in sorted(parts, key=lambda s: order.get(names[s], 2))
+    }
+
+
+def _read_inside(part: CocoPart, folder: Path, name: str, strict: bool) -> tuple[Annotations, Report]:
+    """Read a split whose files must all lie in ``folder``."""
+    for path in (part.annotations, *part.images):
+        require_inside(path, folder)
+    return read_coco(name, [part], strict=strict)
+
+
+def coco_reader(parts: Sequence[CocoPart]) -> Read:
+    """The reader of a split with these annotation files."""
+    return lambda name, strict: read_coco(name, parts, strict=strict)
 
 
 def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> tuple[Annotations, Report]:
     """Read one split.
 
     Args:
-        name: what messages call it.
-        parts: its annotation files; with more than one, images are numbered anew and classes must agree.
-        strict: raise at the first problem once everything is read, instead of leaving bad records out.
+        name: name of the split in messages.
+        parts: its annotation files. If there are several, their classes must agree and images are renumbered.
+        strict: read everything, then raise the first problem; otherwise leave out bad records.
 
     Raises:
         DataError: if a file cannot be read as COCO JSON, or as ``strict`` says.
@@ -79,7 +133,8 @@ def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> t
             first, own = (printable(str(p.annotations)) for p in (parts[0], part))
             raise DataError(f"{own}: categories differ from those of {first}")
     folders = [_image_folder(part, content) for part, content in zip(parts, files, strict=True)]
-    if len(parts) > 1:  # below a common root, of which none may be a link out
+    if len(parts) > 1:
+        # Links are resolved: a link among these folders would lead out of the folder that they have in common.
         folders = [Path(os.path.realpath(folder)) for folder in folders]
     root = folders[0] if len(parts) == 1 else common_folder(folders)
     ids, names = [c for c, _ in classes[0]], [n for _, n in classes[0]]
@@ -92,52 +147,6 @@ def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> t
             reader.annotation(position, record)
         content.clear()
     return builder.finish(strict=strict)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; NaN and infinities stay numbers, for the checks to name where they stand.
-
-    Raises:
-        DataError: with line and column where there is one.
-    """
-    data = read_bytes(path, MAX_BYTES, MAX_MARKS, RECORDS)
-    name = printable(str(path))
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
-        raise DataError(f"{name}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: byte {error.start:,} is not UTF-8; allowed: a file saved as UTF-8") from None
-    del data
-    try:
-        content = json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno:,}, column {error.colno:,}"
-        raise DataError(f"{name}: {where}: not JSON ({error.msg}); is the file complete?") from None
-    except RecursionError:
-        raise DataError(f"{name}: nested too deeply to be COCO JSON") from None
-    except ValueError as error:
-        raise DataError(f"{name}: not JSON ({error})") from None
-    except MemoryError:
-        raise DataError(f"{name}: does not fit into this machine's memory") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{name}: top level, got {shown(content)}; allowed: an object with images and annotations")
-    if _TWICE in content:
-        raise DataError(f"{name}: key given twice, got {shown(content[_TWICE])}; allowed: each once")
-    return content
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without what is not used, marked if a key comes twice."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        result[_TWICE] = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-    if "segmentation" in result and "bbox" not in result:
-        result[_SEGMENTED] = True
-    for key in _UNUSED:
-        result.pop(key, None)
-    return result
 
 
 def _list(file: str, content: dict[str, Any], key: str) -> list[Any]:
@@ -153,12 +162,12 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
     classes = []
     for position, record in enumerate(_list(file, content, "categories")):
         where = f"{printable(file)}: category {position + 1}"
-        if not isinstance(record, dict) or _TWICE in record:
+        if not isinstance(record, dict) or TWICE in record:
             raise DataError(f"{where}: got {shown(record)}; allowed: an object with id and name, each key once")
-        number_, text = record.get("id"), record.get("name")
-        category = whole(number_)
+        given, text = record.get("id"), record.get("name")
+        category = whole(given)
         if category is None:
-            raise DataError(f"{where}: id, got {shown(number_)}; allowed: an integer")
+            raise DataError(f"{where}: id, got {shown(given)}; allowed: an integer")
         if not isinstance(text, str):
             raise DataError(f"{where}: name, got {shown(text)}; allowed: a string")
         classes.append((category, text))
@@ -166,7 +175,7 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def _image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
-    """The first candidate that holds one of the first images; the first of all if none does."""
+    """The first folder that has one of the file's first images; if none has, the first folder."""
     if len(part.images) == 1:
         return part.images[0]
     names = []
@@ -178,7 +187,7 @@ def _image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
 
 
 def _names(record: dict[str, Any]) -> list[object]:
-    """What the file of an image may be called: its ``file_name``, else by the end of ``coco_url``."""
+    """Possible file names of an image: its ``file_name``; without that, the two ends of ``coco_url``."""
     url = record.get("coco_url")
     if "file_name" in record or not isinstance(url, str) or "/" not in url:
         return [record.get("file_name")]
@@ -186,24 +195,24 @@ def _names(record: dict[str, Any]) -> list[object]:
 
 
 class _Part:
-    """Hands the records of one file to the builder."""
+    """Passes the records of one file to the builder."""
 
-    def __init__(self, builder: AnnotationsBuilder, file: str, folder: Path, number_: int | None) -> None:
+    def __init__(self, builder: AnnotationsBuilder, file: str, folder: Path, part: int | None) -> None:
         self.builder = builder
         self.file = file
         self.folder = folder
-        self.number = number_
+        self.part = part  # number of the file, if the split has several: ids are unique in one file only
         self.seen: dict[int, tuple[Any, ...]] = {}
 
     def key(self, image_id: int) -> Any:
-        return image_id if self.number is None else (self.number, image_id)
+        return image_id if self.part is None else (self.part, image_id)
 
     def image(self, position: int, record: Any) -> None:
         bad: tuple[str, object, str] | None = None
         if not isinstance(record, dict):
             bad, record = ("image record not an object", record, "an object"), {}
-        elif _TWICE in record:
-            bad = ("key given twice", record[_TWICE], "each once")
+        elif TWICE in record:
+            bad = ("key given twice", record[TWICE], "each once")
         own = whole(record.get("id"))
         where = f"image {own}" if own is not None else f"images[{position}]"
         if bad is None and own is None:
@@ -216,7 +225,7 @@ class _Part:
             name=self._name(where, record) if bad is None else None,
             height=record.get("height"),
             width=record.get("width"),
-            image_id=own if self.number is None and own is not None else None,
+            image_id=own if self.part is None and own is not None else None,
             folder=self.folder,
             bad=bad,
         )
@@ -237,8 +246,8 @@ class _Part:
             return
         own = whole(record.get("id"))
         where = where if own is None else f"annotation {own}"
-        if _TWICE in record:
-            drop(self.file, where, "key given twice", record[_TWICE], "each once")
+        if TWICE in record:
+            drop(self.file, where, "key given twice", record[TWICE], "each once")
             return
         image, category = whole(record.get("image_id")), whole(record.get("category_id"))
         for key, value in (("image_id", image), ("category_id", category)):
@@ -249,7 +258,7 @@ class _Part:
         box = _xywh(record.get("bbox"))
         if box is None:
             what = "bbox not usable" if "bbox" in record else "bbox missing"
-            what += " (there is a segmentation, which is not read)" if _SEGMENTED in record else ""
+            what += " (there is a segmentation, which is not read)" if SEGMENTED in record else ""
             drop(self.file, where, what, record.get("bbox"), "four numbers: x, y, width, height")
             return
         if self._repeated(where, own, record, (image, category, box)):
@@ -267,6 +276,7 @@ class _Part:
         )
 
     def _repeated(self, where: str, own: int | None, record: dict[str, Any], what: tuple[Any, ...]) -> bool:
+        """Whether an annotation was read before; odd ids are noted."""
         if own is None:
             kind = "annotation id not an integer" if "id" in record else "annotation id missing"
             self.builder.note(self.file, where, f"{kind} (ids of annotations are not used)")

@@ -1,8 +1,8 @@
-"""``shapes``: a detection data set that code draws, so that everything runs with no download.
+"""``shapes``: a detection data set that code draws, so that everything runs without a download.
 
-Small filled discs, squares, triangles and stars lie on textured backgrounds, among look-alikes that belong to no
-class (rings, frames, crescents, hexagons, crosses) and in colours that say nothing. About one image in sixteen has no
-object. Image i of a split is a pure function of (seed, split, i): nothing is stored, and any size can be had.
+Small filled discs, squares, triangles and stars lie on textured backgrounds, among similar shapes that belong to no
+class (rings, frames, crescents, hexagons, crosses). Colours are random. About one image in sixteen has no object.
+Image i of a split depends on (seed, split, i) only: nothing is stored, and a split can have any number of images.
 """
 
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 _SUPERSAMPLE = 3
 _EMPTY_SHARE = 1 / 16
 _CACHED_SIZE = 160
-"""Images up to this size are kept once drawn, 1,024 of them or 80 MB: an epoch later they are wanted again."""
+"""Side up to which drawn images stay in memory for the next epoch, 1,024 of them (80 MB)."""
 
 Polygon = npt.NDArray[np.float64]
 
@@ -37,8 +37,8 @@ class ShapesConfig:
     Attributes:
         size: side of the square images, in pixels.
         train, val, test: images of each split.
-        seed: another seed is another data set.
-        objects: most objects in an image; there are about half as many distractors.
+        seed: seed of the data set.
+        objects: largest number of objects in an image; there are about half as many distractors.
         smallest, largest: range of an object's side, as a share of ``size``.
     """
 
@@ -54,7 +54,7 @@ class ShapesConfig:
 
 @dataclass(frozen=True)
 class _Shape:
-    """One thing in an image: what it is, its centre and outer radius in pixels, its angle and colour."""
+    """One shape in an image: its kind, centre and outer radius in pixels, angle and colour."""
 
     kind: str
     x: float
@@ -65,7 +65,7 @@ class _Shape:
 
 
 class Shapes:
-    """The generated data set as a :class:`drloss.data.formats.opening.DataSource`."""
+    """The generated data set as a :class:`drloss.data.source.DataSource`."""
 
     format = "shapes"
     splits = SPLITS
@@ -75,7 +75,7 @@ class Shapes:
         self.name = name
 
     def read(self, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
-        """Annotations of a split and their report; ``strict`` changes nothing, generated data are good."""
+        """Annotations of a split and their report; ``strict`` has no effect, because generated data are good."""
         if split not in SPLITS:
             raise UserError(f"{self.name} has the splits {', '.join(SPLITS)}, got {split!r}")
         config = self.config
@@ -165,7 +165,7 @@ def _draw(config: ShapesConfig, split: str, index: int) -> Tensor:
 
 
 def _layout(config: ShapesConfig, split: str, index: int) -> list[_Shape]:
-    """What lies where in an image: objects and distractors whose boxes hardly touch."""
+    """The objects and distractors of an image, placed so that their boxes hardly touch."""
     rng = np.random.default_rng((config.seed, SPLITS.index(split), index, 0))
     objects = 0 if rng.random() < _EMPTY_SHARE else int(rng.integers(1, config.objects + 1))
     distractors = int(rng.integers(0, config.objects // 2 + 2))

@@ -2,170 +2,75 @@
 
 Rules:
 
-- A split is the lines of its list; the image and the XML file are found by that stem. Where no image has it, a mark
-  (-1, 0, 1), a suffix at its end or quotes around it, which some lists have, are passed over. A list of which every
-  line has a mark is no split but PASCAL's list of a class, unless it is called ``train``, ``val``, ``trainval`` or
-  ``test``.
-- Both folders may have subfolders, the same in both, as CVAT writes them; a list then says ``sub/a``. Without lists
-  every XML file is of the one split. XML files that no list names, and, without lists, images without an XML file,
-  are noted: they are not read.
-- The XML's own ``<filename>`` is not
-  trusted: tools copy and rename files without changing it. Where it differs, that is noted.
-- Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are what PASCAL wrote: counted from 1, both ends
-  inside the box, so 1 is subtracted from xmin and ymin. In every other tree they are taken as they stand, as the
-  tools that export this format write them: from 0, with width xmax - xmin. ``one_based`` overrides this.
-- Classes. A ``VOC20xx`` tree has PASCAL's 20, in their order. Elsewhere they are the names given, else all names in
-  the tree's ``Annotations`` folder in alphabetical order, so that every split has the same.
-- ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's;
-  where it is missing or 0, the header of the image file tells.
+- A split is a list. Each line is the stem (the name without suffix) of an image and of its XML file. If no image has
+  that stem, what some lists add is removed: a mark (-1, 0, 1) or a suffix at the end, quotes around it.
+- A list in which every line has a mark is not a split: it is PASCAL's list of a class. This does not hold for lists
+  called ``train``, ``val``, ``trainval`` or ``test``.
+- Both folders may have subfolders, the same in both, as CVAT writes them; a list then says ``sub/a``. A tree without
+  lists has one split of all XML files. These are not read, which is noted: XML files that no list names and, in trees
+  without lists, images without an XML file.
+- ``<filename>`` in the XML is not used, because tools copy and rename files without changing it. It is noted if it
+  differs from the file's own name.
+- Coordinates. In a tree named ``VOC2007``, ``VOC2012``, ... they are PASCAL's: counted from 1, with both ends inside
+  the box, so 1 is subtracted from xmin and ymin. In every other tree they are used as they are, because the tools
+  that export this format count from 0, with width xmax - xmin. ``one_based`` overrides this.
+- Classes. A ``VOC20xx`` tree has PASCAL's 20, in their order. Other trees have the names given, or else all names in
+  their ``Annotations`` folder in alphabetical order, so that every split has the same classes.
+- ``<difficult>1</difficult>`` marks a box to ignore. ``<part>`` boxes are not read. ``<size>`` is the image's size;
+  if it is missing or 0, the size comes from the header of the image file.
 - XML is UTF-8 or what its declaration says, at most 10 MB and half a million tags, nested at most 32 deep, without a
   DOCTYPE: no entity is ever expanded and nothing outside the file is read.
 """
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import Box, flag
-from drloss.data.checks.problems import Report, printable, shown
-from drloss.data.files.paths import (
-    IMAGE_SUFFIXES,
-    Inside,
-    clean_name,
-    common_folder,
-    list_files,
-    passed_over,
-    require_inside,
-)
-from drloss.data.files.reading import Most, read_bytes, read_lines
-from drloss.data.formats.builder import AnnotationsBuilder, known_classes
+from drloss.data.checks.boxes import Box, flag, number_in_text
+from drloss.data.checks.classes import known_classes
+from drloss.data.checks.problems import Report
+from drloss.data.files.paths import Inside, clean_name, common_folder, list_files, passed_over, require_inside
+from drloss.data.formats.builder import AnnotationsBuilder
+from drloss.data.formats.voc_tree import VocTree, find_trees
+from drloss.data.formats.voc_xml import parse_xml, text_at
 from drloss.data.images.decoding import image_size
-from drloss.errors import DataError
+from drloss.data.source import FileSource, Read, standard_name
+from drloss.errors import DataError, printable
 
 PASCAL_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-PASCAL_TREE = re.compile(r"VOC20\d\d")
-MAX_XML_BYTES = 10 * 1024**2
-MAX_DEPTH = 32
-MAX_MARKS = {b"<": Most(500_000), b"=": Most(100_000)}
-"""Tags and attributes in a file."""
-_MAX_LIST_BYTES = 64 * 1024**2
-_MAX_LINES = {b"\n": Most(1_000_000), b"\r": Most(1_000_000)}
-"""Of the list of a split."""
-USUAL_SETS = ("train", "val", "valid", "validation", "trainval", "test")
-_PROBED = 1000
-"""Lines of a list that are looked at to see whether it is one of a class."""
-_MARK = re.compile(r"\s+(-1|0|1)$")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass
-class VocTree:
-    """One tree, with the names of its image files by stem.
-
-    Attributes:
-        folder: the folder that holds ``Annotations``.
-        image_folder: the folder of the images where it is not ``JPEGImages``, searched with its subfolders.
-        one_based: whether coordinates count from 1 and include both ends; None to tell by the folder's name.
-    """
-
-    folder: Path
-    one_based: bool | None = None
-    image_folder: Path | None = None
-
-    @property
-    def pascal(self) -> bool:
-        """Whether this is one of PASCAL's own trees, by its name."""
-        return PASCAL_TREE.fullmatch(self.folder.name) is not None
-
-    @property
-    def offset(self) -> float:
-        """What is subtracted from xmin and ymin."""
-        return 1.0 if (self.pascal if self.one_based is None else self.one_based) else 0.0
-
-    @property
-    def images(self) -> Path:
-        """The folder of the images."""
-        return self.folder / "JPEGImages" if self.image_folder is None else self.image_folder
-
-    @cached_property
-    def annotations(self) -> dict[str, list[str]]:
-        """The XML files by stem, relative to ``Annotations``, sorted."""
-        return _by_stem(list_files(self.folder / "Annotations").with_suffix(".xml"))
-
-    @cached_property
-    def image_files(self) -> dict[str, list[str]]:
-        """The image files by stem, relative to :attr:`images`, sorted."""
-        return _by_stem(list_files(self.images).images)
-
-    def image_names(self, stem: str) -> list[str]:
-        """The image files of a stem, relative to :attr:`images`: none, one, or several."""
-        try:
-            return self.image_files.get(clean_name(stem), [])
-        except ValueError:
-            return []
-
-    def lists(self) -> list[str]:
-        """Names of the lists that are splits, the usual ones first."""
-        stems = [path.stem for path in sorted((self.folder / "ImageSets" / "Main").glob("*.txt"))]
-        usual = [stem for stem in USUAL_SETS if stem in stems]
-        return usual + [stem for stem in stems if stem not in usual and not self._of_a_class(stem, stems)]
-
-    def _of_a_class(self, image_set: str, stems: Sequence[str]) -> bool:
-        """Whether every line of a list has a mark and names no image with it; of an empty one, by its name."""
-        try:
-            lines = [text for line in self._lines(image_set)[1] if (text := line.strip())]
-        except DataError:  # which reading the split will say
-            return False
-        if not lines:
-            return any(image_set.endswith(f"_{stem}") for stem in stems)
-        return all(_MARK.search(line) and not self.image_names(line) for line in lines[:_PROBED])
-
-    def _lines(self, image_set: str) -> tuple[Path, list[str]]:
-        path = self.folder / "ImageSets" / "Main" / f"{image_set}.txt"
-        return path, read_lines(path, _MAX_LIST_BYTES, _MAX_LINES)
-
-    def stems(self, image_set: str | None) -> tuple[Path, list[tuple[str, str]]]:
-        """The list's file, and (record, stem) of each entry; of all XML files without a list."""
-        if image_set is None:
-            return self.folder / "Annotations", [("", stem) for stem in sorted(self.annotations)]
-        path, lines = self._lines(image_set)
-        return path, [(f"line {k}", self._stem(e)) for k, line in enumerate(lines, start=1) if (e := line.strip())]
-
-    def _stem(self, entry: str) -> str:
-        """The stem that a line of a list names: all of it if there is such an image, else without what lists add."""
-        if self.image_names(entry):
-            return entry
-        stem = _MARK.sub("", entry)
-        if len(stem) > 2 and stem[0] == stem[-1] == '"':
-            stem = stem[1:-1]
-        suffix = Path(stem).suffix
-        if suffix.lower() in IMAGE_SUFFIXES and not self.image_names(stem):
-            return stem[: -len(suffix)]
-        return stem
-
-    def named(self, image_set: str) -> set[str]:
-        """The stems that a list, or another of the tree's lists, names."""
-        found: set[str] = set()
-        for name in {image_set, *self.lists()}:
-            with suppress(DataError):  # which reading that split will say
-                found.update(os.path.normpath(stem) for _, stem in self.stems(name)[1])
-        return found
+def find_voc(folder: Path) -> Callable[[str], FileSource] | None:
+    """What opens a folder as a VOC data set, given the name for messages; None if it is no such folder."""
+    trees = find_trees(folder)
+    return (lambda name: FileSource(name, "voc", _readers(trees))) if trees else None
 
 
-def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(os.path.splitext(name)[0], []).append(name)
-    return found
+def _readers(trees: Sequence[VocTree]) -> dict[str, Read]:
+    """Readers by split: ``all`` for a tree without lists; the year is in the name if there are several trees."""
+    readers: dict[str, Read] = {}
+    for tree in trees:
+        year = tree.folder.name.removeprefix("VOC") if len(trees) > 1 else ""
+        lists = tree.lists()
+        names = [standard_name(name) for name in lists]
+        for list_name, split in zip(lists, names, strict=True):
+            shown_name = split if names.count(split) == 1 else list_name
+            readers[printable(shown_name + year)] = voc_reader([(tree, list_name)])
+        if not lists:
+            readers["all" + year] = voc_reader([(tree, None)])
+    return readers
+
+
+def voc_reader(sets: Sequence[tuple[VocTree, str | None]], classes: Sequence[str] | None = None) -> Read:
+    """The reader of a split; for the arguments see :func:`read_voc`."""
+    return lambda name, strict: read_voc(name, sets, classes=classes, strict=strict)
 
 
 def read_voc(
@@ -178,10 +83,10 @@ def read_voc(
     """Read one split.
 
     Args:
-        name: what messages call it.
-        sets: its trees, each with the name of an image set or None for all images.
+        name: name of the split in messages.
+        sets: its trees, each with the name of a list, or None for all XML files.
         classes: class names in the order of their labels; None for the rule above.
-        strict: raise at the first problem once everything is read, instead of leaving bad records out.
+        strict: read everything, then raise the first problem; otherwise leave out bad records.
 
     Raises:
         DataError: if a list cannot be read, or as ``strict`` says.
@@ -195,7 +100,8 @@ def read_voc(
         classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes([t.folder for t in trees])
     images = [tree.images for tree in trees]
     root = trees[0].folder
-    if len(trees) > 1 or trees[0].image_folder is not None:  # what they are: none below the root may be a link out
+    if len(trees) > 1 or trees[0].image_folder is not None:
+        # Links are resolved: a link among these folders would lead out of the folder that they have in common.
         images = [Path(os.path.realpath(folder)) for folder in images]
         root = common_folder(images)
     builder = AnnotationsBuilder(name, classes, range(1, len(classes) + 1), root, str(trees[0].folder))
@@ -204,17 +110,17 @@ def read_voc(
         path, entries = tree.stems(image_set)
         for record, stem in entries:
             reader.image(path, record, stem)
-        reader.account(image_set)
+        reader.report_unread(image_set)
     return builder.finish(strict=strict)
 
 
 def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
     """All object names in the trees' ``Annotations`` and their subfolders, sorted.
 
-    Files that cannot be read, and links out of a tree, are passed over.
+    Files that cannot be read are skipped, and so are links that lead out of a tree.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is no object with a name.
     """
     names: set[str] = set()
     for folder in folders:
@@ -226,14 +132,14 @@ def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
                 root = parse_xml(folder / "Annotations" / name)
             except DataError:
                 continue
-            names.update(text for item in root.findall("object") if (text := _text(item, "name")))
+            names.update(text for item in root.findall("object") if (text := text_at(item, "name")))
     if not names:
         raise DataError(f"{printable(str(folders[0]))}: no object with a name in any .xml file of Annotations")
     return tuple(sorted(names))
 
 
 class _Reader:
-    """Hands the images of one tree to the builder."""
+    """Passes the images and boxes of one tree to the builder."""
 
     def __init__(self, builder: AnnotationsBuilder, tree: VocTree, images: Path, labels: dict[str, int]) -> None:
         self.builder = builder
@@ -286,10 +192,10 @@ class _Reader:
         for k, item in enumerate(root.findall("object"), start=1):
             self._object(str(path), f"object {k}", key, item)
 
-    def account(self, image_set: str | None) -> None:
-        """Note what is in the tree and not read."""
+    def report_unread(self, image_set: str | None) -> None:
+        """Report the files of the tree that are not read."""
         note, tree, xmls = self.builder.note, self.tree, self.tree.folder / "Annotations"
-        named = None if image_set is None else tree.named(image_set)
+        named = None if image_set is None else tree.listed_stems(image_set)
         for stem, names in tree.annotations.items():
             if named is not None and stem not in named:
                 note(str(xmls / names[0]), "", "XML file that no list in ImageSets/Main names, not read")
@@ -303,23 +209,23 @@ class _Reader:
             note(str(tree.images / name), "", passed_over(name))
 
     def _check_filename(self, path: Path, root: ElementTree.Element, stem: str) -> None:
-        named = _text(root, "filename")
+        named = text_at(root, "filename")
         if named and named not in (stem, Path(stem).name) and Path(named).stem != Path(stem).name:
             self.builder.note(str(path), "", "<filename> differs from the file's own name, and is not used", named)
 
     def _size(self, root: ElementTree.Element, names: list[str]) -> Sequence[object]:
-        """Height and width as the XML has them, or of the image's header where it has none."""
-        texts = [_text(root, f"size/{side}") for side in ("height", "width")]
-        height, width = (_number(text) for text in texts)
+        """Height and width from the XML, or from the image's header if the XML has none."""
+        texts = [text_at(root, f"size/{side}") for side in ("height", "width")]
+        height, width = (number_in_text(text) for text in texts)
         unknown = any(not text or value == 0 for text, value in zip(texts, (height, width), strict=True))
         if unknown and names and Inside(self.tree.images)(names[0]):
-            with suppress(DataError):  # the builder then names the size that the XML has
+            with suppress(DataError):  # the builder then reports the size in the XML
                 return image_size(self.tree.images / names[0])
         return [value if value is not None else text for value, text in zip((height, width), texts, strict=True)]
 
     def _object(self, file: str, record: str, key: object, item: ElementTree.Element) -> None:
         drop = self.builder.drop_box
-        name = _text(item, "name")
+        name = text_at(item, "name")
         if not name:
             drop(file, record, "name missing", None, "a class name")
             return
@@ -329,83 +235,24 @@ class _Reader:
             return
         box = self._box(file, record, item)
         if box is not None:
-            difficult = _text(item, "difficult")
+            difficult = text_at(item, "difficult")
             ignore, usual = flag(difficult)
             if not usual:
                 kind = "difficult neither 0 nor 1 (taken as 0 if it says so, else as 1)"
                 self.builder.note(file, record, kind, difficult)
             offset = self.tree.offset
-            turned = (box[0] - offset, box[1] - offset, box[2], box[3])
-            self.builder.add_box(file, record, key=key, category=label, box=turned, ignore=ignore, written=box)
+            shifted = (box[0] - offset, box[1] - offset, box[2], box[3])
+            self.builder.add_box(file, record, key=key, category=label, box=shifted, ignore=ignore, written=box)
 
     def _box(self, file: str, record: str, item: ElementTree.Element) -> Box | None:
-        """The box as it is written."""
+        """The box as the file has it, counted from 1 or 0."""
         values = []
         for side in _SIDES:
-            text = _text(item, f"bndbox/{side}")
-            value = _number(text)
+            text = text_at(item, f"bndbox/{side}")
+            value = number_in_text(text)
             if value is None:
                 what = "missing" if text is None else "not a number"
                 self.builder.drop_box(file, record, f"{side} {what}", text, "a number of pixels")
                 return None
             values.append(value)
         return values[0], values[1], values[2], values[3]
-
-
-def _text(element: ElementTree.Element, path: str) -> str | None:
-    text = element.findtext(path)
-    return None if text is None else text.strip()
-
-
-def _number(text: str | None) -> float | None:
-    """A number as XML has it: digits, a sign, a point, an exponent; also nan and inf, for the checks to name."""
-    if text is None or not text.isascii() or "_" in text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-class _Guarded(ElementTree.TreeBuilder):
-    """Builds the tree, and stops at a DOCTYPE or at deep nesting."""
-
-    depth = 0
-
-    def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise DataError(f"elements nested more than {MAX_DEPTH} deep")
-        return super().start(tag, attrs)
-
-    def end(self, tag: str, /) -> ElementTree.Element:
-        self.depth -= 1
-        return super().end(tag)
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError("a DOCTYPE, which may define entities; allowed: plain elements")
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    """The root ``<annotation>`` of an XML file.
-
-    Raises:
-        DataError: if it is none, too large, nested too deeply, or has a DOCTYPE.
-    """
-    data = read_bytes(path, MAX_XML_BYTES, MAX_MARKS)
-    name = printable(str(path))
-    parser = ElementTree.XMLParser(target=_Guarded())
-    try:
-        parser.feed(data)
-        root: ElementTree.Element = parser.close()
-    except ElementTree.ParseError as error:
-        line, column = error.position
-        reason = "" if str(error).startswith("undefined entity") else f" ({str(error).partition(':')[0]})"
-        raise DataError(f"{name}: line {line}, column {column + 1}: not well-formed XML{reason}") from None
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
-    except (ValueError, LookupError) as error:
-        raise DataError(f"{name}: cannot be read as XML ({error})") from None
-    if root.tag != "annotation":
-        raise DataError(f"{name}: root element, got {shown(root.tag)}; allowed: annotation")
-    return root

@@ -1,10 +1,10 @@
 """Writing annotations as COCO, VOC or YOLO data sets, one split at a time, into one folder.
 
-:func:`drloss.data.formats.opening.open_data` reads back from the folder what was written: COCO keeps all of it; VOC
-and YOLO have no place for areas and image ids; YOLO has none for objects to ignore and keeps coordinates as shares of
-the image's size, to about 1e-12 px. VOC coordinates are written as they stand, from 0.
+:func:`drloss.data.formats.opening.open_data` reads from the folder what was written. COCO has all of it. VOC and YOLO
+have no areas and image ids. YOLO cannot mark objects to ignore, and has coordinates as shares of the image's size,
+exact to about 1e-12 px. VOC coordinates are written unchanged, counted from 0.
 
-Generated images are written as PNG, files are copied as they are. Nothing is overwritten.
+Generated images are written as PNG, image files are copied. Nothing is overwritten.
 """
 
 import json
@@ -18,12 +18,11 @@ import numpy as np
 from PIL import Image
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import shown
 from drloss.data.files.paths import clean_name
-from drloss.data.formats.opening import DATA_FILE
-from drloss.data.formats.voc import PASCAL_TREE, VocTree
+from drloss.data.formats.data_toml import DATA_FILE
+from drloss.data.formats.voc_tree import PASCAL_TREE, VocTree
 from drloss.data.formats.yolo_yaml import SPLITS
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, shown
 from drloss.io.atomic import write_atomic, write_text
 
 
@@ -31,7 +30,7 @@ def write_coco(annotations: Annotations, folder: Path, split: str) -> None:
     """Write ``annotations/instances_{split}.json`` and ``{split}/`` with the images.
 
     Raises:
-        DataError: if an image cannot be read, or a file to write is there already.
+        DataError: if an image cannot be read, or a file to be written exists.
     """
     path = _new(folder / "annotations" / f"instances_{_split(split)}.json")
     _write_images(annotations, folder / split, [annotations.image_name(i) for i in range(len(annotations))])
@@ -65,8 +64,8 @@ def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     An image ``a/b.png`` becomes ``a_b.png``: not every tool reads subfolders of this format.
 
     Raises:
-        DataError: if an image cannot be read, or a file to write is there already.
-        UserError: if the folder's name says that it is one of PASCAL's own trees.
+        DataError: if an image cannot be read, or a file to be written exists.
+        UserError: if the folder has the name of one of PASCAL's own trees.
     """
     if PASCAL_TREE.fullmatch(folder.resolve().name):
         raise UserError(f"{folder}: name of the folder, got one of PASCAL's trees; allowed: any other")
@@ -88,7 +87,7 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> None:
     """Write ``images/{split}``, ``labels/{split}`` and ``data.yaml``.
 
     Raises:
-        DataError: if an image cannot be read, a file to write is there already, or an object is to be ignored.
+        DataError: if an image cannot be read, a file to be written exists, or an object is to be ignored.
         UserError: if the format has no such split.
     """
     if split not in SPLITS:
@@ -118,13 +117,14 @@ def _split(split: str) -> str:
 
 
 def _new(path: Path) -> Path:
+    """``path``, if it does not exist."""
     if path.exists():
         raise DataError(f"{path}: the file is there already; allowed: a folder without it")
     return path
 
 
 def _files(annotations: Annotations, names: list[str]) -> Iterator[str]:
-    """The names, once it is sure that no two of them are one label file."""
+    """The names, after a check that no two of them would share a label file."""
     stems = {str(Path(name).with_suffix("")) for name in names}
     if len(stems) < len(names):
         raise DataError(f"{annotations.name}: names of images; allowed: names that differ without suffix and folder")

@@ -1,4 +1,4 @@
-"""What a YOLO data set's ``data.yaml`` says: where its splits are, and what its classes are called.
+"""A YOLO data set's ``data.yaml``: where its splits are, and the names of its classes.
 
 The rules are those of :mod:`drloss.data.formats.yolo`.
 """
@@ -8,28 +8,27 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drloss.data.checks.problems import printable, shown, shown_path
 from drloss.data.files.paths import require_inside
-from drloss.data.formats.yaml import Plain, read_yaml
-from drloss.errors import AbsentError, DataError
+from drloss.data.files.yaml import Plain, read_yaml
+from drloss.data.source import VAL_NAMES
+from drloss.errors import AbsentError, DataError, printable, shown, shown_path
 
 SPLITS = ("train", "val", "test")
-VAL_NAMES = ("val", "valid", "validation")
 
 
 @dataclass(frozen=True)
 class YoloData:
-    """What a ``data.yaml`` says.
+    """The content of a ``data.yaml``.
 
     Attributes:
-        file: the YAML file, or another file that says the same.
-        root: the folder that ``splits`` are relative to.
+        file: the YAML file, or the data file that says the same.
+        root: the folder that relative paths in lists start from.
         class_names: K names.
-        splits: split to image folders and lists.
-        absent: split to why it cannot be read, of those that name what is not there.
-        notes: split to (kind, value) of what is worth knowing of how it was found.
-        keypoints: numbers that follow the four of each box, and are not read; 0 if longer lines are polygons, None
-            if nobody has said what they are.
+        splits: split to its image folders and lists.
+        absent: split to the message that its folder or list does not exist.
+        notes: split to (kind, value) of the notes on how its folder was found.
+        keypoints: number of values that follow each box in a line, and are not read. 0 if longer lines are polygons,
+            None if the file does not say.
     """
 
     file: Path
@@ -41,11 +40,11 @@ class YoloData:
     notes: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
-def open_yolo(path: Path) -> YoloData:
+def read_data_yaml(path: Path) -> YoloData:
     """Read a ``data.yaml``.
 
     Raises:
-        DataError: if it is not usable, with the key, the value and what is allowed; or if no split is there.
+        DataError: with the key, the value and what is allowed, if the file cannot be used; or if no split exists.
     """
     content = read_yaml(path)
     file = printable(str(path))
@@ -73,12 +72,12 @@ def open_yolo(path: Path) -> YoloData:
     if not splits:
         none = f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path"
         raise DataError(next(iter(absent.values()), none))
-    shape = keypoints(file, content.get("kpt_shape"))
-    return YoloData(path, root, _names(file, content), splits, shape, absent, notes)
+    numbers = keypoint_numbers(file, content.get("kpt_shape"))
+    return YoloData(path, root, _names(file, content), splits, numbers, absent, notes)
 
 
-def keypoints(file: str, shape: object) -> int | None:
-    """Numbers of the keypoints in a line, by the file's ``kpt_shape``: K keypoints of 2 or 3; None if it has none."""
+def keypoint_numbers(file: str, shape: object) -> int | None:
+    """How many numbers the keypoints of a line have, from ``kpt_shape``: (K, 2) or (K, 3); None without it."""
     if shape is None:
         return None
     if isinstance(shape, list) and len(shape) == 2:
@@ -97,7 +96,10 @@ def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
 
 
 def _existing(file: str, key: str, root: Path, value: str) -> tuple[Path, str]:
-    """Where a split is, and the value if there is another folder that it could mean, by the module's rule."""
+    """The folder or list of a split; and ``value``, if it could name another folder too, else an empty string.
+
+    See the format's rule on ``../train/images``.
+    """
     candidates = [root / value]
     if value.startswith("../") and not value.startswith("../.."):
         candidates.insert(0, root / value[3:])

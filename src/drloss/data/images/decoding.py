@@ -1,19 +1,19 @@
-"""From an image file to pixels, by stated rules.
+"""From an image file to pixels, by these rules.
 
-- Formats: JPEG, PNG, BMP, GIF, TIFF, WebP, PPM; told by content, not by the file's extension.
-- EXIF orientation is applied, once. Exception: where the data set lists the size of the image as it is stored, and
-  that differs from its size after rotation, the boxes were drawn on the stored pixels; then it is not applied. A
-  TIFF's orientation is always applied. Damaged EXIF counts as none.
-- Alpha is dropped: the colours below it are used as they are stored. Palettes become RGB, 1-bit and 8-bit grey
-  become grey RGB, CMYK becomes RGB by Pillow's formula. Colour profiles are not applied.
-- 16-bit grey keeps its high byte, so that 65535 becomes 255, and a TIFF's 12-bit grey its high eight bits. Where a
-  TIFF counts from white, it is inverted. Signed, floating-point and 32-bit pixels are refused.
-- Of an animation or a multi-page file the first frame is read.
-- A truncated file is an error, never a half-grey image, and so is a JPEG whose data end before its pixels do (but for
-  one within a TIFF) and a PNG whose pixel data do not fit their checksums. Other formats have none: a damaged byte
-  there may go unseen.
-- More than 50 megapixels are an error, told from the header before anything is decoded; the environment variable
-  ``DRLOSS_MAX_PIXELS`` sets another limit. So is a JPEG of more than 100 scans.
+- Formats: JPEG, PNG, BMP, GIF, TIFF, WebP, PPM, recognised by content and not by the file's suffix.
+- EXIF orientation is applied, once. Exception: if the data set lists the size of the stored image, and that differs
+  from the size after rotation, the boxes were drawn on the stored pixels, and the orientation is not applied. Of a
+  TIFF, it is always applied. Damaged EXIF is ignored.
+- Alpha is dropped; the stored colours below it are used. Palettes become RGB, 1-bit and 8-bit grey become grey RGB,
+  CMYK becomes RGB by Pillow's formula. Colour profiles are not applied.
+- 16-bit grey is reduced to its high byte, so that 65535 becomes 255; a TIFF's 12-bit grey to its high eight bits. A
+  TIFF in which 0 is white is inverted. Signed, floating-point and 32-bit pixels are refused.
+- The first frame of an animation or of a file with several pages is read.
+- A truncated file is an error, never a half-grey image. So is a JPEG whose data end before its pixels do (except
+  within a TIFF), and a PNG whose pixel data do not match their checksums. Other formats have no checksums: damage
+  there may go unnoticed.
+- More than 50 megapixels are an error, found in the header before anything is decoded; the environment variable
+  ``DRLOSS_MAX_PIXELS`` sets another limit. A JPEG with more than 100 scans is an error too.
 """
 
 import os
@@ -28,10 +28,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from drloss.data.checks.problems import printable
 from drloss.data.images.jpeg import check_number_of_scans, check_scans
 from drloss.data.images.png import check_sums, late_exif
-from drloss.errors import DataError, UserError
+from drloss.errors import DataError, UserError, printable
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -63,7 +62,7 @@ def read_image(
     Args:
         path: the file.
         height, width: the size that the data set lists, in pixels; None to take the image as it is.
-        max_pixels: refuse larger images; default :func:`pixel_limit`.
+        max_pixels: largest number of pixels; by default :func:`pixel_limit`.
 
     Returns:
         uint8 (3, H, W), RGB, contiguous.
@@ -87,14 +86,14 @@ def image_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings, which the rules above answer. Not for several threads at once: enter it outside."""
+    """Silence Pillow's warnings. Warnings are not per thread: enter this before threads start."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def pixel_limit() -> int:
-    """The largest number of pixels that is decoded: ``DRLOSS_MAX_PIXELS`` or 50 million."""
+    """The largest number of pixels of an image: ``DRLOSS_MAX_PIXELS``, or 50 million."""
     text = os.environ.get("DRLOSS_MAX_PIXELS", "")
     if not text:
         return MAX_PIXELS
@@ -122,14 +121,14 @@ def decode(path: Path, height: int | None, width: int | None, max_pixels: int | 
 
 
 def check_image(path: Path, height: int, width: int, *, pixels: bool) -> bool:
-    """Raise what :func:`read_image` would; for callers that are :func:`quiet` already.
+    """Raise what :func:`read_image` would raise; for callers that are :func:`quiet` already.
 
     Args:
         path, height, width: as there.
-        pixels: decode all of them, not the header alone.
+        pixels: decode the pixels, not only the header.
 
     Returns:
-        whether the EXIF orientation is passed over, because the listed size is that of the stored pixels.
+        whether the EXIF orientation is not applied, because the listed size is that of the stored pixels.
     """
     with _opened(path, None) as image:
         orientation, turn = _orientation(path, image), _turn(path, image, height, width)
@@ -140,14 +139,14 @@ def check_image(path: Path, height: int, width: int, *, pixels: bool) -> bool:
 
 @contextmanager
 def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
-    """The image with its header read; whatever goes wrong in the block is a DataError that names the file."""
+    """The image with its header read. Any error inside the context becomes a DataError that names the file."""
     limit = pixel_limit() if max_pixels is None else max_pixels
     name = printable(str(path))
     try:
         if not path.is_file():
             raise DataError(f"{name}: {'not a plain file' if path.exists() else 'no such image file'}")
         if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
-            Image.MAX_IMAGE_PIXELS = limit  # Pillow refuses twice that many; for good, as other threads may read too
+            Image.MAX_IMAGE_PIXELS = limit  # Pillow refuses twice that many; other threads need it too
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > limit:
                 raise DataError(
@@ -168,7 +167,7 @@ def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
-    """EXIF orientation 1..8 that is still to be applied; reads no pixels."""
+    """The EXIF orientation, 1..8, that Pillow does not apply itself; reads no pixels."""
     if image.format == "TIFF":  # Pillow's TIFF decoder applies it itself
         return 1
     try:
@@ -177,7 +176,7 @@ def _orientation(path: Path, image: Image.Image) -> int:
         if late is not None:
             exif.load(late)
         value = exif.get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF counts as none
+    except Exception:  # damaged EXIF is ignored
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
@@ -204,7 +203,7 @@ def _turned_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 
 
 def _pixels(path: Path, image: Image.Image) -> Image.Image:
-    """Decode the image, in mode RGB and not turned."""
+    """The decoded image, in mode RGB, not turned."""
     if image.format == "PNG":
         check_sums(path)
     if image.format in ("JPEG", "MPO"):
@@ -226,7 +225,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
         wide = np.asarray(image) >> bits - 8
         grey = wide.clip(0, 255, out=wide).astype(np.uint8)
-        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds below 16 bits only
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts it below 16 bits only
             grey = 255 - grey
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
@@ -238,5 +237,5 @@ def _rgb(image: Image.Image) -> Image.Image:
             return image.convert("RGB")
         rgba = np.asarray(image.convert("RGBA"))
         return Image.fromarray(np.ascontiguousarray(rgba[:, :, :3]))
-    image.info.pop("transparency", None)  # of grey images: which level is transparent, which is dropped
+    image.info.pop("transparency", None)  # the transparent grey level, which is not used
     return image.convert("RGB")

@@ -1,7 +1,7 @@
 """Whether an image file ends where its format says that it does: a look at its first and last bytes.
 
-A copy or a download that broke off is the commonest damage, and the cheapest to find. What looks cut off may be whole
-(some cameras write on after the end): only decoding tells. What looks whole may be damaged inside.
+A copy or download that broke off is the most common damage, and the fastest to find. A file that looks cut off may be
+whole (some cameras write more after the end), which decoding decides. A file that looks whole may be damaged inside.
 """
 
 import os
@@ -14,10 +14,12 @@ _AFTER_JPEG = b"\0\n\r "
 
 
 def may_be_cut_off(path: Path) -> bool:
-    """Whether a file is no JPEG, PNG, GIF, WebP or BMP that has its end; False for TIFF and PPM, which mark none.
+    """Whether a file may lack its end: it is not a JPEG, PNG, GIF, WebP or BMP file with its end, nor TIFF or PPM.
+
+    TIFF and PPM files do not mark their end.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)

@@ -1,9 +1,9 @@
-"""Whether a JPEG file has data for all of its pixels, and not so many scans that decoding them takes minutes.
+"""Checks of JPEG files: data for all pixels, and not so many scans that decoding takes minutes.
 
-Where the data of a scan end too early, because a damaged byte looks like a marker or shifts what follows, libjpeg
-leaves the rest of the scan grey and only warns, which Pillow does not pass on. A file that has all its data decodes
-to the same pixels with more bytes before each marker that ends a scan or a restart interval; one that has not takes
-these bytes for pixels.
+If the data of a scan end too early, because a damaged byte looks like a marker or shifts what follows, libjpeg leaves
+the rest of the scan grey and only warns; Pillow hides this warning. So extra bytes are put before each marker that
+ends a scan or a restart interval. A file with all its data still decodes to the same pixels; in a file without, the
+extra bytes become pixels.
 """
 
 import io
@@ -18,13 +18,13 @@ from PIL import Image
 
 _PADDING = bytes(256)
 _SIDE = 8
-"""Of the blocks that a JPEG is made of, in pixels."""
+"""Side in pixels of the blocks that a JPEG image is made of."""
 _LARGEST, _METADATA = 4, 1 << 26
-"""Bytes a value and bytes beside that no good JPEG file exceeds."""
+"""Largest size of a good JPEG file: bytes for each value of its pixels, and bytes of metadata."""
 _GREYS = (127, 128)
-"""Of a block without data; 127 where the file's colours are inverted."""
+"""Values of a block without data; 127 if the file's colours are inverted."""
 MAX_SCANS = 100
-"""Parts of a file that each go over the whole image; progressive files have about ten."""
+"""Largest number of scans, each of which covers the whole image; progressive files have about ten."""
 _SCAN = b"\xff\xda"
 _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 """A marker that a length follows, or the end of the image."""
@@ -44,7 +44,7 @@ def check_number_of_scans(path: Path) -> None:
     with path.open("rb") as file:
         while found <= MAX_SCANS and (block := file.read(_BLOCK)):
             found += block.count(_SCAN)
-        if found <= MAX_SCANS:  # nearly always; the others may stand in metadata, or after the image
+        if found <= MAX_SCANS:  # nearly always; otherwise some may be in metadata or after the image
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found, position = 0, 2
@@ -59,14 +59,14 @@ def check_number_of_scans(path: Path) -> None:
 
 
 def check_scans(path: Path, image: Image.Image) -> None:
-    """Look for parts without data, where an image has grey blocks that may be such parts.
+    """Look for parts of the image without data, if it has grey blocks.
 
     Args:
-        path: of the JPEG file.
-        image: as it was decoded, neither turned nor converted.
+        path: the JPEG file.
+        image: the decoded image, neither turned nor converted.
 
     Raises:
-        ValueError: if there are any.
+        ValueError: if there is such a part.
     """
     pixels = np.asarray(image)
     if not _has_grey_block(pixels):
@@ -81,7 +81,7 @@ def check_scans(path: Path, image: Image.Image) -> None:
 
 
 def _has_grey_block(pixels: npt.NDArray[np.uint8]) -> bool:
-    """Whether the inner pixels of a block are all of one of the greys; at its border colours may bleed."""
+    """Whether the inner pixels of a block all have one of the greys. Its border may have its neighbours' colours."""
     height, width = (max(1, side // _SIDE) for side in pixels.shape[:2])
     inner = slice(2, 6)
     tall = pixels[: height * _SIDE, : width * _SIDE]
@@ -101,8 +101,8 @@ def _padded(data: bytes, blocks: int) -> bytes:
     """The file with padding before each marker that ends entropy-coded data, and with more restart intervals.
 
     Raises:
-        ValueError: if restart markers are not in their order, so that intervals were passed over, or more than
-            ``blocks`` in a scan.
+        ValueError: if restart markers are out of order, so that intervals are missing; or if a scan has more than
+            ``blocks`` of them.
     """
     parts, start, restarts = [], 0, 0
     for end, kind in _ends_of_data(data):
@@ -123,7 +123,7 @@ def _padded(data: bytes, blocks: int) -> bytes:
 def _ends_of_data(data: bytes) -> Iterator[tuple[int, int]]:
     """Where each piece of entropy-coded data ends, and the marker that follows."""
     position = 2
-    while match := _MARKER.search(data, position):  # as libjpeg does, past what is no marker
+    while match := _MARKER.search(data, position):  # skips what is no marker, as libjpeg does
         kind = match[0][-1]
         if kind == _END_OF_IMAGE:
             return

@@ -1,8 +1,8 @@
-"""What a PNG file says beside its pixels: checksums, and EXIF that stands after them.
+"""Checksums and EXIF of PNG files.
 
-Pillow checks no checksum of pixel data, and finds EXIF that follows the pixels only by decoding them. An error in
-that decoding is raised once; a second decoding then returns what is left of the image as if it were whole. So neither
-is left to Pillow.
+Pillow does not check the checksums of pixel data, and finds EXIF after the pixels only by decoding them. It raises an
+error of that decoding once; the next decoding returns the rest of the image as if it were whole. So both
+are read here.
 """
 
 import struct
@@ -17,7 +17,7 @@ _BLOCK = 1024**2
 
 
 def late_exif(path: Path) -> bytes | None:
-    """The EXIF block of a PNG file, wherever it stands; None if there is none. Pixels are not read."""
+    """The EXIF block of a PNG file, before or after the pixels, which are not read; None if there is none."""
     with path.open("rb") as file:
         for kind, length in _chunks(file):
             if kind == b"eXIf":
@@ -29,7 +29,7 @@ def check_sums(path: Path) -> None:
     """Compare the checksums of a PNG file's pixel data.
 
     Raises:
-        ValueError: naming the place of the first that does not fit.
+        ValueError: with the place of the first that is wrong.
     """
     with path.open("rb") as file:
         for kind, length in _chunks(file):

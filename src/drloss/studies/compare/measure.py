@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from drloss.data.annotations import Annotations
-from drloss.data.loading import Batch
-from drloss.detector.detections import Detection, detect
+from drloss.data.batches import Batch
+from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
 from drloss.detector.starting_weights import resolve_norm
@@ -28,6 +28,7 @@ from drloss.evaluation.matching import MatchedDetections, match_detections
 from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
 from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
+from drloss.structures import Detection
 from drloss.training.config import Config, make_loss, to_json
 from drloss.training.fingerprint import fingerprint
 from drloss.training.log import read_scalars

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.images import check_images
-from drloss.data.formats.opening import DataSource
+from drloss.data.source import DataSource
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.io.atomic import write_json, write_text

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from drloss.data.annotations import Annotations
-from drloss.detector.detections import Detection
 from drloss.evaluation.drawing import draw_detections, mosaic
+from drloss.structures import Detection
 
 
 def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Sequence[int]) -> Image.Image:

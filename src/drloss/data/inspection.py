@@ -1,9 +1,8 @@
 """``drloss check-data``: read every split and every image, and say what is in them and what is wrong.
 
-Reading is lenient here, so that everything is found in one go. A split that the data set names and that is not there
-is noted, unless it was asked for. Remarks say what the data may not be good for (:mod:`drloss.data.checks.remarks`).
-Across the splits, the classes must be the same, and
-an image that is in two splits, byte for byte, is noted: what a detector has seen in training says little in a test.
+Reading is lenient here, so that one run finds everything. A split that does not exist is noted, unless it was asked
+for. Remarks say what the data may not be good for (:mod:`drloss.data.checks.remarks`). All splits must have the same
+classes. An image that is in two splits, byte for byte, is noted: a test on training images says little.
 """
 
 import hashlib
@@ -17,11 +16,11 @@ from typing import Any
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.images import check_images
-from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, printable, problem_lines
+from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, problem_lines
 from drloss.data.checks.remarks import InputSize, class_remarks, size_remarks
 from drloss.data.files.paths import IMAGE_SUFFIXES, suffix_of
 from drloss.data.formats.opening import open_data
-from drloss.errors import AbsentError, DataError
+from drloss.errors import AbsentError, DataError, printable
 from drloss.io.atomic import write_json
 
 MOST_CLASSES_SHOWN = 30
@@ -29,17 +28,17 @@ MOST_CLASSES_SHOWN = 30
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a data set holds and what is wrong with it.
+    """What is in a data set and what is wrong with it.
 
     Attributes:
-        name: what was checked.
+        name: name of the data set, as given.
         format: its format.
         reports: split to its report.
         unreadable: split to the error that stopped its reading.
         twins: groups of the same image in several splits, each as ``"split: file"``.
-        differing_classes: messages, one for each pair of neighbouring splits whose classes differ.
+        differing_classes: one message for each pair of neighbouring splits whose classes differ.
         unlisted: image files beside those of a COCO data set that are in no split.
-        absent: split to why it cannot be read, of those that are not there and were not asked for.
+        absent: split to the message that it does not exist, unless it was asked for.
         remarks: what the data may not be good for.
     """
 
@@ -55,24 +54,24 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Whether strict reading takes all of it; notes and remarks do not count."""
+        """Whether strict reading succeeds; notes and remarks do not count."""
         return not (self.unreadable or self.differing_classes or any(r.refused for r in self.reports.values()))
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Of all splits."""
+        """The problems of all splits."""
         return tuple(p for report in self.reports.values() for p in report.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """All attributes, as plain values."""
         values = {k: v for k, v in vars(self).items() if k != "reports"}
         return values | {"ok": self.ok, "splits": {s: r.to_json() for s, r in self.reports.items()}}
 
     def text(self, report_path: str | Path = "the report that --report FILE.json writes") -> str:
-        """For the terminal: a table of the splits, the boxes by class, then what is wrong.
+        """Text for the terminal: a table of the splits, the boxes by class, then what is wrong.
 
         Args:
-            report_path: where shortened lists can be read in full.
+            report_path: the file with the full lists, which shortened lists name.
         """
         lines = [f"{printable(self.name)}: {self.format}", *self._table(), *self._classes()]
         for split, report in self.reports.items():
@@ -96,9 +95,9 @@ class CheckResult:
             lines += [f"    ... and {more:,} more, all in {report_path}"] if more > 0 else []
         if self.remarks:
             lines += ["", "remarks", *(f"  {remark}" for remark in self.remarks)]
-        return "\n".join([*lines, "", self._verdict()])
+        return "\n".join([*lines, "", self._conclusion()])
 
-    def _verdict(self) -> str:
+    def _conclusion(self) -> str:
         remarks = "remark above" if len(self.remarks) == 1 else f"{len(self.remarks)} remarks above"
         if self.ok:
             can = "strict reading takes all of it"
@@ -167,16 +166,16 @@ def check_data(
         spec: as for :func:`drloss.data.formats.opening.open_data`.
         splits: the splits to check; None for all.
         decode: read all pixels of every image; else the headers alone.
-        size: also remark on objects that are too small for a detector with these settings.
-        report_path: also write :meth:`CheckResult.to_json` to this file.
-        progress: called with the split, the number of its images done, and their number.
+        size: settings of a detector; objects that are too small for it get a remark.
+        report_path: file to which :meth:`CheckResult.to_json` is also written.
+        progress: called with the split, the number of its images checked so far, and their number.
 
     Raises:
         UserError: if there is no such data set or split.
         DataError: if it is in no known layout.
     """
     source = open_data(spec)
-    kept: dict[str, Annotations] = {}
+    read: dict[str, Annotations] = {}
     reports: dict[str, Report] = {}
     unreadable: dict[str, str] = {}
     absent: dict[str, str] = {}
@@ -184,24 +183,24 @@ def check_data(
         try:
             annotations, report = source.read(split, strict=False)
             step = None if progress is None else _named(progress, split)
-            kept[split], reports[split] = check_images(
+            read[split], reports[split] = check_images(
                 annotations, report, strict=False, decode=decode, progress=step
             )
         except AbsentError as error:
             (absent if splits is None else unreadable)[split] = str(error)
         except DataError as error:
             unreadable[split] = str(error)
-    remarks = class_remarks(kept)
-    if size is not None and kept:  # of the first split, which is the one to learn from
-        remarks += size_remarks(*next(iter(kept.items())), size)
+    remarks = class_remarks(read)
+    if size is not None and read:  # of the first split, which training uses
+        remarks += size_remarks(*next(iter(read.items())), size)
     result = CheckResult(
         name=source.name,
         format=source.format,
         reports=reports,
         unreadable=unreadable,
-        twins=_twins(kept),
-        differing_classes=tuple(_differing(kept)),
-        unlisted=_unlisted(kept, reports) if source.format == "coco" and splits is None and not unreadable else (),
+        twins=_twins(read),
+        differing_classes=tuple(_differing(read)),
+        unlisted=_unlisted(read, reports) if source.format == "coco" and splits is None and not unreadable else (),
         absent=absent,
         remarks=tuple(remarks),
     )
@@ -214,9 +213,10 @@ def _named(progress: Callable[[str, int, int], object], split: str) -> Callable[
     return lambda done, total: progress(split, done, total)
 
 
-def _differing(kept: dict[str, Annotations]) -> list[str]:
+def _differing(read: dict[str, Annotations]) -> list[str]:
+    """A message for each pair of neighbouring splits whose classes differ."""
     messages = []
-    for (a, first), (b, second) in pairwise(kept.items()):
+    for (a, first), (b, second) in pairwise(read.items()):
         ours, theirs = set(first.class_names), set(second.class_names)
         if first.class_names != second.class_names:
             extra = sorted(ours ^ theirs)[:5]
@@ -227,10 +227,10 @@ def _differing(kept: dict[str, Annotations]) -> list[str]:
     return messages
 
 
-def _twins(kept: dict[str, Annotations]) -> tuple[tuple[str, ...], ...]:
+def _twins(read: dict[str, Annotations]) -> tuple[tuple[str, ...], ...]:
     """Groups of files with the same content in different splits; a file listed in two splits is its own twin."""
     places: dict[bytes, list[tuple[str, str]]] = {}
-    for split, annotations in kept.items():
+    for split, annotations in read.items():
         if annotations.draw is not None or annotations.image_root is None:
             continue
         root = annotations.image_root
@@ -243,11 +243,11 @@ def _twins(kept: dict[str, Annotations]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(f"{split}: {name}" for split, name in group) for group in groups)
 
 
-def _unlisted(kept: dict[str, Annotations], reports: dict[str, Report]) -> tuple[str, ...]:
-    """Image files in the folders of the images that no split has; those that a problem names aside."""
+def _unlisted(read: dict[str, Annotations], reports: dict[str, Report]) -> tuple[str, ...]:
+    """Image files, in the folders of the splits' images, that are in no split and in no problem."""
     named = {p.file for report in reports.values() for p in report.problems}
     used: dict[str, set[str]] = {}
-    for annotations in kept.values():
+    for annotations in read.values():
         for i in range(len(annotations)):
             folder, name = os.path.split(annotations.image_path(i))
             used.setdefault(folder, set()).add(name)
@@ -256,7 +256,7 @@ def _unlisted(kept: dict[str, Annotations], reports: dict[str, Report]) -> tuple
 
 
 def _leaks(splits: set[str]) -> bool:
-    """Whether an image may not be in all of these; it may be in ``trainval`` and one of its two parts."""
+    """Whether an image must not be in all of these splits; it may be in ``trainval`` and one of its two parts."""
     bare = {split.rstrip("0123456789") for split in splits}
     return len(splits) > 1 and bare not in ({"trainval", "train"}, {"trainval", "val"})
 

@@ -1,6 +1,6 @@
 """YAML as plain data: dicts, lists and strings, and nothing that could grow or run.
 
-Every scalar is the text that stands in the file, so that a class named ``no`` or ``1`` keeps its name. Anchors,
+Every scalar is a string as it stands in the file, so that a class named ``no`` or ``1`` keeps its name. Anchors,
 aliases and tags are refused, and so are keys given twice.
 """
 
@@ -8,16 +8,15 @@ from pathlib import Path
 
 import yaml
 
-from drloss.data.checks.problems import printable, shown
 from drloss.data.files.reading import read_text
-from drloss.errors import DataError
+from drloss.errors import DataError, printable, shown
 
 MAX_BYTES = 1024**2
 _MAX_DEPTH = 10
 
 Plain = str | list["Plain"] | dict[str, "Plain"] | None
 
-# libyaml's parser where PyYAML has it, for speed: both only make events here, and construct no objects.
+# libyaml's parser where PyYAML has it, for speed. Either parser only makes events here, and constructs no objects.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -25,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Plain]:
     """The mapping in a YAML file.
 
     Raises:
-        DataError: if it is none, or holds what is not allowed, with the line.
+        DataError: with the line, if the file is not a mapping or contains what is not allowed.
     """
     file = printable(str(path))
     text = read_text(path, MAX_BYTES)
@@ -43,8 +42,12 @@ def read_yaml(path: Path) -> dict[str, Plain]:
 
 
 def _document(file: str, text: str) -> Plain:
-    """The only document, from parser events; containers under construction are on a stack."""
+    """The value of the file's only document.
+
+    It is built from the parser's events, because PyYAML's loaders expand aliases and take keys given twice.
+    """
     root: list[Plain] = []
+    # The lists and dicts that are still open, each with the key whose value comes next, if any.
     stack: list[tuple[list[Plain] | dict[str, Plain], list[str]]] = [(root, [])]
     for event in yaml.parse(text, Loader=_Loader):
         line = event.start_mark.line + 1 if event.start_mark else 0
@@ -70,7 +73,7 @@ def _document(file: str, text: str) -> Plain:
 
 
 def _put(file: str, line: int, place: tuple[list[Plain] | dict[str, Plain], list[str]], value: Plain) -> None:
-    """Add a value to a list, or a key and then its value to a dict."""
+    """Add a value to a list; or to a dict, first as a key and then as its value."""
     container, waiting = place
     if isinstance(container, list):
         container.append(value)

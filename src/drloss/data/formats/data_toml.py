@@ -1,15 +1,15 @@
-"""Data files: a small TOML file that says where the splits of a data set are.
+"""Data files (``data.toml``): a small TOML file that says where the splits of a data set are.
 
 ::
 
     format = "coco"                     # or "voc", "yolo"
-    root = "/data/coco"                 # optional; paths are relative to it, or to this file
+    root = "/data/coco"                 # optional; paths are relative to it, or else to this file's folder
 
     [splits.train]
     images = "train2017"                # a folder, or a list of folders: one for each annotation file
     annotations = "annotations/instances_train2017.json"
 
-VOC names trees instead, and may name the classes and how coordinates count::
+VOC needs trees instead. The classes are optional, and whether coordinates count from 1::
 
     format = "voc"
     classes = ["cat", "dog"]            # optional
@@ -18,9 +18,9 @@ VOC names trees instead, and may name the classes and how coordinates count::
     [splits.train]
     trees = ["VOC2007", "VOC2012"]
     image_set = "trainval"              # optional: without it all images of the trees
-    images = ["/data/2007", "/data/12"] # optional: one folder for each tree, where it is not its JPEGImages
+    images = ["/data/2007", "/data/12"] # optional: one folder for each tree, instead of its JPEGImages
 
-YOLO names image folders or lists, and the classes::
+YOLO needs image folders or lists, and the classes::
 
     format = "yolo"
     classes = ["cat", "dog"]
@@ -29,9 +29,8 @@ YOLO names image folders or lists, and the classes::
     [splits.train]
     images = ["images/train"]
 
-Unknown keys are refused. A path that is not there matters to those who read its split, or if no split is there. The
-paths may lead anywhere: the file is the user's own word on where the data are. It is at
-most 1 MB, with at most 5,000 dots.
+Unknown keys are refused. A path that does not exist is an error for those who read its split, or if no split exists.
+The paths may lead anywhere: this file is the user's own. It is at most 1 MB, with at most 5,000 dots.
 """
 
 import os
@@ -40,47 +39,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drloss.data.checks.problems import printable, shown, shown_path
 from drloss.data.files.paths import clean_name
-from drloss.data.files.reading import Most, read_text
-from drloss.data.formats.coco import CocoPart
-from drloss.data.formats.opening import FileSource, Read, absent, coco_reader, is_tree, voc_reader, yolo_reader
-from drloss.data.formats.voc import VocTree
-from drloss.data.formats.yolo_yaml import YoloData, keypoints
-from drloss.errors import AbsentError, DataError
+from drloss.data.files.reading import Limit, read_text
+from drloss.data.formats.coco import CocoPart, coco_reader
+from drloss.data.formats.voc import voc_reader
+from drloss.data.formats.voc_tree import VocTree, is_tree
+from drloss.data.formats.yolo import yolo_reader
+from drloss.data.formats.yolo_yaml import YoloData, keypoint_numbers
+from drloss.data.source import FileSource, Read, absent
+from drloss.errors import AbsentError, DataError, printable, shown, shown_path
 
+DATA_FILE = "data.toml"
+"""Name of the data file that decides about the folder it is in."""
 MAX_BYTES = 1024**2
-MAX_MARKS = {b".": Most(5000)}
-"""Dots in a file: the time and memory that a key takes grow with the square of its parts."""
-_TOP = {
+LIMITS = {b".": Limit(5000)}
+"""Dots in a file: a key takes time and memory that grow with the square of its number of parts."""
+_TOP_KEYS = {
     "coco": ("format", "root", "splits"),
     "voc": ("format", "root", "classes", "one_based", "splits"),
     "yolo": ("format", "root", "classes", "kpt_shape", "splits"),
 }
-_SPLIT = {"coco": ("images", "annotations"), "voc": ("trees", "image_set", "images"), "yolo": ("images",)}
+_SPLIT_KEYS = {"coco": ("images", "annotations"), "voc": ("trees", "image_set", "images"), "yolo": ("images",)}
 
 
-def open_datafile(path: Path, name: str) -> FileSource:
+def open_data_toml(path: Path, name: str) -> FileSource:
     """Read a data file.
 
     Args:
         path: the TOML file.
-        name: what messages call the data set.
+        name: name of the data set in messages.
 
     Raises:
         DataError: naming the file, the key, its value and what is allowed.
     """
     file = printable(str(path))
     try:
-        content = tomllib.loads(read_text(path, MAX_BYTES, MAX_MARKS))
+        content = tomllib.loads(read_text(path, MAX_BYTES, LIMITS))
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise DataError(f"{file}: not TOML ({error})") from None
     except RecursionError:
         raise DataError(f"{file}: not TOML (nested too deeply)") from None
     kind = content.get("format")
-    if not isinstance(kind, str) or kind not in _TOP:
-        raise DataError(f"{file}: format, got {shown(kind)}; allowed: {', '.join(_TOP)}")
-    _only(file, "", content, _TOP[kind])
+    if not isinstance(kind, str) or kind not in _TOP_KEYS:
+        raise DataError(f"{file}: format, got {shown(kind)}; allowed: {', '.join(_TOP_KEYS)}")
+    _only(file, "", content, _TOP_KEYS[kind])
     splits = content.get("splits")
     if not isinstance(splits, dict) or not splits or not all(isinstance(s, dict) for s in splits.values()):
         raise DataError(f"{file}: splits, got {shown(splits)}; allowed: tables such as [splits.train]")
@@ -88,8 +90,8 @@ def open_datafile(path: Path, name: str) -> FileSource:
     root = path.parent / _text(file, "root", content.get("root", "."))
     classes = _classes(file, kind, content)
     for split, table in splits.items():
-        _only(file, f"splits.{split}.", table, _SPLIT[kind])
-    shape = keypoints(file, content.get("kpt_shape"))
+        _only(file, f"splits.{split}.", table, _SPLIT_KEYS[kind])
+    numbers = keypoint_numbers(file, content.get("kpt_shape"))
     one_based = content.get("one_based")
     if one_based is not None and not isinstance(one_based, bool):
         raise DataError(f"{file}: one_based, got {shown(one_based)}; allowed: true, false")
@@ -104,7 +106,7 @@ def open_datafile(path: Path, name: str) -> FileSource:
             else:
                 assert classes is not None
                 folders = tuple(_paths(file, f"splits.{split}.images", table.get("images"), root))
-                readers[split] = yolo_reader(YoloData(path, root, classes, {split: folders}, shape), split)
+                readers[split] = yolo_reader(YoloData(path, root, classes, {split: folders}, numbers), split)
         except AbsentError as error:
             missing[split] = error
             readers[split] = absent(str(error))
