@@ -19,7 +19,9 @@ from torch import Tensor
 from drloss.losses.call_log import told
 from drloss.losses.candidates import candidates_of, reduce_images, split_candidates
 from drloss.losses.distribution import drifted_weights, expected_easiness
-from drloss.losses.fused.op import Rule, choose_backend, fused_losses
+from drloss.losses.fused.backends import choose_backend
+from drloss.losses.fused.loss import fused_losses
+from drloss.losses.fused.rules import DRRule
 from drloss.losses.inputs import Levels, Prior, check_inputs
 from drloss.losses.module import ImageLoss
 from drloss.losses.parameters import require_finite, require_positive
@@ -164,12 +166,13 @@ def dr_loss(
     inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope)
     chosen = choose_backend(backend, inputs, cannot=_not_fused(ranking), inplace=inplace)
     if chosen != "torch":
-        rule = Rule(
-            kind="dr",
-            rates=(1 / pos_lambda, 1 / neg_lambda),
+        rule = DRRule(
+            pos_rate=1 / pos_lambda,
+            neg_rate=1 / neg_lambda,
+            margin=margin,
             surrogate=surrogate,
+            surrogate_parameter=rho if surrogate == "quadratic" else smoothness,
             weights_grad=weights_grad,
-            numbers=(margin, rho if surrogate == "quadratic" else smoothness),
             pooled=scope == "pooled",
         )
         mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]

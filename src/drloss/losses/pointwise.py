@@ -18,7 +18,9 @@ from drloss.losses.candidates import (
     reduce_images,
     split_candidates,
 )
-from drloss.losses.fused.op import Rule, choose_backend, fused_losses
+from drloss.losses.fused.backends import choose_backend
+from drloss.losses.fused.loss import fused_losses
+from drloss.losses.fused.rules import PointwiseRule
 from drloss.losses.inputs import Inputs, Levels, check_inputs, values_can_be_checked
 from drloss.losses.module import ImageLoss
 from drloss.losses.parameters import require_choice, require_not_negative, require_positive
@@ -256,7 +258,7 @@ def _fused(
     inplace: bool,
 ) -> Tensor:
     require_choice("normalizer", normalizer, NORMALIZERS)
-    rule = Rule("focal", (gamma, gamma), normalizer, "", by_sign, scope == "pooled")
+    rule = PointwiseRule(gamma, *by_sign, normalizer, scope == "pooled")
     return reduce_images(fused_losses(inputs, rule, (0, 0), backend, inplace), reduction)
 
 
