@@ -152,8 +152,8 @@ class _Losses(torch.autograd.Function):
             found = function.apply(ctx.options, factors, coefficients, *others, *levels)
         else:
             found = gradients(factors, coefficients, levels, *others, *ctx.options.of_gradients)
-        found = [last_derivative(g, x, _ONCE) for g, x in zip(found, levels, strict=True)]
-        return *[None] * (2 + _FIRST_LEVEL), *found
+        once = [last_derivative(g, x, _ONCE) for g, x in zip(found, levels, strict=True)]
+        return *[None] * (2 + _FIRST_LEVEL), *once
 
 
 class _ForwardLosses(_Losses):
@@ -194,5 +194,5 @@ class _ForwardGradients(_Gradients):
         coefficients, others, levels = _saved(ctx)
         if factors is None:
             factors = torch.zeros_like(coefficients[:, 0, 0])
-        levels = [x.detach() for x in levels]
-        return tuple(gradients(factors, coefficients, levels, *others, *ctx.options.of_gradients))
+        detached = [x.detach() for x in levels]
+        return tuple(gradients(factors, coefficients, detached, *others, *ctx.options.of_gradients))

@@ -18,6 +18,7 @@ from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS, Evaluation, signed
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import Floats, Matches, average_precision, calibration
+from drloss.losses import LossSpec
 from drloss.studies.compare.measure import RunResult
 from drloss.training.config import Config, make_loss, override
 
@@ -181,8 +182,8 @@ class Difference:
 
 def title(spec: str) -> str:
     """What tables call a loss."""
-    name, _, options = spec.partition(":")
-    return TITLES.get(name, name) + (f" ({options.replace(',', ', ')})" if options else "")
+    loss = LossSpec.parse(spec)
+    return TITLES.get(loss.name, loss.name) + (f" ({', '.join(loss.assignments)})" if loss.parameters else "")
 
 
 def slug(spec: str, seed: int) -> str:

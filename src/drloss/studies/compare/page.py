@@ -15,6 +15,7 @@ from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
 from drloss.evaluation.plotting import colours, to_svg
 from drloss.io.atomic import write_text
+from drloss.losses import LossSpec
 from drloss.studies.compare.differences import (
     FEW,
     Contender,
@@ -111,6 +112,7 @@ def write_page(
     ]
     headline = told[0] if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
     differing, equal = _settings(shown)
+    specs = [LossSpec.parse(c.spec) for c in contenders]
     page = render(
         "compare.html",
         _FILTERS,
@@ -130,7 +132,7 @@ def write_page(
         calibration_errors="; ".join(
             f"{c.title} {c.calibration_error:.3f}" for c in contenders if not isnan(c.calibration_error)
         ),
-        own_expectations=len(runs) > 1 and any(c.spec.startswith("dr:") for c in contenders),
+        own_expectations=len(runs) > 1 and any(spec.name == "dr" and spec.parameters for spec in specs),
         drawn=_drawings(contenders, runs),
         gallery=picture(gallery),
         costs=costs(contenders),

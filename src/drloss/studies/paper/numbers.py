@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import e
 
 from drloss.evaluation.coco import METRICS
-from drloss.losses import BEST_KNOWN, lambda_from_log_base
+from drloss.losses import LossSpec, lambda_from_log_base
 from drloss.training.presets import PRESETS
 
 SCALES = ("paper", "laptop")
@@ -220,8 +220,7 @@ def settings(row: Row, scale: str) -> Settings | str:
 
 def _spelt_out(loss: str) -> str:
     """A loss with what its name alone starts from, so that a run's name says what it was divided by."""
-    known = BEST_KNOWN.get(loss, {})
-    return ":".join([loss, ",".join(f"{k}={v}" for k, v in known.items())]) if known else loss
+    return str(LossSpec.parse(loss).complete())
 
 
 def _laptop_scales(recipe: Recipe) -> tuple[int, ...]:
