@@ -13,7 +13,7 @@ from torch import nn
 import small_hosts
 from drloss import DRLoss, adapters, check, dr_loss
 from drloss.adapters.classifier import is_untrained
-from drloss.losses.call_log import watch
+from drloss.losses.call_log import record_calls
 from small_hosts import CLASSES, HOSTS, LABELS, SIZE, Host
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -57,7 +57,7 @@ def for_check(host):
 
 def test_each_set_of_candidates_is_one_call_with_all_images_and_the_object_classes(host):
     model = adapt(host)
-    with watch() as calls:
+    with record_calls() as calls:
         losses = host.step(model, host.batch())
     assert len(calls) == host.sets
     values = classification(host, losses)
@@ -180,7 +180,7 @@ def test_training_lowers_the_loss(host):
 def test_adapting_again_changes_the_loss_alone(host):
     model = adapt(host, adapt(host, None, "focal"), DRLoss(neg_lambda=0.1))
     assert [m.neg_lambda for m in model.modules() if isinstance(m, DRLoss)] == [0.1]
-    with watch() as calls:
+    with record_calls() as calls:
         host.step(model, host.batch())
     assert len(calls) == host.sets
 
@@ -189,7 +189,7 @@ def test_copies_and_pickles_are_adapted_too(host):
     model = adapt(host)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert all(torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items())
-        with watch() as calls:
+        with record_calls() as calls:
             host.step(other, host.batch())
         assert len(calls) == host.sets
 
@@ -239,7 +239,7 @@ def test_each_candidate_has_the_label_that_mmdetection_gives_it_and_is_of_its_im
     adapted = adapt(host, copy.deepcopy(plain), reset=False)
     plain.bbox_head.loss_cls = noted = Noted(plain.bbox_head.loss_cls)
     host.step(plain, host.batch())
-    with watch() as calls:
+    with record_calls() as calls:
         host.step(adapted, host.batch())
     logits, labels = (torch.cat(as_list(part), dim=1) for part in (calls[0].logits, calls[0].labels))
     rows = [tuple(row) for row in logits.reshape(-1, CLASSES).tolist()]
@@ -247,7 +247,7 @@ def test_each_candidate_has_the_label_that_mmdetection_gives_it_and_is_of_its_im
     assert [noted.given[row] for row in rows] == labels.flatten().tolist()
     pixels, instances = host.batch()
     for i in range(len(LABELS)):
-        with watch() as alone:
+        with record_calls() as alone:
             adapted(pixels[i : i + 1], instances[i : i + 1])
         torch.testing.assert_close(torch.cat(as_list(alone[0].logits), dim=1)[0], logits[i])
         assert torch.equal(torch.cat(as_list(alone[0].labels), dim=1)[0], labels[i])
@@ -298,7 +298,7 @@ def test_mmdetections_undecided_anchors_are_ignored():
     host = HOSTS["mmdet-retina"]
     model = adapt(host)
     model.bbox_head.assigner.neg_iou_thr = 0.1
-    with watch() as calls:
+    with record_calls() as calls:
         host.step(model, host.batch())
     marks = torch.cat(as_list(calls[0].labels), dim=1)
     assert (marks[:2] == -1).any()
@@ -366,7 +366,7 @@ def test_check_takes_what_a_loader_of_detectron2_gives():
 def test_detectron2s_neither_and_background_are_taken_as_such():
     host = HOSTS["detectron2-fcos"]
     model = adapt(host)
-    with watch() as calls:
+    with record_calls() as calls:
         host.step(model, host.batch())
     marks = torch.cat(as_list(calls[0].labels), dim=1)
     assert marks.shape == (3, 80)
@@ -382,7 +382,7 @@ def test_detectron2s_neither_and_background_are_taken_as_such():
 def test_ultralytics_multiplies_all_losses_by_the_images():
     host = HOSTS["yolov8"]
     model = adapt(host)
-    with watch() as calls:
+    with record_calls() as calls:
         loss, items = model(host.batch())
     assert loss[1].item() == pytest.approx(len(LABELS) * 4 * calls[0].value.item(), rel=1e-6)
     assert items["cls_loss"].item() == pytest.approx(4 * calls[0].value.item(), rel=1e-6)
@@ -401,7 +401,7 @@ def test_what_ultralytics_assigns_to_an_object_is_positive(name):
     torch.manual_seed(0)
     host.step(plain, host.batch())
     torch.manual_seed(0)
-    with watch() as calls:
+    with record_calls() as calls:
         host.step(adapted, host.batch())
     assert len(calls) == len(assigned)
     for call, (scores, targets) in zip(calls, assigned, strict=True):
@@ -415,7 +415,7 @@ def test_a_yolo_that_has_been_trained_with_its_own_loss_has_ours_from_then_on():
     model = host.make()
     host.step(model, host.batch())
     adapt(host, model)
-    with watch() as calls:
+    with record_calls() as calls:
         host.step(model, host.batch())
     assert len(calls) == 1
 
@@ -473,7 +473,7 @@ def test_ultralytics_trainer_trains_saves_and_goes_on(tmp_path):
         )
         return tmp_path / "runs" / name / "weights" / "last.pt"
 
-    with watch() as calls:
+    with record_calls() as calls:
         last = train("yolov8n.yaml", "first")
     assert [len(call.logits) for call in calls][:2] == [2, 2]
     with torch.no_grad():
@@ -510,7 +510,7 @@ def test_effdets_neither_is_ignored():
     targets = [torch.full((3, *size, anchors), -1) for size in levels]
     targets[0][0, 1, 2, 3], targets[0][0, 3, 2, 1] = 1, -2
     boxes = [torch.zeros(3, *size, 4 * anchors) for size in levels]
-    with watch() as calls:
+    with record_calls() as calls:
         total, cls, box = bench.loss_fn(*outputs, targets, boxes, torch.ones(3))
     marks = calls[0].labels
     width = levels[0][1]

@@ -15,7 +15,7 @@ from drloss.adapters.torchvision import log_odds
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import Objective
-from drloss.losses.call_log import watch
+from drloss.losses.call_log import record_calls
 from drloss.structures import Objects
 from small_detectors import CLASSES, MODELS, batch, make
 
@@ -28,7 +28,7 @@ def classifier_layers(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_is_called_once_with_all_images_and_object_classes_alone(name):
     model = adapt(make(name))
-    with watch() as calls:
+    with record_calls() as calls:
         losses = model(*batch())
     (call,) = calls
     n, anchors, classes = call.logits.shape
@@ -64,7 +64,7 @@ def test_each_logit_has_the_label_that_torchvision_gives_it(name, monkeypatch):
     given = given_to_the_host(name, monkeypatch)
     logits = torch.cat([x.reshape(-1, CLASSES) for x, _ in given])
     positive = torch.cat([y.reshape(-1, CLASSES) for _, y in given])[:, 1:] == 1
-    with watch() as calls:
+    with record_calls() as calls:
         adapt(make(name), reset=None if name == "ssd" else False)(*batch())
     labels = calls[0].labels.flatten()
     ours = calls[0].logits.reshape(-1, CLASSES - 1)[labels >= 0]
@@ -178,7 +178,7 @@ def test_log_odds_are_those_of_the_softmax_and_finite_where_it_saturates():
 def test_anchors_between_the_matchers_thresholds_are_ignored():
     model = adapt(make("retinanet"))
     model.proposal_matcher.low_threshold = 0.1
-    with watch() as calls:
+    with record_calls() as calls:
         model(*batch())
     labels = calls[0].labels
     assert (labels[:2] == -1).any()
@@ -222,7 +222,7 @@ def test_labels_from_zero_are_classes_where_that_is_said(name):
     images, targets = batch()
     targets[0]["labels"] = torch.tensor([0, 2])
     model = adapt(make(name), background=False)
-    with watch() as calls:
+    with record_calls() as calls:
         model(images, targets)
     assert calls[0].logits.shape[2] == CLASSES
     assert set(calls[0].labels[0].tolist()) - {-1, 0} == {1, 3}
@@ -263,7 +263,7 @@ def test_what_cannot_be_adapted_is_refused():
 def test_the_adapted_retinanet_has_the_loss_of_our_detector():
     model = adapt(make("retinanet"))
     images, targets = batch()
-    with watch() as calls:
+    with record_calls() as calls:
         losses = model(images, targets)
     transformed, resized = model.transform(images, targets)
     anchors = model.anchor_generator(transformed, [model.backbone(transformed.tensors)])[0]

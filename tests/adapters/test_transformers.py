@@ -17,7 +17,7 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from drloss import DRLoss, check, dr_loss
 from drloss.adapters import adapt
 from drloss.adapters import transformers as adapter
-from drloss.losses.call_log import watch
+from drloss.losses.call_log import record_calls
 from small_detr import CLASSES, MODELS, RT_DETR, backbone, batch, make
 
 STEM = {name: "loss_vfl" if name in RT_DETR else "loss_ce" for name in MODELS}
@@ -26,7 +26,7 @@ STEM = {name: "loss_vfl" if name in RT_DETR else "loss_ce" for name in MODELS}
 def step(model, data=None):
     """One step, with the same denoising noise each time, and its calls."""
     torch.manual_seed(5)
-    with watch() as calls:
+    with record_calls() as calls:
         return model(**(data or batch())), calls
 
 

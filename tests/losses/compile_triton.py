@@ -6,7 +6,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from drloss.losses.fused import triton as kernels
+from drloss.losses.fused import triton_kernels as kernels
 
 
 def build(kernel, pointers, constants):
@@ -29,16 +29,16 @@ def build(kernel, pointers, constants):
 def main():
     fixed = {"labels": "*i64", "dense": "*u8"}
     fixed |= dict.fromkeys(
-        ("pos_weights", "neg_weights", "extremes", "slots", "factors", "coefficients", "losses"), "*fp32"
+        ("pos_weights", "neg_weights", "first_pass", "slots", "factors", "coefficients", "losses"), "*fp32"
     )
-    options = {"DENSE": False, "POS_WEIGHTS": False, "NEG_WEIGHTS": False, "EXTREMES": False, "FOCAL": False}
-    cases = [{}, {"EXTREMES": True}, {"FOCAL": True}, {"POS_WEIGHTS": True, "NEG_WEIGHTS": True}, {"DENSE": True}]
+    options = {"DENSE": False, "POS_WEIGHTS": False, "NEG_WEIGHTS": False, "FIRST_PASS": False, "FOCAL": False}
+    cases = [{}, {"FIRST_PASS": True}, {"FOCAL": True}, {"POS_WEIGHTS": True, "NEG_WEIGHTS": True}, {"DENSE": True}]
     for dtype, planes, task, case in product(("fp32", "bf16", "fp16"), (False, True), range(3), cases):
         levels = {f"{which}{i}": f"*{dtype}" for which in "xg" for i in range(kernels.LEVELS)}
         shape = {"K": 80, "PER_PLACE": 9 if planes else 1, "PLANES": planes, "TASK": task, "LEVELS": 5}
         build(kernels.pass_over_logits, fixed | levels, shape | {"BLOCK": 1024, "STEPS": 16} | options | case)
     for surrogate, mode, focal in product(range(3), range(3), (False, True)):
-        words = {"SURROGATE": surrogate, "WEIGHTS_GRAD": mode, "EXTREMES": True, "FOCAL": focal, "BLOCK": 256}
+        words = {"CHOICE": surrogate, "WEIGHTS_GRAD": mode, "FIRST_PASS": True, "FOCAL": focal, "BLOCK": 256}
         build(kernels.finish, fixed, words)
 
 

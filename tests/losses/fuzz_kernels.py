@@ -11,7 +11,7 @@ LABELS = [-1, 0, 1, 2, 3, 4, 255, 10**6, 10**12, 2**62, -(2**63), 2**63 - 1]
 
 
 def one(seed: int) -> None:
-    """One problem of random shapes, layouts, labels, weights and extremes."""
+    """One problem of random shapes, layouts, labels, weights and first passes."""
     random.seed(seed)
     torch.manual_seed(seed)
     n, k, dtype = random.randint(0, 2), random.choice([1, 3, 17, 33, 80]), random.choice(cpu.DTYPES)
@@ -32,11 +32,11 @@ def one(seed: int) -> None:
     weights = [
         None if random.random() < 0.5 else torch.rand(random.choice(narrow)).expand(n, anchors, k) for _ in range(2)
     ]
-    extremes = torch.randn(n, 2, 4) if random.random() < 0.3 else None
+    first_pass = torch.randn(n, 2, 4) if random.random() < 0.3 else None
     numbers = torch.tensor([1.0, 12.0, 0.5, 6.0], dtype=torch.float64)
     kind, pooled = random.choice(["dr", "focal"]), random.random() < 0.3
     ending = ("positives", "") if kind == "focal" else ("logistic", "exact")
-    rest = (labels, dense, *weights, extremes, numbers)
+    rest = (labels, dense, *weights, first_pass, numbers)
     losses, coefficients = torch.ops.drloss.losses(logits, *rest, k, kind, "cpu", *ending, pooled)
     factors = torch.ones_like(losses)
     torch.ops.drloss.gradients(factors, coefficients, logits, *rest, k, kind, "cpu")

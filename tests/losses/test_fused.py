@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from drloss import DRLoss, FocalLoss, cross_entropy_loss, dr_loss, focal_loss
 from drloss.losses.fused import chunked, cpu
-from drloss.losses.fused.op import backend_of
+from drloss.losses.fused.backends import backend_of
 from losses.cases import BACKENDS, CPU, TRITON, gradient_of, random_case
 
 ERROR = 2e-6
@@ -333,8 +333,8 @@ def test_functional_gradients(backend):
 
 def test_operators_are_registered_as_torch_asks():
     logits, labels = random_case(16, dtype=torch.float32)
-    for extremes in (None, torch.tensor([0.0, 1.0, -1.0, 0.5]).repeat(2, 2, 1)):
-        arguments = ([logits, logits[:, :0].contiguous()], labels, None, None, None, extremes)
+    for first_pass in (None, torch.tensor([0.0, 1.0, -1.0, 0.5]).repeat(2, 2, 1)):
+        arguments = ([logits, logits[:, :0].contiguous()], labels, None, None, None, first_pass)
         numbers = torch.tensor([1.0, 2.0, 0.5, 6.0], dtype=torch.float64)
         rest = (numbers, 3, "dr", "chunked", "logistic", "exact", False)
         library.opcheck(torch.ops.drloss.losses.default, (*arguments, *rest))
@@ -342,7 +342,7 @@ def test_operators_are_registered_as_torch_asks():
         library.opcheck(torch.ops.drloss.gradients.default, backward)
         library.opcheck(torch.ops.drloss.gradients_in_place.default, backward)
         few = (*arguments[:5], 3, [2, 0], [False, True], False, "chunked")
-        library.opcheck(torch.ops.drloss.extremes.default, few)
+        library.opcheck(torch.ops.drloss.first_pass.default, few)
 
 
 def test_modules_take_the_backend():

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import typing
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from drloss import LOSSES, DRLoss, FocalLoss, ImageLoss, dr_loss, focal_loss
 from drloss.losses import make_loss
-from drloss.losses.call_log import watch
+from drloss.losses.call_log import record_calls
 from losses.cases import random_case
 
 
@@ -45,6 +46,16 @@ def test_a_modules_signature_is_its_functions():
     of_function = inspect.signature(dr_loss).parameters
     assert list(parameters)[1:] == [n for n in of_function if n not in ("logits", "labels", "ignore")]
     assert all(parameters[n].default == of_function[n].default for n in list(parameters)[1:])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_options_that_an_editor_shows_are_those_of_the_function(name):
+    loss = LOSSES[name]
+    shown = typing.get_type_hints(typing.get_args(inspect.get_annotations(loss.__init__)["options"])[0])
+    parameters = inspect.signature(loss.function).parameters
+    assert set(shown) == set(loss.defaults)
+    assert all(parameters[n].annotation == kind for n, kind in shown.items())
+    assert all(parameters[n].default == default for n, default in loss.defaults.items())
 
 
 def test_options_are_attributes_that_may_be_scheduled():
@@ -155,5 +166,5 @@ def test_modules_of_several_threads_are_made_and_called_at_once():
     def work(_):
         return DRLoss(neg_lambda=0.2)(logits, labels)
 
-    with watch(), ThreadPoolExecutor(4) as pool:
+    with record_calls(), ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(found, wanted) for found in pool.map(work, range(40)))

@@ -37,7 +37,8 @@ DEFORMABLE_DETR = (
     DabDetrForObjectDetection,
 )
 Targets = list[dict[str, Tensor]]
-Matches = list[tuple[Tensor, Tensor]]
+Assignment = list[tuple[Tensor, Tensor]]
+"""Of each image the queries that have an object, and these objects."""
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
@@ -208,7 +209,7 @@ class _ClassLoss:
 
     drloss: ImageLoss
 
-    def of_set(self, outputs: dict[str, Tensor], targets: Targets, indices: Matches) -> Tensor:
+    def of_set(self, outputs: dict[str, Tensor], targets: Targets, indices: Assignment) -> Tensor:
         """Loss of all images' queries of one layer.
 
         Args:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from drloss.io.atomic import write_atomic, write_json, write_text
+from drloss.losses import LossSpec
 
 # The colour-blind can tell these apart, and they have about the same contrast on white and on near-black.
 PALETTE = {
@@ -48,7 +49,7 @@ def colours(losses: Sequence[str]) -> list[str]:
     """
     chosen = []
     for loss, before in zip(losses, variants(losses), strict=True):
-        base = PALETTE.get(loss.partition(":")[0], OTHER)
+        base = PALETTE.get(LossSpec.parse(loss).name, OTHER)
         share = 0.45**before
         ends = zip(_rgb(base), _rgb("#9a9a9a"), strict=True)
         chosen.append("#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in ends))
@@ -57,7 +58,7 @@ def colours(losses: Sequence[str]) -> list[str]:
 
 def variants(losses: Sequence[str]) -> list[int]:
     """For each run, the number of runs before it that have the same loss."""
-    names = [loss.partition(":")[0] for loss in losses]
+    names = [LossSpec.parse(loss).name for loss in losses]
     return [names[:index].count(name) for index, name in enumerate(names)]
 
 

@@ -15,15 +15,17 @@ Every sum over a ramp is a sum of linear pieces, so sorting and prefix sums (:cl
 replace the loop over positives, with the same numbers.
 """
 
+from typing import Any, TypedDict, Unpack
+
 import torch
 from torch import Tensor
 
-from drloss.losses.candidates import CandidateSet, reduce_images, split_candidates
+from drloss.losses.candidates import REDUCTIONS, CandidateSet, reduce_images, split_candidates
 from drloss.losses.derivatives import with_slopes
-from drloss.losses.inputs import Levels
+from drloss.losses.inputs import SCOPES, Levels
 from drloss.losses.module import ImageLoss
 from drloss.losses.pairs import SortedSums
-from drloss.losses.parameters import require_positive
+from drloss.losses.parameters import require_choice, require_positive
 from drloss.losses.summation import wide
 
 _FARTHEST = 1e4  # logits are cut here, so that sums stay finite
@@ -60,19 +62,27 @@ def ap_loss(
     >>> ap_loss(torch.tensor([[[5.0], [3.0], [1.0]]]), torch.tensor([[1, 0, 1]]))  # precisions 1 and 2/3
     tensor(0.1667)
     """
+    _check_options(delta, interpolate, scope, reduction)
+    candidates = split_candidates(logits, labels, ignore, scope=scope)
+    positive, negative = candidates.positive, candidates.negative
+    signed = [positive.signed, negative.signed]
+    with torch.no_grad():
+        pos_signed, neg_signed = (x.detach() for x in signed)
+        value, *updates = _average_precision(
+            pos_signed, neg_signed, _present(positive), _present(negative), delta, interpolate
+        )
+    losses = with_slopes(value, updates, signed, "AP-loss")
+    return reduce_images(losses.squeeze(1).to(positive.signed.dtype), reduction)
+
+
+def _check_options(delta: float, interpolate: bool, scope: str, reduction: str) -> None:
     require_positive(delta=delta)
     if delta < 1e-9:
         raise ValueError(f"delta must be at least 1e-9, what logits can be told apart by, got {delta!r}")
     if not isinstance(interpolate, bool):
         raise ValueError(f"interpolate must be True or False, got {interpolate!r}")
-    candidates = split_candidates(logits, labels, ignore, scope=scope)
-    positive, negative = candidates.positive, candidates.negative
-    signed = [positive.signed, negative.signed]
-    with torch.no_grad():
-        there = _present(positive), _present(negative)
-        value, *updates = _average_precision(signed[0].detach(), signed[1].detach(), *there, delta, interpolate)
-    losses = with_slopes(value, updates, signed, "AP-loss")
-    return reduce_images(losses.squeeze(1).to(positive.signed.dtype), reduction)
+    require_choice("scope", scope, SCOPES)
+    require_choice("reduction", reduction, REDUCTIONS)
 
 
 def _present(candidates: CandidateSet) -> Tensor:
@@ -108,8 +118,24 @@ def _ramps(sources: SortedSums, s: Tensor, delta: float) -> Tensor:
     return sources.quadratic(s, delta)[1]
 
 
+class APOptions(TypedDict, total=False):
+    """Options of :class:`APLoss`."""
+
+    delta: float
+    interpolate: bool
+    scope: str
+    reduction: str
+
+
 class APLoss(ImageLoss):
     """``cls_weight`` · :func:`ap_loss` as a module."""
 
     function = staticmethod(ap_loss)
     prior_probability = 0.01
+
+    def __init__(self, cls_weight: float = 1.0, **options: Unpack[APOptions]) -> None:
+        super().__init__(cls_weight, **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        _check_options(**options)

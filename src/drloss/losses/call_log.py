@@ -1,4 +1,4 @@
-"""Seeing how a loss is called from inside somebody else's training step."""
+"""A record of the calls of a loss, made from outside of the training step that calls it."""
 
 import threading
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ class Call:
     """One call of a loss function.
 
     Attributes:
-        logits, labels: as they were given.
-        options: keyword options.
-        value: what it returned, without a module's weight.
-        weight: the module's, None where no module made the call.
+        logits, labels: arguments of the call.
+        options: its keyword options.
+        value: its result, without a module's weight.
+        weight: weight of the module that made the call; None where no module did.
     """
 
     logits: Any
@@ -27,31 +27,31 @@ class Call:
     weight: float | None = None
 
 
-_watchers: list[tuple[list[Call], set[int]]] = []
-"""Lists of calls, each with the threads whose calls are none of its business."""
+_records: list[tuple[list[Call], set[int]]] = []
+"""Lists of calls, each with the threads whose calls do not belong in it."""
 _this_thread = threading.local()
 
 
 @contextmanager
-def watch() -> Iterator[list[Call]]:
+def record_calls() -> Iterator[list[Call]]:
     """Collect the calls of :func:`drloss.dr_loss` in a list until the context ends.
 
-    Those of this thread and of threads that begin in the meantime, such as ``DataParallel``'s; others have begun what
-    they do before, and it is another's step.
+    The calls of this thread are recorded, and those of threads that start inside the context, such as
+    ``DataParallel``'s. A thread that was running before works on another training step.
     """
     calls: list[Call] = []
     others = {thread.ident for thread in threading.enumerate() if thread.ident is not None}
-    _watchers.append((calls, others - {threading.get_ident()}))
+    _records.append((calls, others - {threading.get_ident()}))
     try:
         yield calls
     finally:
-        del _watchers[[id(own) for own, _ in _watchers].index(id(calls))]
+        del _records[[id(own) for own, _ in _records].index(id(calls))]
 
 
 @contextmanager
-def unwatched() -> Iterator[None]:
-    """Hide calls that are no part of a training step from whoever watches."""
-    before = _hidden()
+def not_recorded() -> Iterator[None]:
+    """Leave this thread's calls out of every record: calls that are not part of a training step."""
+    before = _is_hidden()
     _this_thread.hidden = True
     try:
         yield
@@ -59,27 +59,27 @@ def unwatched() -> Iterator[None]:
         _this_thread.hidden = before
 
 
-def _hidden() -> bool:
+def _is_hidden() -> bool:
     return getattr(_this_thread, "hidden", False)
 
 
-def _seen_by() -> list[list[Call]]:
-    """The lists that a call of now belongs to."""
-    if not _watchers or _hidden():
+def _open_records() -> list[list[Call]]:
+    """The lists that a call of this thread belongs in."""
+    if not _records or _is_hidden():
         return []
-    return [calls for calls, others in _watchers if threading.get_ident() not in others]
+    return [calls for calls, others in _records if threading.get_ident() not in others]
 
 
-def told(logits: Any, labels: Any, options: dict[str, Any], value: Tensor) -> Tensor:
-    """Hand a call to whoever watches, and return its value."""
-    for calls in _seen_by():
+def record_call(logits: Any, labels: Any, options: dict[str, Any], value: Tensor) -> Tensor:
+    """Record a call, and return its value."""
+    for calls in _open_records():
         calls.append(Call(logits, labels, options, value))
     return value
 
 
-def weighed(value: Tensor, weight: float) -> Tensor:
-    """Hand the weight of a module to whoever watches, and return the value times the weight."""
-    for calls in _seen_by():
+def record_weight(value: Tensor, weight: float) -> Tensor:
+    """Record the weight of the module that made the call with this value, and return the value times the weight."""
+    for calls in _open_records():
         for call in calls:
             if call.value is value:
                 call.weight = float(weight)

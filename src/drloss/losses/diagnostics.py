@@ -13,7 +13,7 @@ from drloss.losses.distribution import Drift, effective_number, expected_easines
 from drloss.losses.dr import DRLoss
 from drloss.losses.inputs import Levels, join
 from drloss.losses.parameters import require_choice
-from drloss.losses.ranking import Ranking
+from drloss.losses.ranking import RankingLoss
 from drloss.losses.summation import total
 
 HARD_SHARE = 0.01
@@ -73,7 +73,7 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
     for name in ("backend", "inplace"):
         del settings[name]
     split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
-    ranking = Ranking.of(**settings)
+    ranking = RankingLoss.of(**settings)
     with torch.inference_mode(False), torch.enable_grad():
         candidates = _leaves(split_candidates(logits, labels, ignore, **split))
         gradient = torch.autograd.grad(ranking.losses(candidates).sum(), candidates.negative.signed)[0]

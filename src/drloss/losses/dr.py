@@ -12,18 +12,21 @@ image without objects has a loss of its own, that of a perfect positive.
 """
 
 from math import log
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from drloss.losses.call_log import told
-from drloss.losses.candidates import candidates_of, reduce_images, split_candidates
+from drloss.losses.call_log import record_call
+from drloss.losses.candidates import REDUCTIONS, candidates_of, reduce_images, split_candidates
 from drloss.losses.distribution import drifted_weights, expected_easiness
-from drloss.losses.fused.op import Rule, choose_backend, fused_losses
-from drloss.losses.inputs import Levels, Prior, check_inputs
+from drloss.losses.fused.backends import check_backend, choose_backend
+from drloss.losses.fused.loss import fused_losses
+from drloss.losses.fused.rules import DRRule
+from drloss.losses.inputs import Levels, Prior, check_inputs, check_split
 from drloss.losses.module import ImageLoss
-from drloss.losses.parameters import require_finite, require_positive
-from drloss.losses.ranking import Ranking
+from drloss.losses.parameters import require_choice, require_finite, require_positive
+from drloss.losses.ranking import RankingLoss
 from drloss.losses.summation import spread
 
 POS_LAMBDA = 1.0
@@ -146,7 +149,7 @@ def dr_loss(
     >>> dr_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64))  # no positive: z = 0.5 - 1 + 0.5
     tensor(0.1155)
     """
-    ranking = Ranking.of(
+    ranking = RankingLoss.of(
         pairing=pairing,
         surrogate=surrogate,
         smoothness=smoothness,
@@ -164,12 +167,13 @@ def dr_loss(
     inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope)
     chosen = choose_backend(backend, inputs, cannot=_not_fused(ranking), inplace=inplace)
     if chosen != "torch":
-        rule = Rule(
-            kind="dr",
-            rates=(1 / pos_lambda, 1 / neg_lambda),
+        rule = DRRule(
+            pos_rate=1 / pos_lambda,
+            neg_rate=1 / neg_lambda,
+            margin=margin,
             surrogate=surrogate,
+            surrogate_parameter=rho if surrogate == "quadratic" else smoothness,
             weights_grad=weights_grad,
-            numbers=(margin, rho if surrogate == "quadratic" else smoothness),
             pooled=scope == "pooled",
         )
         mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
@@ -177,10 +181,10 @@ def dr_loss(
     else:
         losses = ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope))
     options = {"ignore": ignore, "scope": scope, "reduction": reduction}
-    return told(logits, labels, options, reduce_images(losses, reduction))
+    return record_call(logits, labels, options, reduce_images(losses, reduction))
 
 
-def _not_fused(ranking: Ranking) -> str:
+def _not_fused(ranking: RankingLoss) -> str:
     """Why the fused backends do not have this ranking, if so."""
     if ranking.pairing != "dr":
         return f"pairing {ranking.pairing!r}"
@@ -189,6 +193,30 @@ def _not_fused(ranking: Ranking) -> str:
     if min(ranking.negative.lam, ranking.positive.lam) < LEAST_FUSED_LAMBDA:
         return f"a λ below {LEAST_FUSED_LAMBDA:g}"
     return "" if ranking.negative.radius is None and ranking.positive.radius is None else "a radius"
+
+
+class DROptions(TypedDict, total=False):
+    """The options of :func:`dr_loss` that a :class:`DRLoss` keeps."""
+
+    pairing: str
+    surrogate: str
+    smoothness: float
+    rho: float
+    margin: float
+    regularizer: str
+    pos_lambda: float
+    neg_lambda: float
+    pos_radius: float | None
+    neg_radius: float | None
+    pos_alpha: float | None
+    neg_alpha: float | None
+    pos_prior: Prior
+    neg_prior: Prior
+    weights_grad: str
+    scope: str
+    reduction: str
+    backend: str
+    inplace: bool
 
 
 class DRLoss(ImageLoss):
@@ -212,8 +240,16 @@ class DRLoss(ImageLoss):
     function = staticmethod(dr_loss)
     prior_probability = 0.5  # §4.2: bias 0
 
-    def __init__(self, cls_weight: float = CLS_WEIGHT, **options: object) -> None:
+    def __init__(self, cls_weight: float = CLS_WEIGHT, **options: Unpack[DROptions]) -> None:
         super().__init__(cls_weight, **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        rest = dict(options)
+        check_split(rest.pop("pos_prior"), rest.pop("neg_prior"), rest.pop("scope"))
+        require_choice("reduction", rest.pop("reduction"), REDUCTIONS)
+        backend, inplace = rest.pop("backend"), rest.pop("inplace")
+        check_backend(backend, inplace=inplace, cannot=_not_fused(RankingLoss.of(**rest)))
 
 
 def expectation_gradient(easiness: Tensor, weights: Tensor, *, lam: float) -> Tensor:

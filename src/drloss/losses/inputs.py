@@ -62,7 +62,7 @@ def check_inputs(
             in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
         TypeError: if something is no tensor.
     """
-    require_choice("scope", scope, SCOPES)
+    check_split(pos_prior, neg_prior, scope)
     levels = _parts("logits", logits)
     labels = join("labels", labels)
     if not all(level.is_floating_point() for level in levels):
@@ -82,6 +82,21 @@ def check_inputs(
             "ignore goes with dense targets (N, A, K), got it with integer labels, which mark ignored anchors by -1"
         )
     return Inputs(levels, _check_labels(labels, shape).to(levels[0].device), None, None, weights, shape[2])
+
+
+def check_split(pos_prior: Prior, neg_prior: Prior, scope: str) -> None:
+    """Check the options that say how candidates are split into sets, as far as they do not depend on the inputs.
+
+    Raises:
+        ValueError: if the scope is unknown, or a prior is a number that is no count.
+        TypeError: if a prior is a list of anything but tensors.
+    """
+    require_choice("scope", scope, SCOPES)
+    for name, prior in (("pos_prior", pos_prior), ("neg_prior", neg_prior)):
+        if isinstance(prior, (Tensor, list, tuple)):
+            _parts(name, prior)
+        elif prior is not None:
+            require_count(**{name: prior})
 
 
 def _shape(levels: list[Tensor], labels: Tensor) -> tuple[int, int, int]:
@@ -153,10 +168,7 @@ def _prior_weights(
     name: str, prior: Prior, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, scope: str
 ) -> Tensor | None:
     """Weights (N, A, K) of a prior that is a tensor, 1 at the most for each distribution, else None."""
-    if prior is None:
-        return None
-    if not isinstance(prior, (Tensor, list, tuple)):
-        require_count(**{name: prior})
+    if prior is None or isinstance(prior, int):
         return None
     prior = join(name, prior).detach()
     n, a, k = shape

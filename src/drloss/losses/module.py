@@ -1,4 +1,4 @@
-"""A loss function as a module: a weight, the function's options, and the probability its classifier starts from."""
+"""A loss function as a module: a weight, the function's options, and the score that its classifier starts from."""
 
 import inspect
 from collections.abc import Callable
@@ -8,22 +8,23 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from drloss.losses.call_log import unwatched, weighed
+from drloss.errors import nearest
+from drloss.losses.call_log import not_recorded, record_weight
 from drloss.losses.inputs import Levels, join
 from drloss.losses.parameters import require_positive
 
-_PER_BATCH = ("ignore", "quality")  # what belongs to the images and is given with them
+_PER_BATCH = ("ignore", "quality")  # options that belong to the images and are given with each batch
 
 
 class ImageLoss(nn.Module):
     """``cls_weight`` · ``function``, with the function's keyword options kept.
 
-    A subclass names its ``function``; its signature is taken from there, so that a default is written once.
+    A subclass names its ``function`` and takes its signature from there, so that a default is written once.
 
     Args:
         cls_weight: weight beside the box loss, positive.
         options: keyword options of ``function``. A tensor of several numbers, or a list of tensors by level, becomes
-            a buffer, which moves with the module but is never narrowed: ``half()`` would make counts infinite.
+            a buffer. It moves with the module but keeps its precision: ``half()`` would make counts infinite.
     Raises:
         TypeError: if an option is unknown.
         ValueError: if a value is out of range.
@@ -51,7 +52,8 @@ class ImageLoss(nn.Module):
         for name in options:
             if name not in self.defaults:
                 raise TypeError(
-                    f"{type(self).__name__} has no option {name!r}; it has cls_weight, {', '.join(self.defaults)}"
+                    f"{type(self).__name__} has no option {name!r}{nearest(name, self.defaults)}; it has cls_weight, "
+                    f"{', '.join(self.defaults)}"
                 )
         cls_weight = _plain(cls_weight)
         require_positive(cls_weight=cls_weight)
@@ -63,15 +65,19 @@ class ImageLoss(nn.Module):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
-        numbers = {k: None if k in self._buffers else v for k, v in self.options.items()}
-        with unwatched():
-            self.function(
-                torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **numbers
-            )  # raises for a bad one
+        self.check_options({k: None if k in self._buffers else v for k, v in self.options.items()})
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range; weights of a prior are None here.
+
+        Every loss here checks its parameters. A subclass without a check of its own is called on no anchors.
+        """
+        with not_recorded():
+            self.function(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **options)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The function's options by name, as they are now."""
+        """Current values of the function's options, by name."""
         return {name: getattr(self, name) for name in self.defaults}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -84,11 +90,11 @@ class ImageLoss(nn.Module):
         return self
 
     def forward(self, logits: Levels, labels: Levels, **per_batch: Any) -> Tensor:
-        """Weighted loss; ``logits``, ``labels``, what may be given per batch and the result as in ``function``."""
-        return weighed(type(self).function(logits, labels, **(self.options | per_batch)), self.cls_weight)
+        """Weighted loss; logits, labels, options of this batch and the result are those of ``function``."""
+        return record_weight(type(self).function(logits, labels, **(self.options | per_batch)), self.cls_weight)
 
     def extra_repr(self) -> str:
-        """Parameters as they are shown by ``print(module)``."""
+        """Weight and options, as ``print(module)`` shows them."""
         shown = {"cls_weight": self.cls_weight} | {k: v for k, v in self.options.items() if v is not None}
         return ", ".join(
             f"{k}={tuple(v.shape) if isinstance(v, Tensor) else f'{v:.6g}' if isinstance(v, float) else repr(v)}"
@@ -97,7 +103,7 @@ class ImageLoss(nn.Module):
 
 
 def _plain(value: Any) -> Any:
-    """A number of another library, such as NumPy's, as one of Python."""
+    """The value; a number of another library, such as NumPy's, becomes a number of Python."""
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):

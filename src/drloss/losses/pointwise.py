@@ -6,11 +6,14 @@ loss of a batch is the mean over its images on any number of devices. ``scope="p
 batch.
 """
 
+from typing import Any, TypedDict, Unpack
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from drloss.losses.candidates import (
+    REDUCTIONS,
     Candidates,
     CandidateSet,
     candidates_of,
@@ -18,8 +21,10 @@ from drloss.losses.candidates import (
     reduce_images,
     split_candidates,
 )
-from drloss.losses.fused.op import Rule, choose_backend, fused_losses
-from drloss.losses.inputs import Inputs, Levels, check_inputs, values_can_be_checked
+from drloss.losses.fused.backends import check_backend, choose_backend
+from drloss.losses.fused.loss import fused_losses
+from drloss.losses.fused.rules import PointwiseRule
+from drloss.losses.inputs import SCOPES, Inputs, Levels, check_inputs, values_can_be_checked
 from drloss.losses.module import ImageLoss
 from drloss.losses.parameters import require_choice, require_not_negative, require_positive
 from drloss.losses.summation import total, wide
@@ -97,9 +102,7 @@ def focal_loss(
     >>> focal_loss(torch.zeros(1, 3, 2), labels)  # (0.25 + 3 · 0.75) · 0.25 · log 2
     tensor(0.4332)
     """
-    require_not_negative(alpha=alpha, gamma=gamma)
-    if alpha > 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    _check_focal(alpha, gamma)
     inputs = check_inputs(logits, labels, ignore, None, None, scope)
     chosen = choose_backend(backend, inputs, inplace=inplace)
     if chosen != "torch":
@@ -184,9 +187,7 @@ def quality_focal_loss(
     >>> quality_focal_loss(torch.zeros(1, 3, 2), labels)  # 4 candidates of 0.25 · log 2
     tensor(0.6931)
     """
-    require_not_negative(beta=beta)
-    if 0 < beta < 1:
-        raise ValueError(f"beta must be 0 or at least 1, got {beta!r}")
+    _check_beta(beta)
     inputs = check_inputs(logits, labels, ignore, None, None, scope)
     candidates = candidates_of(inputs, None, None, scope)
     x = candidates.positive.signed
@@ -245,6 +246,28 @@ def _quality(quality: Levels | None, inputs: Inputs, like: Tensor) -> Tensor:
     return functional.pad(quality, (0, like.shape[1] - quality.shape[1]), value=1.0)
 
 
+def _check_options(
+    normalizer: str, scope: str, reduction: str, *, backend: str = "auto", inplace: bool = False
+) -> None:
+    """Raise ValueError for an option of any pointwise loss that is out of range."""
+    require_choice("normalizer", normalizer, NORMALIZERS)
+    require_choice("scope", scope, SCOPES)
+    require_choice("reduction", reduction, REDUCTIONS)
+    check_backend(backend, inplace=inplace)
+
+
+def _check_focal(alpha: float, gamma: float) -> None:
+    require_not_negative(alpha=alpha, gamma=gamma)
+    if alpha > 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+
+
+def _check_beta(beta: float) -> None:
+    require_not_negative(beta=beta)
+    if 0 < beta < 1:
+        raise ValueError(f"beta must be 0 or at least 1, got {beta!r}")
+
+
 def _fused(
     inputs: Inputs,
     gamma: float,
@@ -256,7 +279,7 @@ def _fused(
     inplace: bool,
 ) -> Tensor:
     require_choice("normalizer", normalizer, NORMALIZERS)
-    rule = Rule("focal", (gamma, gamma), normalizer, "", by_sign, scope == "pooled")
+    rule = PointwiseRule(gamma, *by_sign, normalizer, scope == "pooled")
     return reduce_images(fused_losses(inputs, rule, (0, 0), backend, inplace), reduction)
 
 
@@ -267,11 +290,52 @@ def _reduce(losses: Tensor, candidates: Candidates, normalizer: str, reduction: 
     return reduce_images(losses.squeeze(1).to(candidates.positive.signed.dtype), reduction)
 
 
+class PointwiseOptions(TypedDict, total=False):
+    """Options of every pointwise loss."""
+
+    normalizer: str
+    scope: str
+    reduction: str
+
+
+class FusedOptions(PointwiseOptions, total=False):
+    """Options of :class:`CrossEntropyLoss`, and of every pointwise loss that has fused backends."""
+
+    backend: str
+    inplace: bool
+
+
+class FocalOptions(FusedOptions, total=False):
+    """Options of :class:`FocalLoss`."""
+
+    alpha: float
+    gamma: float
+
+
+class OHEMOptions(PointwiseOptions, total=False):
+    """Options of :class:`OHEMLoss`."""
+
+    ratio: float
+
+
+class QualityFocalOptions(PointwiseOptions, total=False):
+    """Options of :class:`QualityFocalLoss`."""
+
+    beta: float
+
+
 class CrossEntropyLoss(ImageLoss):
     """``cls_weight`` · :func:`cross_entropy_loss` as a module."""
 
     function = staticmethod(cross_entropy_loss)
-    prior_probability = 0.01  # as [17] found necessary for a sum over all candidates
+    prior_probability = 0.01  # [17] found it necessary for a sum over all candidates
+
+    def __init__(self, cls_weight: float = 1.0, **options: Unpack[FusedOptions]) -> None:
+        super().__init__(cls_weight, **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        _check_options(**options)
 
 
 class FocalLoss(ImageLoss):
@@ -280,12 +344,30 @@ class FocalLoss(ImageLoss):
     function = staticmethod(focal_loss)
     prior_probability = 0.01  # [17], §3.3: bias -log(99)
 
+    def __init__(self, cls_weight: float = 1.0, **options: Unpack[FocalOptions]) -> None:
+        super().__init__(cls_weight, **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        rest = dict(options)
+        _check_focal(rest.pop("alpha"), rest.pop("gamma"))
+        _check_options(**rest)
+
 
 class OHEMLoss(ImageLoss):
     """``cls_weight`` · :func:`ohem_loss` as a module."""
 
     function = staticmethod(ohem_loss)
     prior_probability = 0.01
+
+    def __init__(self, cls_weight: float = 1.0, **options: Unpack[OHEMOptions]) -> None:
+        super().__init__(cls_weight, **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        rest = dict(options)
+        require_positive(ratio=rest.pop("ratio"))
+        _check_options(**rest)
 
 
 class QualityFocalLoss(ImageLoss):
@@ -294,3 +376,12 @@ class QualityFocalLoss(ImageLoss):
     function = staticmethod(quality_focal_loss)
     prior_probability = 0.01
     uses_quality = True
+
+    def __init__(self, cls_weight: float = 1.0, **options: Unpack[QualityFocalOptions]) -> None:
+        super().__init__(cls_weight, **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        rest = dict(options)
+        _check_beta(rest.pop("beta"))
+        _check_options(**rest)

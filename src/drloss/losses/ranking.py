@@ -21,7 +21,7 @@ PAIRINGS = ("dr", "neg_only", "all_pairs", "worst_case")
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankingLoss:
     """What is ranked against what, and how a violation is punished.
 
     Attributes:
@@ -61,7 +61,7 @@ class Ranking:
         neg_alpha: float | None,
         weights_grad: str,
         **rest: Any,
-    ) -> "Ranking":
+    ) -> "RankingLoss":
         """The ranking that the options of :func:`drloss.dr_loss` describe.
 
         Raises:
@@ -69,7 +69,7 @@ class Ranking:
         """
         positive = Drift(regularizer, pos_lambda, pos_radius, pos_alpha, weights_grad)
         negative = Drift(regularizer, neg_lambda, neg_radius, neg_alpha, weights_grad)
-        return Ranking(positive=positive, negative=negative, **rest)
+        return RankingLoss(positive=positive, negative=negative, **rest)
 
     def losses(self, candidates: Candidates) -> Tensor:
         """Loss of each image, (N,) of the dtype of the signed logits."""

@@ -235,15 +235,15 @@ def make_loss(spec: str) -> "ImageLoss":
     Raises:
         UserError: if the loss or a parameter is unknown or a value does not fit.
     """
-    from drloss import losses
+    from drloss.losses import LossSpec
 
-    given = {option.partition("=")[0] for option in spec.partition(":")[2].split(",")}
-    if "reduction" in given:
-        raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
-    if "inplace" in given:
-        raise UserError(f"loss {spec}: training looks at the logits after the loss, inplace cannot be set")
     try:
-        return losses.make_loss(spec)
+        parsed = LossSpec.parse(spec)
+        if "reduction" in parsed.parameters:
+            raise UserError(f"loss {spec}: training needs the mean over images, reduction cannot be set")
+        if "inplace" in parsed.parameters:
+            raise UserError(f"loss {spec}: training looks at the logits after the loss, inplace cannot be set")
+        return parsed.make()
     except ValueError as error:
         raise UserError(str(error)) from None
 

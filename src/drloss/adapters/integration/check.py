@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from drloss.adapters import host_of, unwrapped
 from drloss.adapters.integration.findings import Finding, Step, findings_of, is_adapted, mixed
-from drloss.adapters.integration.observed import candidate_sets, labels_given, rows_of
-from drloss.losses.call_log import Call, watch
+from drloss.adapters.integration.observed_sets import labels_given, observed_sets, rows_of
+from drloss.losses.call_log import Call, record_calls
 from drloss.losses.dr import DRLoss
 from drloss.losses.module import ImageLoss
 
@@ -86,7 +86,7 @@ def check(
     run = step or _own_step(model, batch)
     images = _image_tensors(batch)
     with _ALONE, _as_it_was(model):
-        with _matcher_watched(model) as undecided:
+        with _matcher_recorded(model) as undecided:
             calls, losses = _run(run, model, batch)
         if not calls:
             others = [
@@ -98,7 +98,7 @@ def check(
         value = _classification_loss(losses, classification)
         total = losses.get("loss") if isinstance(losses, Mapping) else None
         total = total.sum() if isinstance(total, Tensor) and total.requires_grad else value
-        sets = candidate_sets(calls, total, _count(images))
+        sets = observed_sets(calls, total, _count(images))
         seen = Step(
             model=model,
             calls=calls,
@@ -121,7 +121,7 @@ def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
     """The calls of the loss in a step, but for those that only look, and the losses."""
     weights = [(p, p._version) for p in model.parameters() if p.requires_grad and not p.is_inference()]
     # Of a compiled function, logits and loss come out together, and nothing says how the one depends on the other.
-    with watch() as calls, torch.compiler.set_stance("force_eager"):
+    with record_calls() as calls, torch.compiler.set_stance("force_eager"):
         losses = run(model, batch)
     if any(p.grad is not None or p._version != version for p, version in weights):
         raise ValueError("step must return the losses, and leave going back through them and the optimiser to others")
@@ -131,7 +131,7 @@ def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
 
 
 @contextmanager
-def _matcher_watched(model: nn.Module) -> Iterator[list[bool] | None]:
+def _matcher_recorded(model: nn.Module) -> Iterator[list[bool] | None]:
     """Whether each call of the model's matcher left anchors undecided; None where there is none like torchvision's.
 
     A host may ask for its matcher's type, so nothing stands in its place: until the context ends, the class has a
@@ -146,14 +146,14 @@ def _matcher_watched(model: nn.Module) -> Iterator[list[bool] | None]:
     undecided: list[bool] = []
     call, own = inspect.getattr_static(kind, "__call__"), vars(kind).get("__call__")
 
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
         matched = getattr(call, "__get__", lambda *_: call)(self, kind)(*args, **kwargs)
         if self is found[0]:
             undecided.append(_has(matched, self.BETWEEN_THRESHOLDS))
         return matched
 
     try:
-        kind.__call__ = watched
+        kind.__call__ = recorded
     except TypeError:  # of a class in C
         yield None
         return

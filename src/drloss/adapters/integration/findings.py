@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drloss.adapters.integration.observed import CandidateSet, parts_of
+from drloss.adapters.integration.observed_sets import ObservedSet, parts_of
 from drloss.losses.call_log import Call
 from drloss.losses.dr import CLS_WEIGHT
 
@@ -55,7 +55,7 @@ class Step:
 
     model: nn.Module
     calls: list[Call]
-    sets: list[CandidateSet]
+    sets: list[ObservedSet]
     value: Tensor
     total: Tensor
     images: int | None
@@ -231,7 +231,7 @@ def channels(step: Step, num_classes: int | None) -> Finding:
     return Finding(name, None, f"{classes} channels; {more}num_classes would tell")
 
 
-def _columns(sets: list[CandidateSet]) -> list[set[int]]:
+def _columns(sets: list[ObservedSet]) -> list[set[int]]:
     """Of each image the channels that have a positive, over all sets."""
     marks = [s.positives.any(dim=1) for s in sets]
     if len({len(part) for part in marks}) != 1:

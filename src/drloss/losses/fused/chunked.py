@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.fused.layout import Level, Problem
+from drloss.losses.fused.layout import Batch, FirstPass, Level
 from drloss.losses.summation import block_length, padded_length, total, wide
 
 CHUNK = 5 * block_length(1)
@@ -37,39 +37,39 @@ class Part:
         return self.y if self.prior is None else torch.where(self.prior != 0, self.y, other)
 
 
-def hardest(problem: Problem) -> Tensor:
+def hardest(batch: Batch) -> Tensor:
     """(N, 2) float64, the largest y of each image's positives and negatives; -inf where there is none."""
-    found = wide(torch.full((problem.images, 2), -torch.inf, device=problem.labels.device))
-    for chunk in _chunks(problem):
+    found = wide(torch.full((batch.images, 2), -torch.inf, device=batch.labels.device))
+    for chunk in _chunks(batch):
         for sign in range(2):
-            largest = _part(problem, chunk, sign).y_where_prior(-torch.inf).amax()
+            largest = _part(batch, chunk, sign).y_where_prior(-torch.inf).amax()
             found[chunk.image, sign] = torch.maximum(found[chunk.image, sign], wide(largest))
     return found
 
 
-def mined(problem: Problem, counts: Sequence[int], pooled: bool) -> Tensor:
+def mined(batch: Batch, counts: Sequence[int], pooled: bool) -> Tensor:
     """(N, 2, 2) float32: least y and share of the counts[0] hardest positives and counts[1] hardest negatives.
 
     Paper: "Hard negative mining" in §3.2. A count of 0 stands for all candidates. Candidates tied for the last place
     share it; see :func:`drloss.losses.candidates.keep_hardest`.
     """
-    found = problem.labels.new_tensor([-torch.inf, 1.0], dtype=torch.float32).repeat(problem.images, 2, 1)
+    found = batch.labels.new_tensor([-torch.inf, 1.0], dtype=torch.float32).repeat(batch.images, 2, 1)
     for sign, count in enumerate(counts):
-        for images in [range(problem.images)] if pooled else [range(n, n + 1) for n in range(problem.images)]:
+        for images in [range(batch.images)] if pooled else [range(n, n + 1) for n in range(batch.images)]:
             if count and len(images):
-                found[images.start : images.stop, sign] = _mined(problem, images, sign, count)
+                found[images.start : images.stop, sign] = _mined(batch, images, sign, count)
     return found
 
 
-def _mined(problem: Problem, images: range, sign: int, count: int) -> Tensor:
+def _mined(batch: Batch, images: range, sign: int, count: int) -> Tensor:
     """Least y and share, (2,) float32, of the hardest candidates of one sign of some images together."""
-    kept = torch.empty(0, device=problem.labels.device)
+    kept = torch.empty(0, device=batch.labels.device)
     chunks = []
-    for chunk in _chunks(problem, images):
-        most = _bound(problem, chunk, sign)
+    for chunk in _chunks(batch, images):
+        most = _bound(batch, chunk, sign)
         chunks.append((chunk, most))
         if len(kept) < count or not most <= kept[-1]:
-            y = _part(problem, chunk, sign).y_where_prior(-torch.inf)
+            y = _part(batch, chunk, sign).y_where_prior(-torch.inf)
             if len(kept) == count and y.device.type == "cpu":
                 y = y[~(y <= kept[-1])]
             y = torch.cat([kept, y])
@@ -80,73 +80,73 @@ def _mined(problem: Problem, images: range, sign: int, count: int) -> Tensor:
     tied = torch.zeros_like(least)
     for chunk, most in chunks:
         if not most < least:
-            tied += (_part(problem, chunk, sign).y_where_prior(torch.nan) == least).sum()
+            tied += (_part(batch, chunk, sign).y_where_prior(torch.nan) == least).sum()
     return torch.stack([least, ((kept == least).sum() / tied.clamp(min=1)).clamp(max=1)])
 
 
-def _bound(problem: Problem, chunk: "_Chunk", sign: int) -> Tensor:
+def _bound(batch: Batch, chunk: "_Chunk", sign: int) -> Tensor:
     """No candidate of that sign in a chunk is harder: ∞ off the CPU, where looking at a number has to wait for it."""
-    x = chunk.level.seen(chunk.level.logits, chunk.image)[chunk.first : chunk.last]
+    x = chunk.level.view_of(chunk.level.logits, chunk.image)[chunk.first : chunk.last]
     if x.device.type != "cpu":
         return torch.tensor(torch.inf)
     return (x.amax() if sign else -x.amin()).float()
 
 
-def sums(problem: Problem) -> Tensor:
-    """(N, 2, 3) float64: Z, S and M of each image's positives and negatives; see :mod:`drloss.losses.fused.op`."""
-    found = wide(torch.zeros(problem.images, 2, 3, device=problem.labels.device))
-    for chunk in _chunks(problem):
+def sums(batch: Batch) -> Tensor:
+    """(N, 2, 3) float64: Z, S and M of each image's positives and negatives; see :mod:`drloss.losses.fused.rules`."""
+    found = wide(torch.zeros(batch.images, 2, 3, device=batch.labels.device))
+    for chunk in _chunks(batch):
         for sign in range(2):
-            part = _part(problem, chunk, sign)
-            terms, _, distance = _terms(problem, chunk.image, sign, part)
-            z = terms * functional.softplus(part.y) if problem.kind == "focal" else terms
+            part = _part(batch, chunk, sign)
+            terms, _, distance = _terms(batch, chunk.image, sign, part)
+            z = terms * functional.softplus(part.y) if batch.kind == "focal" else terms
             mass = z.new_tensor([[len(z)]]) if part.prior is None else total(part.prior.unsqueeze(0))
             of_part = [total(z.unsqueeze(0)), total(distance.mul_(terms).unsqueeze(0)), wide(mass)]
             found[chunk.image, sign] += torch.cat(of_part, dim=1).squeeze(0)
     return found
 
 
-def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
+def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
     """Write the levels' gradient into tensors that lie as the logits do, or are them.
 
     Args:
         factors: (R,), of each loss; R is N or 1.
         coefficients: (R, 2, 2), α and β of positives and negatives for a factor of 1.
     """
-    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(problem.images, 2, 2)
-    for chunk in _chunks(problem):
+    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(batch.images, 2, 2)
+    for chunk in _chunks(batch):
         slopes = []
-        positive, negative = _part(problem, chunk, 0), _part(problem, chunk, 1)
+        positive, negative = _part(batch, chunk, 0), _part(batch, chunk, 1)
         for sign, part in enumerate((positive, negative)):
             alpha, beta = coefficients[chunk.image, sign].to(part.y.dtype)
-            terms, v, distance = _terms(problem, chunk.image, sign, part)
-            if problem.kind == "focal":
+            terms, v, distance = _terms(batch, chunk.image, sign, part)
+            if batch.kind == "focal":
                 w, loss = (-part.y).sigmoid_(), functional.softplus(part.y).clamp_(max=_LARGE)
-                slopes.append(terms.mul_(w.mul_(loss).mul_(problem.rates[sign]).add_(v)).mul_(alpha))
+                slopes.append(terms.mul_(w.mul_(loss).mul_(batch.rates[sign]).add_(v)).mul_(alpha))
             else:
                 terms = terms.mul_(v).mul_((-part.y).sigmoid_())
                 slopes.append(terms.mul_(distance.mul_(beta).add_(alpha)))
-        seen = chunk.level.seen(into[chunk.level.number], chunk.image)[chunk.first : chunk.last]
+        seen = chunk.level.view_of(into[chunk.level.number], chunk.image)[chunk.first : chunk.last]
         slope = slopes[1][: seen.numel()]
         if positive.own is None:
             slope -= slopes[0][: len(slope)]
         else:
-            slope.view(-1, problem.classes).scatter_add_(1, positive.own, -slopes[0][: len(positive.own), None])
+            slope.view(-1, batch.classes).scatter_add_(1, positive.own, -slopes[0][: len(positive.own), None])
         seen.copy_(slope.view(seen.shape))
 
 
-def _terms(problem: Problem, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+def _terms(batch: Batch, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
     """o e of the DR loss, o v^γ of the focal loss; v; and v - c. All may be written to."""
-    v, rate = part.y.sigmoid(), problem.rates[sign]
+    v, rate = part.y.sigmoid(), batch.rates[sign]
     distance = v
-    if problem.kind == "focal":
+    if batch.kind == "focal":
         terms = v**rate
-    elif problem.extremes is None:
+    elif batch.first_pass is None:
         terms = (v * rate).exp_()
     else:
-        score, easiness = problem.extremes[image, sign, :2].to(v.dtype)
+        shift = FirstPass(*batch.first_pass[image, sign].to(v.dtype))
         # v - c where it is precise: as a difference of easinesses where c is near 1.
-        distance = torch.where(score > 0.5, easiness - (-part.y).sigmoid(), v - score)
+        distance = torch.where(shift.score > 0.5, shift.easiness - (-part.y).sigmoid(), v - shift.score)
         if part.prior is not None:
             distance = torch.where(part.prior != 0, distance, 0.0)  # or e may overflow, and o e be NaN
         terms = (distance * rate).exp_()
@@ -161,51 +161,51 @@ class _Chunk:
     last: int
 
 
-def _chunks(problem: Problem, images: range | None = None) -> Iterator[_Chunk]:
-    for n in range(problem.images) if images is None else images:
-        for level in problem.levels:
-            step = max(CHUNK // (problem.classes * level.per_place), 1)
+def _chunks(batch: Batch, images: range | None = None) -> Iterator[_Chunk]:
+    for n in range(batch.images) if images is None else images:
+        for level in batch.levels:
+            step = max(CHUNK // (batch.classes * level.per_place), 1)
             if level.logits.device.type != "cpu":
                 step = max(level.places, 1)
             for a in range(0, level.places, step):
                 yield _Chunk(n, level, a, min(a + step, level.places))
 
 
-def _part(problem: Problem, chunk: _Chunk, sign: int) -> Part:
+def _part(batch: Batch, chunk: _Chunk, sign: int) -> Part:
     """The positives (sign 0) or the negatives (sign 1) of a chunk."""
-    x = chunk.level.seen(chunk.level.logits, chunk.image)[chunk.first : chunk.last].reshape(-1, problem.classes)
+    x = chunk.level.view_of(chunk.level.logits, chunk.image)[chunk.first : chunk.last].reshape(-1, batch.classes)
     first = chunk.level.first + chunk.first * chunk.level.per_place
     here = slice(first, first + len(x))
     own: Tensor | None = None
-    if problem.dense is not None:
-        there = problem.dense[chunk.image, here] == 1 - sign
+    if batch.dense is not None:
+        there = batch.dense[chunk.image, here] == 1 - sign
     else:
-        labels = problem.labels[chunk.image, here].unsqueeze(1)
-        if sign and _uniform(problem, labels, x):
+        labels = batch.labels[chunk.image, here].unsqueeze(1)
+        if sign and _uniform(batch, labels, x):
             return Part(x.flatten().float(), None, None)
         if sign:
-            counted = (labels >= 0) & (labels <= problem.classes)
-            there = (labels != torch.arange(1, problem.classes + 1, device=labels.device)) & counted
+            counted = (labels >= 0) & (labels <= batch.classes)
+            there = (labels != torch.arange(1, batch.classes + 1, device=labels.device)) & counted
         else:
-            own = (labels - 1).clamp(0, problem.classes - 1)
-            there, x = (labels > 0) & (labels <= problem.classes), x.gather(1, own)
+            own = (labels - 1).clamp(0, batch.classes - 1)
+            there, x = (labels > 0) & (labels <= batch.classes), x.gather(1, own)
     x = x if x.dtype == torch.float64 else x.float()
     y = x if sign else -x
     y = torch.where(y == torch.inf if sign else y.isinf(), torch.nan, y)  # but for a masked class
-    weights = problem.weights[sign]
+    weights = batch.weights[sign]
     prior = there.to(x.dtype)
     if weights is not None:
         weights = weights[chunk.image, here]
         prior = torch.where(there, weights if own is None else weights.gather(1, own), 0.0).to(x.dtype)
-    if problem.extremes is not None:
-        least, share = problem.extremes[chunk.image, sign, 2:]
-        prior = torch.where(y < least, 0.0, torch.where(y == least, prior * share, prior))
+    if batch.first_pass is not None:
+        kept = FirstPass(*batch.first_pass[chunk.image, sign])
+        prior = torch.where(y < kept.threshold, 0.0, torch.where(y == kept.threshold, prior * kept.share, prior))
     return Part(_padded(torch.where(prior != 0, y, 0.0)), _padded(prior), own)
 
 
-def _uniform(problem: Problem, labels: Tensor, x: Tensor) -> bool:
+def _uniform(batch: Batch, labels: Tensor, x: Tensor) -> bool:
     """Whether all of a chunk are negatives of prior 1, none +∞: nearly all are, and on a CPU looking costs little."""
-    if problem.weights[1] is not None or problem.extremes is not None or x.dtype == torch.float64:
+    if batch.weights[1] is not None or batch.first_pass is not None or x.dtype == torch.float64:
         return False
     if x.device.type != "cpu" or x.numel() != padded_length(1, x.numel()):
         return False

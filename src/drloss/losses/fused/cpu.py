@@ -15,13 +15,12 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from functools import cache
-from math import inf
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from drloss.losses.fused.layout import Level, Problem
+from drloss.losses.fused.layout import NO_FIRST_PASS, Batch, Level
 
 SOURCE = Path(__file__).with_name("kernels.c")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -119,31 +118,31 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def hardest(problem: Problem) -> Tensor:
+def hardest(batch: Batch) -> Tensor:
     """As :func:`drloss.losses.fused.chunked.hardest`."""
-    found = torch.full((problem.images, 6), -torch.inf, dtype=torch.float64)
-    for n, level in problem.each_level():
-        _call(problem, level, n, _TOP, out=found[n])
+    found = torch.full((batch.images, 6), -torch.inf, dtype=torch.float64)
+    for n, level in batch.each_level():
+        _call(batch, level, n, _TOP, out=found[n])
     return found[:, ::3]
 
 
-def sums(problem: Problem) -> Tensor:
+def sums(batch: Batch) -> Tensor:
     """As :func:`drloss.losses.fused.chunked.sums`."""
-    found = torch.zeros(problem.images, 6, dtype=torch.float64)
-    for n, level in problem.each_level():
-        _call(problem, level, n, _SUMS[problem.kind], out=found[n])
+    found = torch.zeros(batch.images, 6, dtype=torch.float64)
+    for n, level in batch.each_level():
+        _call(batch, level, n, _SUMS[batch.kind], out=found[n])
     return found.view(-1, 2, 3)
 
 
-def gradient(problem: Problem, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
+def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
     """As :func:`drloss.losses.fused.chunked.gradient`."""
-    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(problem.images, 2, 2)
-    for n, level in problem.each_level():
-        _call(problem, level, n, _SLOPE[problem.kind], coefficients=coefficients[n], into=into[level.number])
+    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(batch.images, 2, 2)
+    for n, level in batch.each_level():
+        _call(batch, level, n, _SLOPE[batch.kind], coefficients=coefficients[n], into=into[level.number])
 
 
 def _call(
-    problem: Problem,
+    batch: Batch,
     level: Level,
     n: int,
     task: int,
@@ -155,15 +154,15 @@ def _call(
     assert library is not None
     signs = (_Sign * 2)()
     for sign in range(2):
-        extremes = (0.0, 1.0, -inf, 1.0) if problem.extremes is None else problem.extremes[n, sign].tolist()
+        first_pass = NO_FIRST_PASS if batch.first_pass is None else batch.first_pass[n, sign].tolist()
         alpha_beta = (0.0, 0.0) if coefficients is None else coefficients[sign].tolist()
-        signs[sign] = _Sign(problem.rates[sign], *extremes, *alpha_beta)
-    described = _Level(level.anchors, problem.classes, level.places if level.planes else 0, level.per_place)
+        signs[sign] = _Sign(batch.rates[sign], *first_pass, *alpha_beta)
+    described = _Level(level.anchors, batch.classes, level.places if level.planes else 0, level.per_place)
     described.signs = signs
-    described.labels = problem.labels[n, level.first :].data_ptr()
-    if problem.dense is not None:
-        described.dense = problem.dense[n, level.first :].data_ptr()
-    for sign, weights in enumerate(problem.weights):
+    described.labels = batch.labels[n, level.first :].data_ptr()
+    if batch.dense is not None:
+        described.dense = batch.dense[n, level.first :].data_ptr()
+    for sign, weights in enumerate(batch.weights):
         if weights is not None:
             described.weights[sign] = weights[n, level.first :].data_ptr()
             described.by_anchor[sign], described.by_class[sign] = weights.stride(1), weights.stride(2)

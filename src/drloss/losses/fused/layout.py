@@ -1,12 +1,38 @@
-"""Where the candidates of N images lie in memory, so that each is read in place."""
+"""Where the candidates of N images lie in memory, so that the backends read them without a copy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from drloss.losses.derivatives import transformed
+
+Entry = TypeVar("Entry", float, Tensor)
+
+
+class FirstPass(NamedTuple, Generic[Entry]):
+    """What a pass over the logits before the sums finds of one sign of one image.
+
+    The operators and kernels take it as a tensor (N, 2, 4), of positives and negatives, with these four columns.
+
+    Attributes:
+        score: v of the hardest candidate, which is the shift c of the exponent; 0 for no shift.
+        easiness: 1 - v of that candidate, which is precise where v is close to 1; 1 for no shift.
+        threshold: least y that hard mining keeps; -inf without mining.
+        share: factor on the prior of the candidates whose y is the threshold; 1 without mining.
+    """
+
+    score: Entry
+    easiness: Entry
+    threshold: Entry
+    share: Entry
+
+
+NO_FIRST_PASS = FirstPass(0.0, 1.0, -inf, 1.0)
+"""Neither a shift nor mining."""
 
 
 @dataclass(frozen=True)
@@ -14,13 +40,13 @@ class Level:
     """One pyramid level.
 
     Attributes:
-        number: its place in the list of levels.
+        number: index in the list of levels.
         logits: (N, A_l, K) contiguous, or the classifier's maps (N, B·K, H, W), contiguous or channels_last.
         first: index of its first anchor among the anchors of all levels.
         places: H · W, or A_l where the logits are no maps.
         per_place: B; anchor s · B + b of the level is shape b at place s.
-        planes: whether the values of a place lie apart, as in contiguous maps: class k of anchor s · B + b at
-            (b · K + k) · H · W + s. Otherwise they lie in rows: class k of anchor a at a · K + k.
+        planes: whether each channel is a plane, as in contiguous maps: class k of anchor s · B + b is at
+            (b · K + k) · H · W + s. Otherwise each anchor is a row: class k of anchor a is at a · K + k.
     """
 
     number: int
@@ -35,8 +61,8 @@ class Level:
         """A_l."""
         return self.places * self.per_place
 
-    def seen(self, values: Tensor, image: int) -> Tensor:
-        """A view (places, B, K) of one image of a tensor that lies as the logits do."""
+    def view_of(self, values: Tensor, image: int) -> Tensor:
+        """A view (places, B, K) of one image of a tensor with the layout of the logits."""
         of_image = values[image]
         if self.planes:
             return of_image.view(self.per_place, -1, self.places).permute(2, 0, 1)
@@ -46,18 +72,16 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """N images whose candidates are to be added up.
+class Batch:
+    """What a backend is given: logits, labels and priors of N images, and the numbers of the loss's terms.
 
     Attributes:
         levels: the pyramid levels.
-        labels: (N, A) int64 contiguous, over all levels: 0 background, 1..K; any other number is an ignored anchor.
-        dense: (N, A, K) uint8 contiguous or None; if given it counts in place of the labels: 0 negative, 1 positive,
-            any other neither.
-        weights: prior of positives and negatives, (N, A, K) float32, strided; None is uniform.
-        extremes: (N, 2, 4) float32 of positives and negatives, or None. Score and easiness at the shift c of the
-            exponent, 0 and 1 for no shift; then the least y that has a prior and the share of it that those have
-            which are just there, -inf and 1 without mining.
+        labels: (N, A) int64 contiguous, over all levels: 0 background, 1..K the class, any other number ignored.
+        dense: (N, A, K) uint8 contiguous, or None; if given, it replaces the labels: 0 negative, 1 positive, any
+            other number ignored.
+        weights: priors of positives and of negatives, (N, A, K) float32, strided; None is uniform.
+        first_pass: (N, 2, 4) float32 with the columns of :class:`FirstPass`, or None for neither shift nor mining.
         rates: 1/λ₊ and 1/λ₋ of the DR loss, γ of the focal loss.
         classes: K.
         kind: ``"dr"`` or ``"focal"``.
@@ -67,7 +91,7 @@ class Problem:
     labels: Tensor
     dense: Tensor | None
     weights: tuple[Tensor | None, Tensor | None]
-    extremes: Tensor | None
+    first_pass: Tensor | None
     rates: tuple[float, float]
     classes: int
     kind: str
@@ -78,34 +102,34 @@ class Problem:
         return self.labels.shape[0]
 
     def each_level(self) -> Iterator[tuple[int, Level]]:
-        """Pairs of image and level."""
+        """Every image with every level."""
         for n in range(self.images):
             for level in self.levels:
                 yield n, level
 
 
-def in_place(logits: Tensor) -> Tensor:
-    """The logits if the kernels can read them as they lie, else a contiguous copy."""
-    if transformed(logits):  # which cannot be asked how it lies
+def readable(logits: Tensor) -> Tensor:
+    """The logits if the kernels can read their layout, else a contiguous copy."""
+    if transformed(logits):  # whose layout is not known
         return logits.contiguous()
     channels_last = logits.ndim == 4 and logits.is_contiguous(memory_format=torch.channels_last)
     return logits if channels_last or logits.is_contiguous() else logits.contiguous()
 
 
-def describe(
+def make_batch(
     logits: Sequence[Tensor],
     labels: Tensor,
     dense: Tensor | None,
     pos_weights: Tensor | None,
     neg_weights: Tensor | None,
-    extremes: Tensor | None,
+    first_pass: Tensor | None,
     rates: Sequence[float],
     classes: int,
     kind: str,
-) -> Problem:
-    """The problem that a list of levels and the labels of all their anchors make."""
+) -> Batch:
+    """The batch of these logits, one tensor a level, and of the labels of all their anchors."""
     levels, first = [], 0
-    # A map of 1 x 1 lies either way: it goes with the others.
+    # A map of 1 x 1 is contiguous in both formats: it is read as the others are.
     rows = all(x.is_contiguous(memory_format=torch.channels_last) for x in logits if x.ndim == 4)
     for number, x in enumerate(logits):
         if x.ndim == 4:
@@ -117,4 +141,4 @@ def describe(
         first += level.anchors
     if labels.shape[1] != first or any(x.shape[0] != labels.shape[0] for x in logits):
         raise ValueError(f"labels must have one entry for each of {first} anchors, got {tuple(labels.shape)}")
-    return Problem(levels, labels, dense, (pos_weights, neg_weights), extremes, (rates[0], rates[1]), classes, kind)
+    return Batch(levels, labels, dense, (pos_weights, neg_weights), first_pass, (rates[0], rates[1]), classes, kind)

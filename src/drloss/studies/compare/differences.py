@@ -17,6 +17,7 @@ from drloss.errors import UserError
 from drloss.evaluation.coco import METRICS, Evaluation, signed
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.evaluation.matching import Floats, MatchedDetections, average_precision, calibration
+from drloss.losses import LossSpec
 from drloss.studies.compare.measure import RunResult
 from drloss.training.config import Config, make_loss, override
 
@@ -194,8 +195,8 @@ class Difference:
 
 def title(spec: str) -> str:
     """Name of a loss in tables."""
-    name, _, options = spec.partition(":")
-    return TITLES.get(name, name) + (f" ({options.replace(',', ', ')})" if options else "")
+    loss = LossSpec.parse(spec)
+    return TITLES.get(loss.name, loss.name) + (f" ({', '.join(loss.assignments)})" if loss.parameters else "")
 
 
 def slug(spec: str, seed: int) -> str:

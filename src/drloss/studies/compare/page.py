@@ -15,6 +15,7 @@ from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
 from drloss.evaluation.plotting import colours, to_svg
 from drloss.io.atomic import write_text
+from drloss.losses import LossSpec
 from drloss.studies.compare.differences import FEW, Contender, Difference, recommended_threshold, title
 from drloss.studies.report.rendering import picture, render
 from drloss.training.config import make_loss
@@ -111,7 +112,7 @@ def write_page(
         calibration_errors="; ".join(
             f"{c.title} {c.calibration_error:.3f}" for c in contenders if not isnan(c.calibration_error)
         ),
-        own_expectations=len(columns) > 1 and any(c.spec.startswith("dr:") for c in contenders),
+        own_expectations=len(columns) > 1 and any(map(_has_own_expectations, specs)),
         drawn=_drawings(columns),
         gallery=picture(gallery),
         costs=costs(contenders),
@@ -124,6 +125,12 @@ def write_page(
         facts=facts,
     )
     write_text(path, page)
+
+
+def _has_own_expectations(spec: str) -> bool:
+    """Whether a run logs expected scores with other parameters than DR's defaults."""
+    loss = LossSpec.parse(spec)
+    return loss.name == "dr" and bool(loss.parameters)
 
 
 def _drawings(columns: Sequence[_Column]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import e
 
 from drloss.evaluation.coco import METRICS
-from drloss.losses import BEST_KNOWN, lambda_from_log_base
+from drloss.losses import LossSpec, lambda_from_log_base
 from drloss.studies.paper.names import CONTROLS, SCALES
 from drloss.training.presets import PRESETS
 
@@ -201,8 +201,7 @@ def settings(row: Row, scale: str) -> Settings | str:
 
 def _spelt_out(loss: str) -> str:
     """A loss with its default parameters written out, so that a run's name says what the loss was divided by."""
-    known = BEST_KNOWN.get(loss, {})
-    return ":".join([loss, ",".join(f"{k}={v}" for k, v in known.items())]) if known else loss
+    return str(LossSpec.parse(loss).complete())
 
 
 def _laptop_scales(recipe: Recipe) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from drloss.losses.inputs import maps_to_rows
 
 
 @dataclass(frozen=True)
-class CandidateSet:
+class ObservedSet:
     """What one call of the loss ranks; calls image by image are one.
 
     Attributes:
@@ -33,7 +33,7 @@ class CandidateSet:
     scope: str
 
 
-def candidate_sets(calls: list[Call], total: Tensor, images: int | None) -> list[CandidateSet]:
+def observed_sets(calls: list[Call], total: Tensor, images: int | None) -> list[ObservedSet]:
     """The sets of candidates that the calls rank."""
     values = [call.value for call in calls]
     found: Sequence[Tensor | None] = [None] * len(calls)
@@ -46,7 +46,7 @@ def candidate_sets(calls: list[Call], total: Tensor, images: int | None) -> list
     slopes = [s.slopes for s in sets if s.slopes is not None]
     first = sets[0]
     return [
-        CandidateSet(
+        ObservedSet(
             logits=torch.cat([s.logits for s in sets]),
             positives=torch.cat([s.positives for s in sets]),
             ignored=torch.cat([s.ignored for s in sets]),
@@ -58,7 +58,7 @@ def candidate_sets(calls: list[Call], total: Tensor, images: int | None) -> list
     ]
 
 
-def _set_of(call: Call, slope: Tensor | None) -> CandidateSet:
+def _set_of(call: Call, slope: Tensor | None) -> ObservedSet:
     logits = rows_of(call)
     n = len(logits)
     if slope is not None:
@@ -68,7 +68,7 @@ def _set_of(call: Call, slope: Tensor | None) -> CandidateSet:
         slope = slope.expand(n) if len(slope) == 1 else slope
     marks, ignored = _labels(call, logits.shape[2])
     marks = marks & ~ignored.unsqueeze(2)
-    return CandidateSet(logits, marks, ignored, slope, call.weight, call.options["reduction"], call.options["scope"])
+    return ObservedSet(logits, marks, ignored, slope, call.weight, call.options["reduction"], call.options["scope"])
 
 
 def parts_of(value: Any) -> list[Tensor]:

@@ -1,0 +1,281 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""The Triton kernels: a pass over the logits, and the step from its sums to losses and coefficients.
+
+Formulas: :mod:`drloss.losses.fused.rules` for the DR loss, ``kernels.c`` for the focal loss. The four numbers of each
+sign that ``first_pass`` points to are those of :class:`drloss.losses.fused.layout.FirstPass`.
+"""
+
+import triton
+import triton.language as tl
+
+LEVELS = 8
+"""Levels of one launch. A detector has five; more than eight take several launches."""
+
+
+@triton.jit
+def _log_one_plus(t):
+    """log(1 + t) for 0 <= t <= 1 to full relative precision: 2 artanh(t / (2 + t))."""
+    s = t / (2.0 + t)
+    q = s * s
+    p = q * (1.0 / 15) + 1.0 / 13
+    p = p * q + 1.0 / 11
+    p = p * q + 1.0 / 9
+    p = p * q + 1.0 / 7
+    p = p * q + 1.0 / 5
+    p = p * q + 1.0 / 3
+    return 2.0 * (s + s * q * p)
+
+
+# Sizes differ from batch to batch: a kernel for each would be compiled again and again.
+_SIZES = [f"{name}{i}" for name in "bpf" for i in range(LEVELS)][1:]
+_SIZES += [f"{sign}_by_{what}" for sign in ("pos", "neg") for what in ("image", "anchor", "class")]
+_SIZES += ["anchors", "programs", "first_program", "factor_stride", "row_stride"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def pass_over_logits(
+    # One entry for each level: logits, gradients, first program, places, first anchor.
+    x0, x1, x2, x3, x4, x5, x6, x7,
+    g0, g1, g2, g3, g4, g5, g6, g7,
+    b1, b2, b3, b4, b5, b6, b7,
+    p0, p1, p2, p3, p4, p5, p6, p7,
+    f0, f1, f2, f3, f4, f5, f6, f7,
+    labels, dense, pos_weights, neg_weights, first_pass, slots, factors, coefficients,
+    pos_by_image, pos_by_anchor, pos_by_class, neg_by_image, neg_by_anchor, neg_by_class,
+    anchors, programs, first_program, factor_stride, row_stride,
+    pos_rate, neg_rate,
+    K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, DENSE: tl.constexpr,
+    POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
+    TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    pid, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x, g, begin, places, first = x0, g0, 0, p0, f0
+    if LEVELS > 1:
+        if pid >= b1:
+            x, g, begin, places, first = x1, g1, b1, p1, f1
+    if LEVELS > 2:
+        if pid >= b2:
+            x, g, begin, places, first = x2, g2, b2, p2, f2
+    if LEVELS > 3:
+        if pid >= b3:
+            x, g, begin, places, first = x3, g3, b3, p3, f3
+    if LEVELS > 4:
+        if pid >= b4:
+            x, g, begin, places, first = x4, g4, b4, p4, f4
+    if LEVELS > 5:
+        if pid >= b5:
+            x, g, begin, places, first = x5, g5, b5, p5, f5
+    if LEVELS > 6:
+        if pid >= b6:
+            x, g, begin, places, first = x6, g6, b6, p6, f6
+    if LEVELS > 7:
+        if pid >= b7:
+            x, g, begin, places, first = x7, g7, b7, p7, f7
+    size = places.to(tl.int64) * (PER_PLACE * K)
+    x += image * size
+    g += image * size
+    before = image * anchors + first  # anchors before this level's
+    block = pid - begin
+    lane = tl.arange(0, BLOCK)
+    if PLANES:  # a run of places of one anchor shape, STEPS classes of them
+        parts, chunks = tl.cdiv(places, BLOCK), tl.cdiv(K, STEPS)
+        shape = block // (parts * chunks)
+        first_class = (block // parts) % chunks * STEPS
+        place = (block % parts) * BLOCK + lane
+        present = place < places
+        anchor = place.to(tl.int64) * PER_PLACE + shape
+        if not DENSE:
+            label = tl.load(labels + before + anchor, mask=present, other=-1)
+
+    pos_v0, pos_w0, pos_least, pos_share = 0.0, 1.0, float("-inf"), 1.0
+    neg_v0, neg_w0, neg_least, neg_share = 0.0, 1.0, float("-inf"), 1.0
+    if FIRST_PASS:
+        first_pass += image * 8
+        pos_v0, pos_w0 = tl.load(first_pass), tl.load(first_pass + 1)
+        pos_least, pos_share = tl.load(first_pass + 2), tl.load(first_pass + 3)
+        neg_v0, neg_w0 = tl.load(first_pass + 4), tl.load(first_pass + 5)
+        neg_least, neg_share = tl.load(first_pass + 6), tl.load(first_pass + 7)
+    if TASK == 2:
+        factor = tl.load(factors + image * factor_stride)
+        coefficients += image * row_stride
+        pos_alpha, pos_beta = tl.load(coefficients) * factor, tl.load(coefficients + 1) * factor
+        neg_alpha, neg_beta = tl.load(coefficients + 2) * factor, tl.load(coefficients + 3) * factor
+
+    pos_z, neg_z = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    if TASK == 0:
+        pos_z, neg_z = pos_z - float("inf"), neg_z - float("inf")
+    pos_s, neg_s = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    pos_m, neg_m = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for step in range(STEPS):
+        if PLANES:
+            k = first_class + step
+            there = place < tl.where(k < K, places, 0)
+            at = (shape * K + k).to(tl.int64) * places + place
+        else:
+            start = (block.to(tl.int64) * STEPS + step) * BLOCK
+            first_anchor = start // K
+            within = (start - first_anchor * K).to(tl.int32) + lane
+            anchor = first_anchor + within // K
+            k = within % K
+            at = start + lane
+            there = at < size
+            if not DENSE:
+                label = tl.load(labels + before + anchor, mask=there, other=-1)
+        y = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        if DENSE:
+            code = tl.load(dense + (before + anchor) * K + k, mask=there, other=2)
+            positive, negative = code == 1, code == 0
+        else:
+            positive = there & (label == k + 1)
+            negative = there & (label >= 0) & (label <= K) & (label != k + 1)
+        o = (positive | negative).to(tl.float32)
+        if POS_WEIGHTS:
+            entry = image * pos_by_image + (first + anchor) * pos_by_anchor + k * pos_by_class
+            o = tl.where(positive, tl.load(pos_weights + entry, mask=positive, other=0.0), o)
+        if NEG_WEIGHTS:
+            entry = image * neg_by_image + (first + anchor) * neg_by_anchor + k * neg_by_class
+            o = tl.where(negative, tl.load(neg_weights + entry, mask=negative, other=0.0), o)
+        y = tl.where(positive, -y, y)
+        # An infinite logit that is no masked class counts as NaN.
+        y = tl.where((y == float("inf")) | (positive & (y == float("-inf"))), float("nan"), y)
+        if FIRST_PASS:
+            least = tl.where(positive, pos_least, neg_least)
+            share = tl.where(positive, pos_share, neg_share)
+            o = tl.where(y < least, 0.0, tl.where(y == least, o * share, o))
+        there_with_prior = o != 0.0
+        y = tl.where(there_with_prior, y, 0.0)  # a NaN without prior changes nothing
+        if TASK == 0:
+            pos_z = tl.maximum(pos_z, tl.where(positive & there_with_prior, y, float("-inf")))
+            neg_z = tl.maximum(neg_z, tl.where(negative & there_with_prior, y, float("-inf")))
+        else:
+            t = tl.exp(-tl.abs(y))
+            large = 1.0 / (1.0 + t)
+            v = tl.where(y < 0.0, t * large, large)
+            w = tl.where(y < 0.0, large, t * large)
+            rate = tl.where(positive, pos_rate, neg_rate)
+            if FOCAL:
+                log = _log_one_plus(t)
+                softplus = tl.maximum(y, 0.0) + log
+                term = o * tl.exp(rate * (tl.maximum(tl.minimum(y, 0.0), -1e30) - log))
+            else:
+                distance = v
+                if FIRST_PASS:
+                    v0, w0 = tl.where(positive, pos_v0, neg_v0), tl.where(positive, pos_w0, neg_w0)
+                    distance = tl.where(v0 > 0.5, w0 - w, v - v0)
+                    distance = tl.where(there_with_prior, distance, 0.0)  # else e may overflow, and o e be NaN
+                term = o * tl.exp(rate * distance)
+            if TASK == 1:
+                if FOCAL:
+                    term = term * softplus
+                pos_z += tl.where(positive, term, 0.0)
+                neg_z += tl.where(negative, term, 0.0)
+                if not FOCAL:
+                    pos_s += tl.where(positive, term * distance, 0.0)
+                    neg_s += tl.where(negative, term * distance, 0.0)
+                pos_m += tl.where(positive, o, 0.0)
+                neg_m += tl.where(negative, o, 0.0)
+            else:
+                alpha, beta = tl.where(positive, pos_alpha, neg_alpha), tl.where(positive, pos_beta, neg_beta)
+                if FOCAL:
+                    slope = alpha * term * (rate * w * tl.minimum(softplus, 1e30) + v)
+                else:
+                    slope = term * v * w * (alpha + beta * distance)
+                slope = tl.where(there_with_prior, tl.where(positive, -slope, slope), 0.0)
+                tl.store(g + at, slope.to(g.dtype.element_ty), mask=there)
+    if TASK != 2:
+        slots += (image * programs + first_program + pid) * 6
+        if TASK == 0:
+            tl.store(slots, tl.max(pos_z, axis=0))
+            tl.store(slots + 3, tl.max(neg_z, axis=0))
+        else:
+            tl.store(slots, tl.sum(pos_z, axis=0))
+            tl.store(slots + 1, tl.sum(pos_s, axis=0))
+            tl.store(slots + 2, tl.sum(pos_m, axis=0))
+            tl.store(slots + 3, tl.sum(neg_z, axis=0))
+            tl.store(slots + 4, tl.sum(neg_s, axis=0))
+            tl.store(slots + 5, tl.sum(neg_m, axis=0))
+
+
+@triton.jit
+def _shift(at):
+    """c in float64, precise near 1, too."""
+    score, easiness = tl.load(at).to(tl.float64), tl.load(at + 1).to(tl.float64)
+    return tl.where(score > 0.5, 1.0 - easiness, score)
+
+
+@triton.jit
+def _expected(z_sum, s_sum, mass, rate, shift, WEIGHTS_GRAD: tl.constexpr):
+    """Value, α and β of one sign for an outer slope of 1; all 0 where there is no candidate."""
+    there = mass > 0.0
+    z_sum = tl.where(there, z_sum, 1.0)
+    above = s_sum / z_sum
+    value = shift + above
+    alpha, beta = 1.0 / z_sum, value * 0.0
+    if WEIGHTS_GRAD == 0:
+        alpha, beta = (1.0 - above * rate) / z_sum, rate / z_sum
+    if WEIGHTS_GRAD == 2:
+        value = shift + tl.log(z_sum / tl.where(there, mass, 1.0)) / rate
+    return tl.where(there, value, 0.0), tl.where(there, alpha, 0.0), tl.where(there, beta, 0.0)
+
+
+@triton.jit(do_not_specialize=["count"])
+def finish(
+    slots, first_pass, losses, coefficients, count, pos_rate, neg_rate, first_number, second_number,
+    CHOICE: tl.constexpr, WEIGHTS_GRAD: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds up the slots of an image, or of all images, and computes its loss and its α and β.
+
+    CHOICE is the surrogate of the DR loss; of a pointwise loss, whether it is divided by the number of positives.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    slots += row * count * 6
+    pos_z, pos_s, pos_m = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    neg_z, neg_s, neg_m = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    for begin in range(0, count, BLOCK):
+        slot = begin + tl.arange(0, BLOCK)
+        at, there = slots + slot.to(tl.int64) * 6, slot < count
+        pos_z += tl.load(at, mask=there, other=0.0).to(tl.float64)
+        pos_s += tl.load(at + 1, mask=there, other=0.0).to(tl.float64)
+        pos_m += tl.load(at + 2, mask=there, other=0.0).to(tl.float64)
+        neg_z += tl.load(at + 3, mask=there, other=0.0).to(tl.float64)
+        neg_s += tl.load(at + 4, mask=there, other=0.0).to(tl.float64)
+        neg_m += tl.load(at + 5, mask=there, other=0.0).to(tl.float64)
+    pz, ps, pm = tl.sum(pos_z, axis=0), tl.sum(pos_s, axis=0), tl.sum(pos_m, axis=0)
+    nz, ns, nm = tl.sum(neg_z, axis=0), tl.sum(neg_s, axis=0), tl.sum(neg_m, axis=0)
+    if FOCAL:
+        divisor = pm * 0.0 + 1.0
+        if CHOICE == 1:
+            divisor = tl.where(pm > 1.0, pm, 1.0)
+        pos_alpha, neg_alpha = first_number / divisor, second_number / divisor
+        pos_beta, neg_beta = pm * 0.0, pm * 0.0
+        loss = pz * pos_alpha + nz * neg_alpha
+    else:
+        pos_shift, neg_shift = 0.0, 0.0
+        if FIRST_PASS:
+            pos_shift, neg_shift = _shift(first_pass + row * 8), _shift(first_pass + row * 8 + 4)
+        pos_value, pos_alpha, pos_beta = _expected(pz, ps, pm, pos_rate, pos_shift, WEIGHTS_GRAD)
+        neg_value, neg_alpha, neg_beta = _expected(nz, ns, nm, neg_rate, neg_shift, WEIGHTS_GRAD)
+        z = neg_value + pos_value - 1.0 + first_number
+        if CHOICE == 0:
+            loss, outer = tl.where(z > 0.0, z, z * 0.0), tl.where(z > 0.0, 1.0, 0.0)
+        elif CHOICE == 1:
+            inside = tl.where(
+                z < -second_number, 0.0, tl.where(z > second_number, 2.0 * second_number, z + second_number)
+            )
+            outer = inside / (2.0 * second_number)
+            loss = tl.where(z >= second_number, z, inside * outer * 0.5)
+        else:
+            t = tl.exp(-tl.abs(second_number * z))
+            one_more = 1.0 + t
+            log = tl.where(one_more > 1.0, tl.log(one_more) * (t / tl.where(one_more > 1.0, one_more - 1.0, 1.0)), t)
+            loss = (tl.where(z > 0.0, second_number * z, 0.0) + log) / second_number
+            outer = tl.where(z > 0.0, 1.0, t) / one_more
+        pos_alpha, pos_beta = pos_alpha * outer, pos_beta * outer
+        neg_alpha, neg_beta = neg_alpha * outer, neg_beta * outer
+    tl.store(losses + row, loss.to(tl.float32))
+    coefficients += row * 4
+    tl.store(coefficients, pos_alpha.to(tl.float32))
+    tl.store(coefficients + 1, pos_beta.to(tl.float32))
+    tl.store(coefficients + 2, neg_alpha.to(tl.float32))
+    tl.store(coefficients + 3, neg_beta.to(tl.float32))
