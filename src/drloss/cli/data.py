@@ -44,7 +44,7 @@ def _check_data(options: argparse.Namespace) -> int:
     print(result.text())
     if options.report:
         write_json(options.report, result.to_json())
-        print(f"the full report is in {options.report}")
+        print(f"all of it is in {options.report}")
     return 0 if result.ok else 1
 
 

@@ -113,7 +113,7 @@ class AnnotationsBuilder:
     def drop_box(self, file: str, record: str, kind: str, value: object, allowed: str, boxes: int = 1) -> None:
         """Leave out boxes that cannot be passed to :meth:`add_box`, because the reader found a problem already."""
         self._boxes_in += boxes
-        self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=boxes)
+        self._leave_out_box(file, record, kind, value, allowed, boxes)
 
     # ------------------------------------------------------------------ images
 
@@ -235,30 +235,25 @@ class AnnotationsBuilder:
         self._boxes_in += 1
         position = self._by_key.get(key)
         if position is None:
-            allowed = "the id of an image that the file lists"
-            self._log.add(
-                file, record, "image not listed", value=key, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
-            )
+            self._leave_out_box(file, record, "image not listed", key, "the id of an image that the file lists")
             return
         image = self._images[position]
-        image.boxes += 1
-        if image.bad is not None:  # finish() adds the box to the image's problem
+        if image.bad is not None:
+            image.boxes += 1  # finish() adds them to the image's problem
             return
         label = self._labels.get(whole(category))
         if label is None:
-            allowed = self._known
-            self._log.add(
-                file, record, "unknown class", value=category, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
-            )
-            image.boxes -= 1
+            self._leave_out_box(file, record, "unknown class", category, self._known)
             return
         if written is not None and is_normalised(written, image.height, image.width):
-            image.boxes -= 1
-            self._leave_out_normalised(file, record, written)
+            allowed = "pixels; shares of the image's width and height have to be multiplied by them"
+            found = self._leave_out_box(file, record, _NORMALISED, _rounded(written), allowed)
+            self._first_normalised = self._first_normalised or self._log.problems[found].message
+            self._normalised += 1
             return
         fit = fit_box(box, image.height, image.width)
         if fit is not None:
-            values, consequence = [float(f"{v:.10g}") for v in box], BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
+            values, consequence = _rounded(box), BOX_LEFT_OUT if fit.box is None else BOX_CLIPPED
             if fit.refused:
                 left_out = int(fit.box is None)
                 self._log.add(
@@ -267,19 +262,13 @@ class AnnotationsBuilder:
             elif fit.kind:
                 self._log.note(file, record, fit.kind, values, consequence)
             if fit.box is None:
-                image.boxes -= 1
                 return
             box = fit.box
+        image.boxes += 1
         self._boxes.append(position, box, label, ignore, area)
 
-    def _leave_out_normalised(self, file: str, record: str, box: Box) -> None:
-        allowed = "pixels; shares of the image's width and height have to be multiplied by them"
-        values = [float(f"{v:.10g}") for v in box]
-        position = self._log.add(
-            file, record, _NORMALISED, value=values, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=1
-        )
-        self._first_normalised = self._first_normalised or self._log.problems[position].message
-        self._normalised += 1
+    def _leave_out_box(self, file: str, record: str, kind: str, value: object, allowed: str, boxes: int = 1) -> int:
+        return self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=boxes)
 
     def _refuse_normalised(self) -> None:
         found = self._normalised
@@ -342,3 +331,7 @@ class AnnotationsBuilder:
             ignore=ignore,
             areas=areas,
         )
+
+
+def _rounded(box: Box) -> list[float]:
+    return [float(f"{v:.10g}") for v in box]

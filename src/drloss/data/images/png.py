@@ -1,8 +1,8 @@
 """Checksums and EXIF of PNG files.
 
 Pillow does not check the checksums of pixel data, and finds EXIF after the pixels only by decoding them. It raises an
-error of that decoding once; the next decoding returns the rest of the image as if it were whole. So both
-are read here.
+error of that decoding once; the next decoding returns the rest of the image as if it were whole. So this file reads
+both.
 """
 
 import struct
