@@ -114,7 +114,7 @@ class _ForwardWithSlopes(_WithSlopes):
         saved = ctx.saved_tensors
         half = len(saved) // 2
         slopes, inputs = saved[:half], saved[half:]
-        found = sum(total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None)
+        found: Any = sum(total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None)
         for x in inputs:
             found = last_derivative(found, x, ctx.what)
         return found
