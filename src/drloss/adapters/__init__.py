@@ -1,8 +1,10 @@
-"""The DR loss in detectors of other libraries: one line for a ready model.
+"""The DR loss in detectors of other libraries, the hosts: one line for a ready model.
 
     model = adapt(torchvision.models.detection.retinanet_resnet50_fpn_v2(weights="DEFAULT"))
 
-Each host has one small file here, which is imported when a model of that host is handed over.
+Each host has one file, named after its package and imported with the first model of that host. ``classifier`` has
+what they share, and ``integration`` is ``drloss.check``. These modules import the losses alone; no other room imports
+them.
 """
 
 from importlib import import_module
@@ -18,19 +20,19 @@ HOSTS = ("torchvision", "mmdet", "detectron2", "transformers", "ultralytics", "e
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", **options: Any) -> nn.Module:
-    """Put a loss of drloss in the place of a detector's own classification loss.
+    """Replace a detector's own classification loss by a loss of drloss.
 
-    The detector is changed in place. Its box loss, anchors and matching stay, and so do its weights, unless its
-    classifier has never been trained or a reset is asked for: then the classifier starts from the loss's own prior.
+    The detector is changed in place. Its box loss, anchors and matching stay. So do its weights, but for those of a
+    classifier that was never trained, or with ``reset=True``: it starts from the loss's own prior.
 
     Args:
-        model: of one of :data:`HOSTS`; it may be wrapped for several processes, or compiled.
-        loss: a loss module, or its name with parameters if wanted: ``"dr"``, ``"dr:neg_lambda=0.05"``, ``"focal"``.
-        options: of the host's ``adapt``; see its module.
+        model: a detector of one of :data:`HOSTS`; it may be wrapped for several processes, or compiled.
+        loss: a loss module, or its name, with or without parameters: ``"dr"``, ``"dr:neg_lambda=0.05"``, ``"focal"``.
+        options: those of the host's ``adapt``; see its module.
     Returns:
         The same model.
     Raises:
-        TypeError: if no adapter knows the model, or the loss is none.
+        TypeError: if no adapter has the model, or the loss is not a loss of drloss.
         ValueError: if the loss or an option does not fit.
     """
     bare = unwrapped(model)
@@ -43,13 +45,13 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", **options: Any) -> nn.
 
 
 def host_of(model: nn.Module) -> str | None:
-    """The one of :data:`HOSTS` that a model's class or one of its bases is from."""
+    """The host that defines a model's class or one of its bases; None if none of :data:`HOSTS` does."""
     roots = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     return next((host for host in HOSTS if host in roots), None)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of a ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``, or itself."""
+    """The model inside of ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``, or the model itself."""
     inner: nn.Module = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
     compiled: nn.Module | None = getattr(inner, "_orig_mod", None)
     return inner if compiled is None else unwrapped(compiled)

@@ -1,4 +1,4 @@
-"""What the adapters do to a host's classifier: starting probability and background channel."""
+"""Helpers of the adapters: the loss, the start of a host's classifier, its background channel, its labels."""
 
 import math
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from drloss.losses import ImageLoss, make_loss
 
 SILENT = -20.0
-"""Bias of a background channel that no loss reaches: its score is 2e-9."""
+"""Logit of a background channel that no loss trains: its score is 2e-9."""
 
 
 def as_loss(loss: str | ImageLoss, *, inplace: bool = True) -> ImageLoss:
-    """A loss module, from itself or from its name.
+    """The loss module of that name, or the module itself.
 
     Args:
         loss: the module or its name.
-        inplace: whether nothing else in the host's step reads the logits, so that the loss may overwrite them.
+        inplace: whether the loss may overwrite the logits, because nothing else in the host's step reads them.
     Raises:
-        TypeError: if it is neither.
-        ValueError: if the name is unknown, or a parameter does not fit.
+        TypeError: if it is neither a loss module nor a name.
+        ValueError: if the name is unknown, or a parameter is out of range.
     """
     chosen: Any = make_loss(loss) if isinstance(loss, str) else loss
     if not isinstance(chosen, ImageLoss):
@@ -34,10 +34,10 @@ def as_loss(loss: str | ImageLoss, *, inplace: bool = True) -> ImageLoss:
 
 
 def become(module: Any, own: type, adapted: type) -> None:
-    """Make an object of a host's class one of ours; one that is ours already stays.
+    """Change the class of a host's object to the adapted one; an adapted object stays as it is.
 
     Raises:
-        TypeError: if it is of any other class.
+        TypeError: if it has any other class, a subclass included.
     """
     if type(module) not in (own, adapted):
         raise TypeError(
@@ -59,13 +59,13 @@ def is_untrained(
     classes: int = 1,
     background: int | None = None,
 ) -> bool:
-    """Whether the biases of each layer are as initialisation leaves them.
+    """Whether the biases of each layer are still as initialised.
 
-    Several are then the same number, which training does not leave them. One alone must be a number that classifiers
-    start from: that of a score of 0.5 or 0.01, or one of the host's.
+    Several biases are then all the same number, which they are not after training. A single bias must be one that
+    classifiers start from: that of a score of 0.5 or 0.01, or one of the host's.
 
     Args:
-        layers: last layers of the classifier.
+        layers: last layers of the classifiers.
         starts: biases that the host's classifiers start from.
         classes, background: as for :func:`start_from`; the biases of a background channel do not count.
     """
@@ -87,13 +87,13 @@ def is_untrained(
 def start_from(
     layers: Iterable[nn.Conv2d | nn.Linear], probability: float, *, classes: int, background: int | None = None
 ) -> None:
-    """Let classifiers start from a probability.
+    """Set biases so that classifiers start from a score.
 
     Args:
         layers: last layers of the classifier; their channels are anchors × classes, the classes innermost.
-        probability: score that every candidate starts from, up to what the weights add.
-        classes: K of the layers, a background channel included.
-        background: index of a background channel, which is silenced; None where there is none.
+        probability: the score of every candidate, but for the contribution of the weights.
+        classes: K of the layers, with a background channel.
+        background: index of a background channel, whose score is set to nearly 0; None if there is none.
     """
     for layer in layers:
         bias = layer.bias
@@ -109,9 +109,9 @@ def labels_of(matched: Tensor, classes: Tensor, *, ignored: int | None = None) -
     """Labels of one image's anchors from a host's matching.
 
     Args:
-        matched: (A,) index of the box of each anchor, negative for none.
+        matched: (A,) index of the box of each anchor, negative if it has none.
         classes: (B,) of the boxes, 1..K.
-        ignored: value of ``matched`` that means neither; None where the host has none.
+        ignored: value of ``matched`` for an ignored anchor; None if the host has no such value.
     Returns:
         (A,) int64: -1 ignored, 0 background, 1..K.
     """

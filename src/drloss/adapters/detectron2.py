@@ -2,7 +2,7 @@
 
     model = adapt(build_model(cfg))
 
-detectron2 divides its focal loss by a running mean of the number of positives. That normaliser stays for the boxes.
+detectron2 divides its focal loss by a running mean of the number of positives. The box losses keep that normaliser.
 """
 
 from typing import Any
@@ -24,16 +24,16 @@ except ImportError as error:
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
-    """Put a loss in the place of the classification loss of a RetinaNet or an FCOS.
+    """Replace the classification loss of a RetinaNet or an FCOS.
 
     Args:
-        model: of ``detectron2.modeling.meta_arch``; it is changed in place.
+        model: a model of ``detectron2.modeling.meta_arch``; it is changed in place.
         loss: a loss module or its name.
-        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained.
+        reset: whether to reset the classifier to the loss's prior; by default only if it was never trained.
     Returns:
         The model.
     Raises:
-        TypeError: if the model is another.
+        TypeError: if the model has any other class.
         ValueError: if the loss does not fit.
     """
     chosen = as_loss(loss)
@@ -50,13 +50,13 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
 
 
 def step(model: Any, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Losses of a training step on what a data loader of detectron2 gives."""
+    """Losses of a training step on a batch of detectron2's data loader."""
     losses: dict[str, Tensor] = model(batch)
     return losses
 
 
 def _loss(loss: ImageLoss, logits: list[Tensor], gt_labels: list[Tensor], classes: int) -> Tensor:
-    """Loss of levels (N, A, K) and, an image, labels (A,) over all levels: -1 neither, 0..K-1, K background."""
+    """Loss of levels (N, A, K) and labels (A,) of each image over all levels: -1 ignored, 0..K-1, K background."""
     labels = torch.stack(gt_labels)
     labels = torch.where(labels == classes, 0, torch.where(labels < 0, -1, labels + 1))
     value: Tensor = loss(logits, list(torch.split(labels, [level.shape[1] for level in logits], dim=1)))
@@ -71,7 +71,7 @@ class DRRetinaNet(RetinaNet):  # type: ignore[misc]
     def losses(
         self, anchors: Any, pred_logits: list[Tensor], gt_labels: list[Tensor], *args: Any
     ) -> dict[str, Tensor]:
-        """The host's losses, ``loss_cls`` replaced."""
+        """The host's losses, with ``loss_cls`` replaced."""
         silent = [level.detach() for level in pred_logits]
         own: dict[str, Tensor] = super().losses(anchors, silent, gt_labels, *args)
         return {**own, "loss_cls": _loss(self.drloss, pred_logits, gt_labels, self.num_classes)}
@@ -85,7 +85,7 @@ class DRFCOS(FCOS):  # type: ignore[misc]
     def losses(
         self, anchors: Any, pred_logits: list[Tensor], gt_labels: list[Tensor], *args: Any
     ) -> dict[str, Tensor]:
-        """The host's losses, ``loss_fcos_cls`` replaced."""
+        """The host's losses, with ``loss_fcos_cls`` replaced."""
         silent = [level.detach() for level in pred_logits]
         own: dict[str, Tensor] = super().losses(anchors, silent, gt_labels, *args)
         return {**own, "loss_fcos_cls": _loss(self.drloss, pred_logits, gt_labels, self.num_classes)}

@@ -3,7 +3,7 @@
     bench = adapt(effdet.create_model("tf_efficientdet_d0", bench_task="train", num_classes=20, bench_labeler=True))
 
 effdet's own class loss is a focal loss with label smoothing, summed over the batch and divided by its number of
-positives. It labels anchors -1 for background, -2 for neither and 0..K-1.
+positives. It labels anchors -1 for background, -2 for ignored and 0..K-1 for the classes.
 """
 
 from typing import Any
@@ -22,16 +22,16 @@ except ImportError as error:
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
-    """Put a loss in the place of the classification loss of a training bench.
+    """Replace the classification loss of a training bench.
 
     Args:
         model: a ``DetBenchTrain``; it is changed in place.
         loss: a loss module or its name.
-        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained.
+        reset: whether to reset the classifier to the loss's prior; by default only if it was never trained.
     Returns:
         The model.
     Raises:
-        TypeError: if the model is another.
+        TypeError: if the model has any other class.
         ValueError: if the loss does not fit.
     """
     chosen = as_loss(loss)
@@ -48,7 +48,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
 
 
 class DRDetectionLoss(DetectionLoss):  # type: ignore[misc]
-    """effdet's loss with a loss of drloss for the classes; the boxes' is effdet's."""
+    """effdet's loss, with a loss of drloss for the classes; the box loss is effdet's."""
 
     drloss: ImageLoss
 
@@ -60,8 +60,8 @@ class DRDetectionLoss(DetectionLoss):  # type: ignore[misc]
         box_targets: list[Tensor],
         num_positives: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Total, classes' and boxes' loss; levels of (N, A·K, H, W), targets of (N, H, W, A)."""
-        # Without gradient: of the host's it is the boxes' loss that counts, and its sum with a class loss of no use.
+        """Total loss, class loss and box loss of levels (N, A·K, H, W) and targets (N, H, W, A)."""
+        # Detached: only the box loss of the host's losses is used.
         silent = [c.detach() for c in cls_outputs]
         _, _, box = super().forward(silent, box_outputs, cls_targets, box_targets, num_positives)
         labels = torch.cat([t.flatten(1) for t in cls_targets], dim=1)

@@ -4,8 +4,8 @@
     adapt(runner.model)
     runner.train()
 
-``loss_cls`` of the configuration is the wrong place: it is called once a pyramid level, with an average factor, on
-rows that no longer say which image they are of.
+``loss_cls`` of the configuration is the wrong place: it is called once for each pyramid level, with an average
+factor, on rows that no longer say which image they belong to.
 """
 
 from typing import Any
@@ -25,19 +25,19 @@ except ImportError as error:
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
-    """Put a loss in the place of the classification loss of a detector's head.
+    """Replace the classification loss of a detector's head.
 
     Args:
         model: a detector whose ``bbox_head`` is a ``RetinaHead``, an ``ATSSHead`` or an ``FCOSHead``, or such a head;
             it is changed in place.
         loss: a loss module or its name.
-        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained. So
-            it does whenever ``init_weights`` is called, as a runner does before it loads weights.
+        reset: whether to reset the classifier to the loss's prior; by default only if it was never trained.
+            ``init_weights``, which a runner calls before it loads weights, resets it as well.
     Returns:
         The model.
     Raises:
-        TypeError: if the head is another.
-        ValueError: if the head has no sigmoid a class or weighs its positives, or the loss does not fit.
+        TypeError: if the head has any other class.
+        ValueError: if the head has no sigmoid for each class or weights its positives, or the loss does not fit.
     """
     chosen = as_loss(loss, inplace=False)
     head: Any = getattr(model, "bbox_head", model)
@@ -59,13 +59,13 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
 
 
 def step(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """Losses of a detector's training step on what a data loader of mmdetection gives."""
+    """Losses of a detector's training step on a batch of mmdetection's data loader."""
     losses: dict[str, Any] = model(**model.data_preprocessor(batch, training=True), mode="loss")
     return losses
 
 
 class Slot(nn.Module):
-    """Stands in a head's ``loss_cls`` and keeps what it is given, level by level."""
+    """Replaces a head's ``loss_cls`` and keeps the arguments of its calls, one call a level."""
 
     def __init__(self, loss: ImageLoss) -> None:
         super().__init__()
@@ -73,15 +73,15 @@ class Slot(nn.Module):
         self.given: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def forward(self, scores: Tensor, labels: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
-        """Scores (rows, K), labels (rows,) of 0..K-1 and K for background, weight 0 for neither."""
+        """Keep logits (rows, K), labels (rows,), 0..K-1 or K for background, and weights (rows,), 0 for ignored."""
         self.given.append((scores, labels, weight))
         return scores.new_zeros(())
 
-    def taken(self, levels: list[Tensor], classes: int) -> Tensor:
-        """The loss of what was given.
+    def loss(self, levels: list[Tensor], classes: int) -> Tensor:
+        """The loss of the kept logits and labels.
 
         Args:
-            levels: the head's maps, (N, A·K, H, W) each.
+            levels: the head's maps, each (N, A·K, H, W).
             classes: K.
         """
         given = self.given
@@ -90,7 +90,7 @@ class Slot(nn.Module):
         labels = torch.where(labels == classes, 0, labels + 1)
         for_sure = [torch.ones_like(y, dtype=torch.bool) if w is None else w.reshape(-1) > 0 for _, y, w in given]
         labels = torch.where(torch.cat(for_sure), labels, -1)
-        # Level by level, and in each image by image.
+        # The rows are ordered by level, then by image.
         rows = [level.numel() // classes for level in levels]
         images = len(levels[0])
         loss: Tensor = self.drloss(
@@ -101,7 +101,7 @@ class Slot(nn.Module):
 
 
 class _Head:
-    """What the heads have in common; before the host's head among the bases."""
+    """What the adapted heads share; this class precedes the host's head among the bases."""
 
     classifier_name: str
 
@@ -115,19 +115,19 @@ class _Head:
         start_from([self.classifier], own.loss_cls.drloss.prior_probability, classes=own.num_classes)
 
     def init_weights(self) -> None:
-        """As the host's, which starts from a score of 0.01, and then from the loss's own prior."""
+        """Initialise as the host does, then set the classifier to the loss's own prior instead of a score of 0.01."""
         host: Any = super()
         host.init_weights()
         if is_untrained([self.classifier]):
             self.start()
 
     def loss_by_feat(self, cls_scores: list[Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The host's losses, ``loss_cls`` of all levels and images at once."""
+        """The host's losses, with one ``loss_cls`` of all levels and images."""
         own: Any = self
         host: Any = super()
         try:
             losses: dict[str, Any] = host.loss_by_feat(cls_scores, *args, **kwargs)
-            return {**losses, "loss_cls": own.loss_cls.taken(cls_scores, own.num_classes)}
+            return {**losses, "loss_cls": own.loss_cls.loss(cls_scores, own.num_classes)}
         finally:
             own.loss_cls.given.clear()
 

@@ -1,9 +1,9 @@
 """torchvision's RetinaNet, FCOS, SSD and SSDlite with a loss of drloss.
 
 torchvision counts the background as class 0: a model for K classes is built with ``num_classes=K + 1`` and labels are
-1..K. RetinaNet and FCOS have a channel for it that never holds an object; it is left out of the loss, and silenced
-in detections. SSD's softmax has real use for it: there a class's logit is the log odds
-of its softmax probability, so that the scores of the detections are those that the loss has seen.
+1..K. RetinaNet and FCOS have a background channel that never holds an object; it is left out of the loss, and its
+score is set to nearly 0 in detections. SSD's softmax needs the channel: the logit of a class is the log odds of its
+softmax probability, so that the loss and the detections have the same scores.
 """
 
 from typing import Any
@@ -23,19 +23,19 @@ Targets = list[dict[str, Tensor]]
 def adapt(
     model: nn.Module, loss: str | ImageLoss = "dr", *, background: bool = True, reset: bool | None = None
 ) -> nn.Module:
-    """Put a loss in the place of the classification loss of a RetinaNet, an FCOS or an SSD.
+    """Replace the classification loss of a RetinaNet, an FCOS or an SSD.
 
     Args:
-        model: of torchvision, with its own head; it is changed in place.
+        model: a model of torchvision with torchvision's own head; it is changed in place.
         loss: a loss module or its name.
-        background: whether class 0 is the background, as torchvision has it. False for a RetinaNet or FCOS whose
+        background: whether class 0 is the background, as in torchvision. Use False for a RetinaNet or FCOS whose
             labels are 0..K-1.
-        reset: whether the classifier starts anew from the loss's prior. By default it does where it has never been
-            trained. An SSD has no such start: scores of its softmax start at 1/(K + 1).
+        reset: whether to reset the classifier to the loss's prior; by default only if it was never trained. An SSD
+            has no such prior: the scores of its softmax start at 1/(K + 1).
     Returns:
         The model.
     Raises:
-        TypeError: if the model is another, or its head is not torchvision's own.
+        TypeError: if the model has any other class, or its head is not torchvision's own.
         ValueError: if the loss does not fit.
     """
     chosen = as_loss(loss)
@@ -101,14 +101,14 @@ class DRRetinaNetHead(RetinaNetClassificationHead):  # type: ignore[misc]
     background: bool
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """(N, A, K) logits of feature maps; in detection that of the background, which nothing trains, is silent."""
+        """(N, A, K) logits of feature maps; in detection the background, which is not trained, scores nearly 0."""
         logits: Tensor = super().forward(x)
         if self.background and not self.training:
             logits[..., 0] = SILENT
         return logits
 
     def compute_loss(self, targets: Targets, head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]) -> Tensor:
-        """Loss of a batch; anchors between the matcher's thresholds count in neither set."""
+        """Loss of a batch; anchors between the matcher's thresholds are ignored."""
         logits, classes = _object_classes(head_outputs["cls_logits"], targets, self.background)
         labels = [
             labels_of(m, c, ignored=self.BETWEEN_THRESHOLDS) for m, c in zip(matched_idxs, classes, strict=True)
@@ -124,7 +124,7 @@ class DRFCOSHead(FCOSHead):  # type: ignore[misc]
     background: bool
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """Outputs for feature maps; in detection the logit of the background, which nothing trains, is silent."""
+        """Outputs for feature maps; in detection the background, which is not trained, scores nearly 0."""
         outputs: dict[str, Tensor] = super().forward(x)
         if self.background and not self.training:
             outputs["cls_logits"][..., 0] = SILENT
@@ -182,6 +182,6 @@ def log_odds(logits: Tensor) -> Tensor:
         (..., K) float32, float64 for float64.
     """
     logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-    # A probability that rounds to 1 has log odds too large to be told: they are held at those of 1 - eps.
+    # A probability that rounds to 1 has infinite log odds: they are clamped to those of 1 - eps.
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     return logp - torch.log(-torch.expm1(logp))

@@ -1,9 +1,9 @@
 """Detectors of the DETR family in Hugging Face transformers with a loss of drloss.
 
-Taken are those whose classes are sigmoids over object classes alone: RT-DETR and RT-DETR v2, Deformable DETR,
-Conditional DETR and DAB-DETR. Their candidates are the queries: those that the host's Hungarian matching gives an
-object are positives of its class, and all others are negatives. Each decoder layer has queries of its own, and so it
-is a candidate set of its own, with one call of the loss over all images.
+These are the models with a sigmoid for each object class and no background class: RT-DETR and RT-DETR v2, Deformable
+DETR, Conditional DETR and DAB-DETR. Their anchors are the queries. A query that the host's Hungarian matching assigns
+to an object is a positive of the object's class; all others are negatives. Each decoder layer has queries of its own,
+and so it is a candidate set of its own, with one call of the loss over all images.
 """
 
 from typing import Any
@@ -42,17 +42,17 @@ Assignment = list[tuple[Tensor, Tensor]]
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
-    """Put a loss in the place of the classification loss of a detector of the DETR family.
+    """Replace the classification loss of a detector of the DETR family.
 
     Args:
-        model: of transformers, one of :data:`RT_DETR` or :data:`DEFORMABLE_DETR`; this instance alone is changed.
+        model: a model of :data:`RT_DETR` or :data:`DEFORMABLE_DETR`; only this instance is changed.
         loss: a loss module or its name.
-        reset: whether the classifiers of all decoder layers, and that of RT-DETR's encoder, start anew from the
-            loss's prior. By default they do where they have never been trained.
+        reset: whether to reset the classifiers of all decoder layers, and that of RT-DETR's encoder, to the loss's
+            prior; by default only if they were never trained.
     Returns:
         The model.
     Raises:
-        TypeError: if the model is another, or has a loss function that is not its class's own.
+        TypeError: if the model has any other class, or a loss function that is not that of its class.
         ValueError: if the loss does not fit.
     """
     host: Any = model
@@ -70,7 +70,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
     chosen = as_loss(loss, inplace=rt_detr)
     criterion = Criterion(chosen, host.config, rt_detr=rt_detr)
     host.add_module("drloss", criterion)
-    host.loss_function = criterion.step  # no module: transformers takes a function of this instance's own
+    host.loss_function = criterion.step  # a function of this instance; transformers accepts no module here
     layers = classifiers(host)
     prior = getattr(host.config, "initializer_bias_prior_prob", None) or 1 / (host.config.num_labels + 1)
     if is_untrained(layers, starts=[bias_of(prior)]) if reset is None else reset:
@@ -79,7 +79,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
 
 
 def classifiers(model: Any) -> list[Any]:
-    """The classifiers of a detector: of each decoder layer, shared or not, and of RT-DETR's encoder."""
+    """The classifiers of all decoder layers, shared or not, and of RT-DETR's encoder."""
     if type(model) in RT_DETR:
         return [*model.model.decoder.class_embed, model.model.enc_score_head]
     heads = getattr(model, "class_labels_classifier", None) or model.class_embed
@@ -87,11 +87,11 @@ def classifiers(model: Any) -> list[Any]:
 
 
 class Criterion(nn.Module):
-    """The losses of a detector's step, with a loss of drloss for the classes.
+    """The losses of a training step, with a loss of drloss for the classes.
 
     Attributes:
         drloss: the loss.
-        config: of the detector, as transformers reads it in each step.
+        config: the detector's configuration, which transformers reads in each step.
         rt_detr: whether the detector is an RT-DETR.
     """
 
@@ -103,7 +103,7 @@ class Criterion(nn.Module):
 
     @property
     def drloss_calls(self) -> int:
-        """Number of candidate sets in a training step with objects, each of which is one call of the loss."""
+        """Number of candidate sets in a training step with objects; each is one call of the loss."""
         layers = int(self.config.decoder_layers)
         if not self.config.auxiliary_loss:
             return 1
@@ -122,19 +122,19 @@ class Criterion(nn.Module):
         outputs_coord: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
-        """What transformers calls as a model's ``loss_function``.
+        """The ``loss_function`` of a model, with the arguments that transformers gives it.
 
         Args:
-            logits: (N, Q, K) of the last decoder layer; an RT-DETR's denoising queries come first.
-            labels: of each image, a dict with ``class_labels`` (B,), 0..K-1, and ``boxes`` (B, 4).
-            device: of no use here.
+            logits: (N, Q, K) of the last decoder layer; the denoising queries of an RT-DETR come first.
+            labels: for each image a dict with ``class_labels`` (B,), 0..K-1, and ``boxes`` (B, 4).
+            device: not used.
             pred_boxes: (N, Q, 4).
-            config: of the detector.
-            outputs_class, outputs_coord: of all layers, (N, L, Q, K) of an RT-DETR, else (L, N, Q, K); None without
-                auxiliary losses.
-            others: of an RT-DETR, its encoder's proposals and where its denoising queries are.
+            config: the detector's configuration.
+            outputs_class, outputs_coord: outputs of all layers, (N, L, Q, K) for an RT-DETR, else (L, N, Q, K); None
+                without auxiliary losses.
+            others: for an RT-DETR, the proposals of its encoder and the places of its denoising queries.
         Returns:
-            The loss, its parts by transformers' names, and the outputs of the auxiliary layers.
+            The loss, its parts by the names of transformers, and the outputs of the auxiliary layers.
         """
         if self.rt_detr:
             return self._rt_detr(logits, labels, pred_boxes, config, outputs_class, outputs_coord, **others)
@@ -186,16 +186,16 @@ def _layers(logits: Any, boxes: Any) -> list[dict[str, Tensor]]:
 
 
 def denoising_padding(meta: dict[str, Any], labels: Targets) -> Tensor:
-    """Denoising queries that stand for no object.
+    """Denoising queries that are padding.
 
-    A group has a near and a far query for each object of the batch's fullest image; in the others, some stand for
-    nothing.
+    A group has a near and a far query for each object of the image with the most objects; in other images some of
+    them belong to no object.
 
     Args:
         meta: RT-DETR's ``denoising_meta_values``.
-        labels: of each image.
+        labels: the targets of each image.
     Returns:
-        (N, Q) bool of the denoising queries.
+        (N, Q) bool, True for padding.
     """
     queries = meta["dn_num_split"][0]
     counts = [len(target["class_labels"]) for target in labels]
@@ -205,7 +205,7 @@ def denoising_padding(meta: dict[str, Any], labels: Targets) -> Tensor:
 
 
 class _ClassLoss:
-    """The part that the criteria of transformers share: the loss of one candidate set."""
+    """What the two criteria share: the loss of one candidate set."""
 
     drloss: ImageLoss
 
@@ -213,9 +213,9 @@ class _ClassLoss:
         """Loss of all images' queries of one layer.
 
         Args:
-            outputs: ``logits`` (N, Q, K), and ``padding`` (N, Q) bool where some queries count in neither set.
-            targets: of each image.
-            indices: of each image, matched queries and their objects.
+            outputs: ``logits`` (N, Q, K), and ``padding`` (N, Q) bool if some queries are ignored.
+            targets: the targets of each image.
+            indices: the matched queries of each image, and their objects.
         """
         logits = outputs["logits"]
         labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
@@ -228,7 +228,7 @@ class _ClassLoss:
 
 
 class RTDetrClassLoss(_ClassLoss, RTDetrLoss):  # type: ignore[misc]
-    """The criterion of an RT-DETR with a loss of drloss, whose weight is its own ``cls_weight``."""
+    """The criterion of an RT-DETR with a loss of drloss, whose weight is ``cls_weight``."""
 
     def __init__(self, config: Any, loss: ImageLoss) -> None:
         super().__init__(config)
@@ -236,7 +236,7 @@ class RTDetrClassLoss(_ClassLoss, RTDetrLoss):  # type: ignore[misc]
         self.weight_dict["loss_vfl"] = 1.0
 
     def loss_labels_vfl(self, outputs: Any, targets: Any, indices: Any, num_boxes: Any) -> dict[str, Tensor]:
-        """The classification loss of one layer; ``num_boxes`` divides the box losses alone."""
+        """The classification loss of one layer; ``num_boxes`` divides only the box losses."""
         return {"loss_vfl": self.of_set(outputs, targets, indices)}
 
 
@@ -249,5 +249,5 @@ class DeformableDetrClassLoss(_ClassLoss, DeformableDetrImageLoss):  # type: ign
         self.drloss = loss
 
     def loss_labels(self, outputs: Any, targets: Any, indices: Any, num_boxes: Any) -> dict[str, Tensor]:
-        """The classification loss of one layer; ``num_boxes`` divides the box losses alone."""
+        """The classification loss of one layer; ``num_boxes`` divides only the box losses."""
         return {"loss_ce": self.of_set(outputs, targets, indices)}

@@ -1,9 +1,9 @@
 """YOLO detection models of ``ultralytics`` with a loss of drloss, through the model's public ``init_criterion``.
 
-ultralytics is under the AGPL-3.0. Nothing of it is copied here, and drloss neither depends on it nor imports it
-but in this module, which is imported when a model of it is handed over.
+ultralytics is under the AGPL-3.0. Nothing of it is copied here, and drloss does not depend on it: only this module
+imports it, and only for a model of ultralytics.
 
-Its trainer builds a model of its own, so that is where to adapt it::
+Its trainer builds a model of its own, so adapt it there::
 
     class DRTrainer(DetectionTrainer):
         def get_model(self, *args, **kwargs):
@@ -11,7 +11,7 @@ Its trainer builds a model of its own, so that is where to adapt it::
 
     YOLO("yolo11n.pt").train(data="coco8.yaml", trainer=DRTrainer)
 
-The assigner's soft targets say how well a box fits. What they are above 0 for counts as positive here.
+The soft targets of the assigner say how well a box fits. Here a candidate whose target is above 0 is a positive.
 """
 
 import math
@@ -31,27 +31,27 @@ except ImportError as error:
 
 
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None = None) -> nn.Module:
-    """Put a loss in the place of the classification loss of a YOLO detection model.
+    """Replace the classification loss of a YOLO detection model.
 
     Args:
         model: a ``DetectionModel`` of YOLOv8 or later; it is changed in place.
         loss: a loss module or its name.
-        reset: whether the classifier starts anew from the loss's prior; by default where it was never trained.
+        reset: whether to reset the classifier to the loss's prior; by default only if it was never trained.
     Returns:
         The model.
     Raises:
-        TypeError: if the model is another.
+        TypeError: if the model has any other class.
         ValueError: if the loss does not fit.
     """
     chosen = as_loss(loss)
     become(model, DetectionModel, DRDetectionModel)
     adapted: Any = model
-    adapted.criterion = None  # one of before would stay in use
+    adapted.criterion = None  # an earlier criterion would stay in use
     adapted.drloss = chosen
     heads = [adapted.model[-1].cv3, getattr(adapted.model[-1], "one2one_cv3", None)]
     layers = [level[-1] for head in heads if head is not None for level in head]
     head = adapted.model[-1]
-    # The host starts from 5 objects an image of 640 pixels.
+    # The host's prior is 5 objects in an image of 640 pixels.
     starts = [math.log(5 / head.nc / (640 / float(stride)) ** 2) for stride in head.stride]
     if is_untrained(layers, starts=starts) if reset is None else reset:
         start_from(layers, chosen.prior_probability, classes=head.nc)
@@ -59,7 +59,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
 
 
 def step(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Losses of a training step on what a data loader of ultralytics gives."""
+    """Losses of a training step on a batch of ultralytics' data loader."""
     losses, _ = model(batch)
     return dict(zip(("box", "cls", "dfl"), losses / len(batch["img"]), strict=True))
 
@@ -71,19 +71,19 @@ class DRDetectionModel(DetectionModel):  # type: ignore[misc]
 
     @property
     def drloss_calls(self) -> int:
-        """Sets of candidates: a model without NMS has a second head, with one candidate a box."""
+        """Number of candidate sets: a model without NMS has a second head, which has one positive for each box."""
         return 1 if getattr(self.model[-1], "one2one_cv3", None) is None else 2
 
     @property
     def drloss_shares(self) -> tuple[float, ...] | None:
-        """Weights of the sets, which change as the training goes on."""
+        """Weights of the candidate sets, which change during training."""
         return (self.criterion.o2m, self.criterion.o2o) if isinstance(self.criterion, E2ELoss) else None
 
     def init_criterion(self) -> Any:
-        """The host's criterion, with the loss in it.
+        """The host's criterion with the loss of drloss.
 
         Raises:
-            ValueError: if the model has weights for the classes, of the setting ``cls_pw``.
+            ValueError: if the model has class weights (the setting ``cls_pw``).
         """
         if getattr(self, "class_weights", None) is not None:
             raise ValueError("cls_pw must be 0: a loss of drloss has no use for weights of the classes")
@@ -115,7 +115,7 @@ class DRv8DetectionLoss(v8DetectionLoss):  # type: ignore[misc]
 
 
 class _Seen:
-    """Stands where the host computes the binary cross-entropy of each score, and keeps the targets it is given."""
+    """Replaces the host's binary cross-entropy, and keeps the targets of its call."""
 
     def __init__(self, seen: list[Tensor]) -> None:
         self.seen = seen

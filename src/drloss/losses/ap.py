@@ -1,18 +1,18 @@
 r"""AP-loss: average precision as a ranking loss, with an update in place of a gradient.
 
-The work that the paper calls closest to its own ([3]). For positives i and negatives j with logits s, and the ramp
+The paper calls this work ([3]) the closest to its own. For positives i and negatives j with logits s, and the ramp
 $H(x) = \min(\max(\frac{x}{2\delta} + \frac12, 0), 1)$,
 
 $$L_{ij} = \frac{H(s_j - s_i)}{1 + \sum_{k \neq i} H(s_k - s_i) + \sum_{j'} H(s_{j'} - s_i)}, \qquad
 \ell = \frac{1}{n_+} \sum_i \sum_j L_{ij},$$
 
-k over the positives and j' over the negatives: 1 minus the average precision, up to the ramp. Its derivative is of no
-use, so the update that would bring each $L_{ij}$ to 0 takes its place: $-\sum_j L_{ij}/n_+$ for a positive and
-$\sum_i L_{ij}/n_+$ for a negative. Precision is interpolated: that of a positive is the largest among those scored no
-higher, and its $L_{ij}$ are scaled to match.
+where k runs over the positives and j' over the negatives. It is 1 minus the average precision, up to the ramp. Its
+derivative does not help training, so it is replaced by the update that would bring each $L_{ij}$ to 0:
+$-\sum_j L_{ij}/n_+$ for a positive and $\sum_i L_{ij}/n_+$ for a negative. Precision is interpolated: that of a
+positive is the largest among the positives that score no higher, and its $L_{ij}$ are scaled to match.
 
 Every sum over a ramp is a sum of linear pieces, so sorting and prefix sums (:class:`drloss.losses.pairs.SortedSums`)
-replace the loop over positives, with the same numbers.
+replace the loop over positives and give the same numbers.
 """
 
 from typing import Any, TypedDict, Unpack
@@ -28,7 +28,7 @@ from drloss.losses.pairs import SortedSums
 from drloss.losses.parameters import require_choice, require_positive
 from drloss.losses.summation import wide
 
-_FARTHEST = 1e4  # logits are cut here, so that sums stay finite
+_FARTHEST = 1e4  # logits are clamped to ± this, so that sums stay finite
 
 
 def ap_loss(
@@ -44,8 +44,8 @@ def ap_loss(
     r"""AP-loss, $1 - \frac{1}{n_+}\sum_i \mathrm{precision}_i$, with its error-driven update as the gradient.
 
     Source: Chen et al., CVPR 2019 ([3] of the paper), Eqs. (2), (4) and (7), interpolated AP of §3.4 and mini-batch
-    training of §3.4: the candidates of all images are ranked together, because scores of different images must be
-    comparable. That is the default here too.
+    training of §3.4, which ranks the candidates of all images together, because scores of different images must be
+    comparable. That is the default here, too.
 
     Args:
         logits, labels, ignore, reduction: see :func:`drloss.dr_loss`.
@@ -53,7 +53,7 @@ def ap_loss(
         interpolate: whether precision is interpolated.
         scope: ``"pooled"`` or ``"per_image"``.
     Returns:
-        float32 (float64 for float64 logits), a scalar, or for ``"none"`` (1,) pooled and (N,) per image. 0 without
+        float32 (float64 for float64 logits): a scalar; for ``"none"`` (1,) pooled or (N,) per image. It is 0 without
         positives. It can be differentiated once, and the gradient is the update.
     Raises:
         ValueError, TypeError: as :func:`drloss.dr_loss`.
@@ -93,8 +93,8 @@ def _present(candidates: CandidateSet) -> Tensor:
 def _average_precision(
     positive: Tensor, negative: Tensor, pos_there: Tensor, neg_there: Tensor, delta: float, interpolate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (N, 1) float64 and the update of the signed logits of both sets, (N, M) each."""
-    s, order = wide(positive).clamp(-_FARTHEST, _FARTHEST).sort(dim=1)  # ascending, absent ones last
+    """Loss (N, 1) float64, and the updates of the signed logits of both sets, (N, M) each."""
+    s, order = wide(positive).clamp(-_FARTHEST, _FARTHEST).sort(dim=1)  # ascending; empty places last
     there = pos_there.gather(1, order)
     against = wide(negative).clamp(-_FARTHEST, _FARTHEST)  # -s_j: small is hard
     rank = 0.5 + _ramps(SortedSums(-s.flip(1), there.flip(1), sort=False), -s, delta)  # H(0) = 1/2 is i itself

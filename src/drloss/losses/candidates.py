@@ -1,19 +1,19 @@
 """From a detector's logits and labels to the paper's two sets of candidates.
 
-A candidate (the paper's $j$) is one (anchor, class) entry of one image, over all pyramid levels together. It is
+A candidate (the paper's $j$) is one (anchor, class) entry of one image, from any pyramid level. It is
 
-- positive, where the anchor is matched to an object and the class is the object's;
-- negative, at every other class of that anchor and at every class of a background anchor;
-- in neither set, at every class of an ignored anchor.
+- positive, if the anchor is matched to an object and the class is the object's;
+- negative, if it is another class of such an anchor, or any class of a background anchor;
+- in neither set, if the anchor is ignored.
 
-Everything downstream works on *signed* logits: $x$ at a positive candidate and $-x$ at a negative one, so that
+The losses work on *signed* logits: $x$ at a positive candidate and $-x$ at a negative one, so that
 a large value always means "easy". Their sigmoid, the easiness $u$, is $p$ for a positive and $1 - p$ for a
 negative; computed from the signed logit it keeps its precision where $1 - p$ rounds to 0.
 
-A place that holds no candidate has the signed logit +∞, hence easiness 1 and gradient 0. A set without candidates is
-one such place with all of the prior: an image without positives has one positive of score 1 ("If there is no positive
-examples in an image, we will let $\\hat P_+ = 1$", §3.2), and one without negatives, on which the paper is silent,
-one negative of score 0. So the rule is the same in every loss, and the graph stays alive.
+A place without a candidate has the signed logit +∞, hence easiness 1 and gradient 0. A set without candidates is one
+such place with all of the prior. So an image without positives has one positive of score 1 ("If there is no positive
+examples in an image, we will let $\\hat P_+ = 1$", §3.2), and an image without negatives, of which the paper says
+nothing, has one negative of score 0. The rule is the same in every loss, and the graph is kept.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class CandidateSet:
     """The positive or the negative candidates of each image (or, pooled, of all images).
 
     Attributes:
-        signed: (N, M) float32 or float64 logits, $x$ of a positive and $-x$ of a negative; +∞ at the places that
-            hold no candidate. Rows are padded: see :mod:`drloss.losses.summation`.
+        signed: (N, M) float32 or float64 logits, $x$ of a positive and $-x$ of a negative; +∞ at the places
+            without a candidate. Rows are padded: see :mod:`drloss.losses.summation`.
         prior: (N, M) the original distribution $o$ of §3.2, not normalised: bool where it is uniform, else weights
             of the dtype of ``signed``. Its sum is positive in every row.
         empty: (N, 1) bool, True where the set has no candidate (or none with a positive weight).
@@ -56,13 +56,13 @@ class CandidateSet:
 
     @property
     def count(self) -> Tensor:
-        """(N, 1) int64, candidates with a positive prior."""
+        """(N, 1) int64, number of candidates with a positive prior."""
         return (self.prior > 0).sum(dim=1, keepdim=True) - self.empty.long()
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The two sets of each image."""
+    """The positive and the negative candidates of each image."""
 
     positive: CandidateSet
     negative: CandidateSet
@@ -94,8 +94,9 @@ def split_candidates(
         Candidates: M >= A positives for integer labels and >= A * K for dense targets; M >= A * K negatives.
     Raises:
         ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator,
-            in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
-        TypeError: if something is no tensor.
+            in compiled code and within torch.func values are not checked; :func:`drloss.dr_loss` says how bad ones
+            count.
+        TypeError: if logits, labels or weights are no tensors.
     """
     return candidates_of(
         check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope), pos_prior, neg_prior, scope
@@ -103,7 +104,7 @@ def split_candidates(
 
 
 def candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str) -> Candidates:
-    """The two sets of inputs that have been checked."""
+    """The candidates of inputs that :func:`~drloss.losses.inputs.check_inputs` has checked."""
     rows = inputs.rows
     logits = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -125,7 +126,7 @@ def _from_labels(
     logits: Tensor, labels: Tensor, pos_weights: Tensor | None, neg_weights: Tensor | None
 ) -> tuple[_Part, _Part]:
     classes = torch.arange(1, logits.shape[2] + 1, device=logits.device)
-    known = labels <= logits.shape[2]  # where labels are not looked at
+    known = labels <= logits.shape[2]  # labels on an accelerator are not checked
     negative_mask = (labels.unsqueeze(2) != classes) & ((labels >= 0) & known).unsqueeze(2)
     own_class = (labels - 1).clamp(0, logits.shape[2] - 1).unsqueeze(2)
     positive = logits.gather(2, own_class).squeeze(2)
@@ -153,7 +154,7 @@ def _from_dense_targets(
 
 
 def _without(overflown: Tensor, signed: Tensor) -> Tensor:
-    """NaN, in the gradient too, in place of infinite logits that are no masked classes."""
+    """NaN, in the gradient too, in place of infinite logits; a masked class is not among them."""
     return signed + torch.where(overflown, nan, 0.0)
 
 
@@ -169,7 +170,7 @@ def _candidate_set(signed: Tensor, mask: Tensor, weights: Tensor | None, prior: 
         weights = None if weights is None else weights.reshape(1, -1)
     rows, length = signed.shape
     more = padded_length(max(rows, 1), length) - length
-    # Replaced before any arithmetic: a NaN at an ignored anchor must reach neither the loss nor the gradient.
+    # Replaced before any arithmetic: a NaN at an ignored anchor must change neither the loss nor the gradient.
     signed = functional.pad(torch.where(mask, signed, inf), (0, more), value=inf)
     padded = functional.pad(mask, (0, more))
     empty = ~mask.any(dim=1, keepdim=True)
@@ -189,7 +190,7 @@ def hardest_only(found: CandidateSet, count: int) -> CandidateSet:
 
     Args:
         found: a set with a uniform prior.
-        count: n̂ >= 1; where a set has fewer, it keeps all.
+        count: n̂ >= 1; a set with fewer candidates keeps all.
     """
     k = min(count, found.signed.shape[1])
     threshold = found.signed.detach().topk(k, dim=1, largest=False).values[:, -1:]
@@ -201,14 +202,14 @@ def hardest_only(found: CandidateSet, count: int) -> CandidateSet:
 def keep_hardest(keys: Tensor, prior: Tensor, threshold: Tensor, mass: Tensor) -> Tensor:
     """Cut a prior down to its hardest candidates, which are those with the smallest keys.
 
-    Candidates with the same key share what is left for them equally: that is the mean over all ways to break the
-    tie, has the same expectation as each of them, and does not depend on the candidates' order.
+    Candidates whose key equals the threshold share the remaining mass equally. That is the mean over all ways to
+    break the tie, has the same expectation as each of them, and does not depend on the order of the candidates.
 
     Args:
-        keys: (N, M), small means hard.
+        keys: (N, M); a small key is a hard candidate.
         prior: (N, M) bool or weights.
-        threshold: (N, 1), key of the last candidate to be kept.
-        mass: (N, 1), sum of the prior to be kept.
+        threshold: (N, 1), key of the last candidate that is kept.
+        mass: (N, 1), sum of the prior that is kept.
     Returns:
         (N, M) weights of the dtype of ``keys``; they sum to ``mass``.
     """
@@ -220,7 +221,7 @@ def keep_hardest(keys: Tensor, prior: Tensor, threshold: Tensor, mass: Tensor) -
 
 
 def reduce_images(losses: Tensor, reduction: str) -> Tensor:
-    """Reduce losses per image (N,): ``"mean"``, ``"sum"`` or ``"none"``; the mean over no image is 0.
+    """Reduce the losses of images (N,) by ``"mean"``, ``"sum"`` or ``"none"``; the mean over no image is 0.
 
     Raises:
         ValueError: if ``reduction`` is none of the three.

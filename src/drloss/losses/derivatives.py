@@ -1,8 +1,8 @@
-"""Derivatives that are worked out by hand, under every transform that torch has.
+"""Derivatives that are written by hand, for every transform of torch.
 
-A hand-written gradient is an ordinary function of what comes in (an outer factor may be differentiated, as GradNorm
-does), has its forward-mode twin (``torch.func.jvp``, ``jacfwd``, ``forward_ad``), goes through ``vmap``, and says so
-where it is asked for a derivative that it does not have.
+A hand-written gradient is an ordinary function of the incoming gradient, which may itself be differentiated, as
+GradNorm does. It works in forward mode (``torch.func.jvp``, ``jacfwd``, ``forward_ad``) and under ``vmap``, and
+raises an error if a derivative is asked for that it does not have.
 """
 
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ from drloss.losses.summation import total
 
 
 def forward_mode() -> bool:
-    """Whether tangents may be carried along: within jvp, jacfwd, hessian or a dual level.
+    """Whether tangents may be computed: within jvp, jacfwd, hessian or a dual level.
 
-    A function with a ``jvp`` cannot be compiled, so that there is one with it and one without.
+    A function with a ``jvp`` cannot be compiled, so each function here has two classes, with and without it.
     """
     return bool(forward_ad._current_level >= 0)
 
 
 def transformed(x: Tensor) -> bool:
-    """Whether a tensor belongs to a transform of torch.func: it may stand for many, and has no memory to look at."""
+    """Whether a tensor belongs to a transform of torch.func: it may stand for many, and has no memory of its own."""
     return not torch.compiler.is_compiling() and bool(is_functorch_wrapped_tensor(x))
 
 
 def differentiated(inputs: Sequence[Tensor]) -> bool:
-    """Whether a derivative by the inputs may be wanted.
+    """Whether a derivative with respect to the inputs may be asked for.
 
-    Where none is, the compiler before torch 2.15 cannot trace an autograd function.
+    If not, no autograd function is needed, which the compiler before torch 2.15 could not trace here.
     """
     return forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
 
 
 def last_derivative(gradient: Tensor, of: Tensor, what: str) -> Tensor:
-    """``gradient``, as the last one with respect to ``of``; ``what`` is named in the error.
+    """``gradient``; differentiating it with respect to ``of`` raises an error that names ``what``.
 
-    torch's ``once_differentiable`` does so only where the incoming gradient depends on the input; where it is a
+    torch's ``once_differentiable`` raises one only if the incoming gradient depends on the input. If it is a
     constant, a second derivative would silently lack a term. So a zero that depends on the input is added, whose
     derivative is the error.
     """
@@ -51,7 +51,7 @@ def last_derivative(gradient: Tensor, of: Tensor, what: str) -> Tensor:
 
 
 class _Tie(Function):
-    """0, whose derivative is an error."""
+    """A zero whose derivative is an error."""
 
     generate_vmap_rule = True
 
@@ -75,9 +75,9 @@ class _ForwardTie(_Tie):
 
 
 def with_slopes(value: Tensor, slopes: Sequence[Tensor], of: Sequence[Tensor], what: str) -> Tensor:
-    """``value`` (N, 1), whose derivative by each tensor (N, M) of ``of`` is the slope (N, M) beside it, once.
+    """``value`` (N, 1), whose derivative with respect to each tensor (N, M) of ``of`` is the slope (N, M) beside it.
 
-    Values and slopes are constants here; ``what`` is named where they are to be differentiated.
+    Values and slopes are constants: a second derivative is an error that names ``what``.
     """
     if not differentiated(of):
         return value
@@ -101,7 +101,7 @@ class _WithSlopes(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # to be read once, where a checkpoint recomputes them
+        saved = ctx.saved_tensors  # read once: a checkpoint recomputes them each time
         half = len(saved) // 2
         found = zip(saved[:half], saved[half:], strict=True)
         gradients = [last_derivative(slope * grad.to(slope.dtype), x, ctx.what) for slope, x in found]

@@ -1,4 +1,4 @@
-"""What the loss is doing: figures for logs, and a check of the first loss that a training loop got."""
+"""Statistics of the DR loss for logs, and a check of the first loss of a training run."""
 
 import warnings
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ from drloss.losses.ranking import RankingLoss
 from drloss.losses.summation import total
 
 HARD_SHARE = 0.01
-"""Share of the negatives that counts as the hardest."""
+"""Share of the negatives that count as the hardest."""
 
 
 @dataclass(frozen=True)
 class DRStatistics:
-    r"""What the loss is doing in each image; every attribute is (N,), detached (pooled: (1,)).
+    r"""Statistics of the loss in each image; every attribute is (N,), or (1,) if pooled, without a graph.
 
     Attributes:
         expected_pos: $\hat P_+$, in score units.
         expected_neg: $\hat P_-$, in score units.
         violation: $z = \hat P_- - \hat P_+ + \gamma$, in score units.
-        effective_pos: $\exp(H(q_+))$, the number of positives that the loss is looking at; 0 where there is none.
-        effective_neg: $\exp(H(q_-))$, the number of negatives that the loss is looking at; 0 where there is none.
+        effective_pos: $\exp(H(q_+))$, the effective number of positives in the loss; 0 if there is none.
+        effective_neg: $\exp(H(q_-))$, the effective number of negatives in the loss; 0 if there is none.
         kl_pos: $\mathrm{KL}(q_+\|o_+)$ in nats.
         kl_neg: $\mathrm{KL}(q_-\|o_-)$ in nats.
         flipped: share of the negatives whose score the gradient pushes up, in [0, 1].
-        hard_mass: share of the negatives' gradient (the sum of its absolute values with respect to the logits) that
-            falls on the hardest 1 % of them, in [0, 1].
+        hard_mass: share of the hardest 1 % of the negatives in the gradient of all negatives (the sum of its absolute
+            values with respect to the logits), in [0, 1].
     """
 
     expected_pos: Tensor
@@ -49,22 +49,22 @@ class DRStatistics:
 
     @property
     def margin(self) -> Tensor:
-        r"""Margin reached, $\hat P_+ - \hat P_-$; the loss asks for γ."""
+        r"""Margin that is reached, $\hat P_+ - \hat P_-$; the loss asks for γ."""
         return self.expected_pos - self.expected_neg
 
 
 def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = None, **options: Any) -> DRStatistics:
-    r"""Expected scores of Eq. (6), effective numbers of candidates and where the gradient goes, per image.
+    r"""Expected scores of Eq. (6), effective numbers of candidates and shares of the gradient, per image.
 
     Args:
         logits, labels, ignore: see :func:`drloss.dr_loss`.
-        options: the other options of :func:`drloss.dr_loss` but for ``reduction``, ``backend`` and ``inplace``. The
-            expectations are those of its derived distributions, whatever the pairing; the gradient is that of the
-            loss they describe.
+        options: the other options of :func:`drloss.dr_loss`; ``reduction``, ``backend`` and ``inplace`` have no
+            effect. The expectations are those of the derived distributions for any pairing; the gradient is that of
+            the loss with these options.
     Raises:
         ValueError, TypeError: as :func:`drloss.dr_loss`.
 
-    Reading them for another loss than DR is fine and is how two are compared.
+    The logits may come from a detector that was trained with another loss: two losses can be compared this way.
     """
     settings = DRLoss.defaults | options
     if unknown := set(settings) - set(DRLoss.defaults):
@@ -91,7 +91,7 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
             "effective_neg": effective_neg,
             "kl_pos": kl_pos,
             "kl_neg": kl_neg,
-            # A negative's signed logit is -x: the loss rises with it where it falls with x.
+            # The signed logit of a negative is -x: where the loss rises with it, it falls with x.
             "flipped": total((gradient > 0).to(gradient.dtype)) / candidates.negative.count.clamp(min=1),
             "hard_mass": _hard_mass(candidates.negative, gradient.abs()),
         }
@@ -126,17 +126,17 @@ def _hard_mass(negative: CandidateSet, size: Tensor) -> Tensor:
 
 
 def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: int) -> str | None:
-    r"""What is wrong with the first loss of a training run, in words; None where it is the theory's.
+    r"""A sentence that says what is wrong with the first loss of a training run; None if it is as expected.
 
     Paper: §4.2. With every score at 0.5, where the classifier starts, each image with both kinds of candidates has
-    the loss τ · ℓ(γ), which is cls_weight · softplus(L/2)/L = 2.0324 at the defaults. A value far below is the sign
-    of a framework that divides the loss by its number of positives, which switches the DR loss off. A factor of 2 is
-    allowed: the features of a network with random weights spread the first scores about 0.5.
+    the loss τ · ℓ(γ), which is cls_weight · softplus(L/2)/L = 2.0324 at the defaults. A value far below this usually
+    means that a framework divides the loss by the number of positives, which switches the DR loss off. A factor of 2
+    is allowed, because a network with random weights spreads the first scores around 0.5.
 
     Args:
-        value: classification loss of the first step, weight included, as it enters the sum that is differentiated.
-        loss: the module that the loop uses; another loss starts from another value.
-        labels: of the batch, (N, A) integers or dense targets, or their levels; see :func:`drloss.dr_loss`.
+        value: classification loss of the first step with its weight, as a term of the sum that is differentiated.
+        loss: the module that the training loop calls.
+        labels: those of the batch, (N, A) integers or dense targets, or their levels; see :func:`drloss.dr_loss`.
         num_classes: K.
     Raises:
         TypeError: if ``loss`` is no DRLoss.
@@ -162,7 +162,7 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: 
 
 
 def check_first_loss(value: float, loss: DRLoss, labels: Levels, num_classes: int) -> bool:
-    """Call once in a training loop: warns of what :func:`first_loss_problem` finds.
+    """Call this once in a training loop: it warns if :func:`first_loss_problem` finds something.
 
     Returns:
         True where there is no problem.

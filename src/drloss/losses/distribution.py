@@ -9,18 +9,18 @@ easiness $u = 1 - p$ of a negative and $u = p$ of a positive, both are one probl
 
 $$\hat q = \arg\min_{q \in \Delta} \sum_j q_j u_j + \lambda\,\Omega(q \| o),$$
 
-because $v$ and $-u$ differ by a constant. The larger λ, the closer q stays to o. Three regularisers are here:
+because $v$ and $-u$ differ by a constant. The larger λ, the closer q is to o. There are three regularisers:
 
 - ``kl``: $\mathrm{KL}(q\|o)$, the paper's, with the closed form of Propositions 1 and 2, :func:`drifted_weights`;
 - ``chi2``: half of $\chi^2(q\|o) = \sum_j (q_j - o_j)^2 / o_j$, :func:`chi2_weights`. For a uniform prior it is the
-  L2 distance, $\tfrac{n}{2}\|q - o\|^2$, and q the projection of a vector onto the simplex, with many exact zeros.
-  The half makes it agree with KL to second order, so that a λ means about the same;
+  L2 distance, $\tfrac{n}{2}\|q - o\|^2$, and q is the projection of a vector onto the simplex, with many exact zeros.
+  The half makes it agree with KL to second order, so that λ has about the same effect;
 - ``cvar``: the bound $q \leq o/\alpha$, that is $D_\infty(q\|o) \leq \log(1/\alpha)$ for Rényi's divergence of
   infinite order, :func:`cvar_weights`. The expectation is that of the hardest share α (the conditional value at
   risk).
 
-In place of λ a radius ε may be given: the constraint $\mathrm{KL}(q\|o) \leq \epsilon$, from which §3.2 sets out. The
-λ that belongs to it is found for each image, :func:`find_lambda`.
+In place of λ a radius ε may be given: the constraint $\mathrm{KL}(q\|o) \leq \epsilon$, with which §3.2 begins.
+:func:`find_lambda` computes the λ of each image from it.
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ REGULARIZERS = ("kl", "chi2", "cvar")
 WEIGHTS_GRADS = ("exact", "detached", "dual")
 
 LEAST_LAMBDA = 1e-30
-"""A smaller λ is taken for this one: differences of scores divided by it are still numbers of float32."""
+"""Least λ that is divided by, in place of a smaller one: differences of scores over it are finite in float32."""
 _LEAST_SEARCHED, _MOST_SEARCHED = 1e-7, 1e9
-"""Ends of the search for λ: the hardest candidate alone, the prior itself."""
+"""Ends of the search for λ: at one all weight is on the hardest candidate, at the other it is the prior."""
 
 
 def lambda_from_log_base(log_base: float, *, scale: float) -> float:
@@ -68,13 +68,13 @@ def drifted_weights(easiness: Tensor, prior: Tensor, *, lam: float | Tensor) -> 
     r"""Derived distribution for the KL divergence, $q_j = \frac{1}{Z} o_j \exp(-u_j/\lambda)$.
 
     Paper: Proposition 1 (negatives, $u = 1 - p$) and Proposition 2 (positives, $u = p$), §3.2. The harder a
-    candidate, the larger its weight, which depends on the others of the image (Remark 1). As λ → 0 all weight goes to
-    the hardest candidate (Eq. 5); as λ → ∞ it becomes the prior.
+    candidate, the larger its weight, which depends on the other candidates of the image (Remark 1). As λ → 0 all
+    weight goes to the hardest candidate (Eq. 5); as λ → ∞ the weights become the prior.
 
     Args:
         easiness: (N, M) float32 or float64, $u \in [0, 1]$.
-        prior: (N, M) bool (uniform over True) or weights, not all 0 in a row; not normalised.
-        lam: λ > 0, in score units, for all rows or (N, 1).
+        prior: (N, M) bool (uniform over True) or weights, which need not sum to 1; not all 0 in a row.
+        lam: λ > 0, in score units: a number for all rows, or (N, 1).
     Returns:
         (N, M) weights; each row sums to 1.
     Raises:
@@ -87,12 +87,12 @@ def drifted_weights(easiness: Tensor, prior: Tensor, *, lam: float | Tensor) -> 
 def chi2_weights(easiness: Tensor, prior: Tensor, *, lam: float) -> Tensor:
     r"""Derived distribution for half the χ² divergence, $q_j = \frac{o_j}{\lambda} [\theta - u_j]_+$.
 
-    Paper: §3.2 names "$L_p$ distance" among the choices of Ω. θ is where the weights sum to 1; candidates easier
+    Paper: §3.2 names "$L_p$ distance" among the choices of Ω. θ makes the weights sum to 1; candidates easier
     than θ have weight 0.
 
     Args, Returns, Raises: as :func:`drifted_weights`, with one λ.
 
-    The support is found by sorting, exactly; given the support, θ is a quotient of two sums and differentiable.
+    Sorting finds the support exactly; given the support, θ is a quotient of two sums and differentiable.
     """
     require_positive(lam=lam)
     hardest = easiness.detach().amin(dim=1, keepdim=True)
@@ -101,7 +101,7 @@ def chi2_weights(easiness: Tensor, prior: Tensor, *, lam: float) -> Tensor:
         order = above.argsort(dim=1)
         sorted_above, o = wide(above.gather(1, order)), wide(_normalised(prior, above).gather(1, order))
         theta = (lam + (o * sorted_above).cumsum(dim=1)) / o.cumsum(dim=1)
-        size = (sorted_above < theta).sum(dim=1, keepdim=True).clamp(min=1)  # 0 only for NaN
+        size = (sorted_above < theta).sum(dim=1, keepdim=True).clamp(min=1)  # it is 0 only for NaN
         threshold = sorted_above.gather(1, size - 1).to(above.dtype)
     kept = _normalised(prior, above) * (above <= threshold)
     theta = (lam + total(kept * above)) / total(kept)
@@ -117,7 +117,7 @@ def cvar_weights(easiness: Tensor, prior: Tensor, *, alpha: float) -> Tensor:
         easiness, prior: see :func:`drifted_weights`.
         alpha: α in (0, 1]; 1 gives the prior, and α → 0 the worst case.
     Returns:
-        (N, M) weights without a graph: they do not change with the scores but where candidates change places.
+        (N, M) weights without a graph: they change with the scores only where candidates change places.
     Raises:
         ValueError: if ``alpha`` is not in (0, 1].
     """
@@ -135,8 +135,8 @@ def find_lambda(easiness: Tensor, prior: Tensor, *, radius: float) -> Tensor:
     r"""λ of each image that puts the derived distribution on the border of the ball, $\mathrm{KL}(q\|o) = \epsilon$.
 
     Paper: §3.2, "According to the dual theory, given ε₋, we can find the parameter λ₋". The divergence of
-    :func:`drifted_weights` falls monotonically in λ, which Newton's method in log λ, kept inside a shrinking
-    interval, follows to 1e-7. Where even the hardest candidate alone is within the ball, λ is nearly 0.
+    :func:`drifted_weights` falls monotonically in λ. Newton's method in log λ, inside a shrinking interval, solves
+    for λ to 1e-7. If all weight on the hardest candidate is still inside the ball, λ is nearly 0.
 
     Args:
         easiness, prior: see :func:`drifted_weights`.
@@ -146,8 +146,8 @@ def find_lambda(easiness: Tensor, prior: Tensor, *, radius: float) -> Tensor:
     Raises:
         ValueError: if ``radius`` is not positive and finite.
 
-    On a CPU the search ends when every image is there; elsewhere it takes a fixed number of steps, so that nothing
-    waits for the device.
+    On a CPU the search ends when every image has converged. Elsewhere it takes a fixed number of steps, and does not
+    synchronise with the device.
     """
     require_positive(radius=radius)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def find_lambda(easiness: Tensor, prior: Tensor, *, radius: float) -> Tensor:
             low, high = torch.where(kl < radius, b, low), torch.where(kl < radius, high, b)
             kl = kl.clamp(min=1e-30)
             newton = b + (log(radius) - kl.log()) * kl / (rate**2 * variance)
-            # A divergence near rounding says nothing of its slope, and now and then the bracket is halved anyway.
+            # A divergence near rounding has no usable slope; and every third step halves the interval anyway.
             inside = (newton > low) & (newton < high) & (kl > 1e-12) & (step % 3 != 2)
             b = torch.where(inside, newton, (low + high) / 2)
         return torch.exp(-b)
@@ -198,7 +198,7 @@ def kl_divergence(weights: Tensor, prior: Tensor) -> Tensor:
 def effective_number(weights: Tensor) -> Tensor:
     r"""Effective number of candidates $\exp(H(q))$, $H(q) = -\sum_j q_j \log q_j$.
 
-    1 where all weight lies on one candidate, n where it is spread evenly over n.
+    It is 1 if all weight is on one candidate, and n if it is spread evenly over n.
 
     Args:
         weights: (N, M) distributions, rows that sum to 1.
@@ -210,13 +210,13 @@ def effective_number(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Drift:
-    """How a prior is moved: the regulariser, its parameter, and how gradients pass the weights.
+    """How the prior of one set is moved: the regulariser, its parameter, and how gradients pass the weights.
 
     Attributes:
         regularizer: ``"kl"``, ``"chi2"`` or ``"cvar"``.
         lam: λ of ``kl`` and ``chi2``, in score units.
-        radius: ε of ``kl`` in nats; where it is given, it takes the place of λ.
-        alpha: α of ``cvar``.
+        radius: ε of ``kl`` in nats, which replaces λ; None for λ.
+        alpha: α of ``cvar``, else None.
         weights_grad: ``"exact"``, ``"detached"`` or ``"dual"``; see :func:`drloss.dr_loss`.
     """
 
@@ -227,7 +227,7 @@ class Drift:
     weights_grad: str
 
     def check(self, sign: str) -> None:
-        """Raise ValueError if something is out of range; ``sign`` is ``"pos"`` or ``"neg"``."""
+        """Raise ValueError for a parameter out of range; ``sign``, ``"pos"`` or ``"neg"``, is part of its name."""
         require_choice("regularizer", self.regularizer, REGULARIZERS)
         require_choice("weights_grad", self.weights_grad, WEIGHTS_GRADS)
         require_positive(**{f"{sign}_lambda": self.lam})
@@ -260,11 +260,11 @@ class Drift:
         return drifted_weights(exact, prior, lam=lam).to(easiness.dtype)
 
     def expectation(self, candidates: CandidateSet) -> Tensor:
-        r"""What is ranked, (N, 1) float64: the expected easiness U, or with ``"dual"`` $U + \lambda\Omega(q\|o)$."""
+        r"""The value to rank, (N, 1) float64: the expected easiness U; with ``"dual"`` $U + \lambda\Omega(q\|o)$."""
         easiness, prior = candidates.easiness, candidates.prior
         if self.radius is not None:
             q: Tensor = self.weights(easiness.detach(), prior)
-            # At the optimal q of a constraint the gradient is q itself (envelope theorem), whatever λ does.
+            # At the optimum under a constraint the gradient is q itself (envelope theorem), however λ changes.
             return with_slopes(total(q * easiness.detach()), [q], [easiness], "a radius")
         if self.weights_grad == "detached" or self.regularizer == "cvar":
             return expected_easiness(easiness, self.weights(easiness.detach(), prior))
@@ -281,7 +281,7 @@ class Drift:
         if self.weights_grad == "dual":
             hardest = wide(easiness.detach().amin(dim=1, keepdim=True))
             return hardest - self.lam * torch.log(total(terms) / total(prior))
-        # From the hardest candidate on: λ divides differences of u, which must not be those of rounded sums.
+        # As a distance from the hardest candidate: λ divides differences of u, which rounded sums would spoil.
         hardest = easiness.detach().amin(dim=1, keepdim=True)
         return wide(hardest) + total(terms * (easiness - hardest)) / total(terms)
 

@@ -1,4 +1,4 @@
-r"""The distributional ranking (DR) loss, Eq. (9) of the paper, per image, with everything §3 and §4.3 put beside it.
+r"""The distributional ranking (DR) loss, Eq. (9) of the paper, per image, with all variants of §3 and §4.3.
 
 For each image the scores of its positive and of its negative candidates, over all anchors, classes and pyramid
 levels, are two distributions. Each is moved towards the decision boundary (Propositions 1 and 2), and the
@@ -6,9 +6,9 @@ expectations of the moved distributions (Eq. 6) are ranked with a margin (Eqs. 8
 
 $$\ell_{\mathrm{DR}} = \tfrac{1}{L}\log\bigl(1 + \exp(L(\hat P_- - \hat P_+ + \gamma))\bigr)$$
 
-The number of positives does not enter: dividing this loss by it, as one divides a focal loss, switches it off.
-Two more things differ from a focal loss. The classifier starts at probability 0.5 (bias 0) and not at 0.01; and an
-image without objects has a loss of its own, that of a perfect positive.
+The loss must not be divided by the number of positives, as a focal loss is: that switches it off. Two more things
+differ from a focal loss. The classifier starts from a score of 0.5 (bias 0), not 0.01. And an image without objects
+has a loss, that of one perfect positive.
 """
 
 from math import log
@@ -42,7 +42,7 @@ MARGIN = 0.5
 CLS_WEIGHT = 4.0
 """τ of §3.3, the weight of the classification loss beside RetinaNet's box loss."""
 LEAST_FUSED_LAMBDA = 1e-4
-"""For a smaller λ the rounding of the scores in the kernels would be seen in the gradient."""
+"""Least λ of the fused backends: for a smaller one, the rounding of the scores would show in the gradient."""
 
 
 def dr_loss(
@@ -72,7 +72,7 @@ def dr_loss(
 ) -> Tensor:
     r"""DR loss of each image, $\ell_{\mathrm{logistic}}(\hat P_- - \hat P_+ + \gamma)$, and its family.
 
-    Paper: Eq. (9), with Eqs. (6) and (8) and Propositions 1 and 2. The weight τ is not in it: see :class:`DRLoss`.
+    Paper: Eq. (9), with Eqs. (6) and (8) and Propositions 1 and 2. The weight τ is not included: see :class:`DRLoss`.
     Theorem 2: scores that keep the margin have $p_{j_+} > \gamma$ and $p_{j_-} \leq 1 - \gamma$; with γ = 0.5 the
     threshold 0.5 tells them apart (Corollary 1).
 
@@ -84,7 +84,7 @@ def dr_loss(
         labels: (N, A) integer: -1 ignored, 0 background, 1..K the class. Or dense targets (N, A, K), float or
             bool, 1 where positive. Or a list or tuple of either, one part per level.
         ignore: (N, A) bool, with dense targets only: True where an anchor counts in neither set.
-        pairing: ``"dr"``, Eq. (9); ``"neg_only"``, which moves the negatives alone and ranks each positive (Table 3);
+        pairing: ``"dr"``, Eq. (9); ``"neg_only"``, which moves only the negatives and ranks each positive (Table 3);
             ``"all_pairs"``, Eq. (4); ``"worst_case"``, Eq. (5).
         surrogate: ``"logistic"``, Eq. (8); ``"quadratic"``, Eq. (7); ``"hinge"``, §3.1.
         smoothness: L > 0 of the logistic surrogate, in 1/score units; at most 1000 with ``"all_pairs"``.
@@ -94,7 +94,7 @@ def dr_loss(
         pos_lambda: λ₊ > 0 of KL and χ², in score units; the smaller, the more weight on the hardest positives.
         neg_lambda: λ₋ > 0 of KL and χ², in score units; the smaller, the more weight on the hardest negatives.
         pos_radius, neg_radius: ε₊ and ε₋ > 0 in nats: the constraint $\mathrm{KL}(q\|o) \leq \epsilon$ of §3.2 in
-            place of λ, which is then found for each image.
+            place of λ, which is then computed for each image.
         pos_alpha, neg_alpha: α in (0, 1] of ``"cvar"``, which needs both: $q \leq o/\alpha$.
         pos_prior, neg_prior: original distributions o₊ and o₋ of §3.2: None is uniform; an integer n̂ is hard negative
             (or positive) mining, uniform over the n̂ hardest candidates; a tensor holds weights, not negative, of
@@ -102,45 +102,44 @@ def dr_loss(
             constants of the gradient. A set whose weights are all 0 counts as empty.
         weights_grad: how gradients pass the derived distributions of ``"dr"`` and ``"neg_only"``.
 
-            ``"exact"`` is the paper's (Appendix A): the expectation is differentiated as it stands, weights included,
-            and the slope of $\hat P_-$ is $q\,(1 + (p - \hat P_-)/\lambda_-)$. It is negative where
-            $p < \hat P_- - \lambda_-$: raising the score of an easy negative draws weight to it and lowers the
-            expectation, so easy negatives are pushed *up* a little.
-            ``"detached"`` holds the weights fixed: the same value, and q as the slope.
+            ``"exact"`` is the paper's (Appendix A): the expectation is differentiated with its weights, and the slope
+            of $\hat P_-$ is $q\,(1 + (p - \hat P_-)/\lambda_-)$. It is negative where $p < \hat P_- - \lambda_-$:
+            raising the score of an easy negative moves weight to it and lowers the expectation, so easy negatives are
+            pushed *up* a little.
+            ``"detached"`` holds the weights fixed: the value is the same, and the slope is q.
             ``"dual"`` ranks the optimum of Proposition 1, $\lambda_- \log \sum_j o_j \exp(p_j/\lambda_-)$, in place
-            of the expectation: q is its true gradient, and it lies below $\hat P_-$ by $\lambda_-\mathrm{KL}(q\|o)$.
+            of the expectation: its gradient is q, and it is $\lambda_-\mathrm{KL}(q\|o)$ below $\hat P_-$.
 
-            With a radius or ``"cvar"`` the three agree: the expectation is itself the optimum, and by the envelope
+            With a radius or ``"cvar"`` the three are the same: the expectation is the optimum, and by the envelope
             theorem its gradient is q.
-        scope: ``"per_image"``, as the paper; ``"pooled"`` puts the candidates of all images into one distribution,
-            as the authors' code does with the images of a GPU, and returns one loss for them.
+        scope: ``"per_image"``, as in the paper; ``"pooled"`` puts the candidates of all images into one distribution,
+            as the authors' code does with the images of a GPU, and returns one loss for all of them.
         reduction: over images, ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"torch"`` is the definition; the others are fused (:mod:`drloss.losses.fused`) and give the same
-            numbers within float32 rounding, several times as fast and without memory of the logits' size but for
-            their gradient: ``"triton"`` on a CUDA device, ``"cpu"`` by a C file that is compiled at its first use,
-            ``"chunked"`` in plain torch. They know the pairing ``"dr"`` with KL and λ from 1e-4 on, any prior,
-            surrogate, scope and weights_grad, for logits of 32 or 16 bits. ``"auto"`` takes the fastest that can do
-            what is asked, and the definition for the rest.
-        inplace: whether the gradient may take the memory of the logits, whose values are then lost with the
-            backward pass; for logits that nobody needs after it, such as the output of a last convolution.
+        backend: ``"torch"`` is the definition. The others are fused (:mod:`drloss.losses.fused`): they give the same
+            numbers within float32 rounding, several times as fast, and allocate no memory of the logits' size but the
+            gradient. ``"triton"`` needs a CUDA device, ``"cpu"`` a C compiler, ``"chunked"`` only torch. They have
+            the pairing ``"dr"`` with KL and λ of at least 1e-4, every prior, surrogate, scope and weights_grad, and
+            logits of 32 or 16 bits. ``"auto"`` is the fastest that can compute this loss, or ``"torch"``.
+        inplace: whether the backward pass may write the gradient over the logits, whose values are then lost; for
+            logits that nothing reads afterwards, such as the output of a last convolution.
     Returns:
-        float32 (float64 for float64 logits), a scalar, or for ``"none"`` (N,), pooled (1,) if there are images. An
-        image without positives has $\hat P_+ = 1$, one without negatives $\hat P_- = 0$; the graph is kept in every
-        case, and the mean over no images is 0.
+        float32 (float64 for float64 logits): a scalar; for ``"none"`` (N,), or (1,) if pooled and there are images.
+        An image without positives has $\hat P_+ = 1$, one without negatives $\hat P_- = 0$. The graph is kept in
+        every case, and the mean over no images is 0.
     Raises:
         ValueError: if a parameter, a dtype, a shape or (on the CPU) a label or weight is out of range.
         TypeError: if logits or labels are no tensors.
 
-    Values are not looked at on an accelerator, nor where torch compiles, exports, traces or transforms. There, in
-    every backend, an integer label outside of -1..K counts as -1, a dense target is positive where it is above 0 and
-    negative elsewhere, and a prior's weight that is no finite number of at least 0 counts as 0.
+    Values are not checked on an accelerator, nor where torch compiles, exports, traces or transforms. There, in every
+    backend, an integer label outside of -1..K counts as -1, a dense target is positive where it is above 0 and
+    negative elsewhere, and a weight of a prior that is negative or not finite counts as 0.
 
-    A logit of −∞ at a negative, a masked class, is its limit: no loss and no gradient. Any other infinite logit of a
+    A logit of −∞ at a negative is a masked class: it has no loss and no gradient. Any other infinite logit of a
     candidate comes from an overflow, and makes the loss NaN.
 
-    Half-precision logits are widened before the sigmoid, so that autocast changes nothing but their rounding. The
-    pairing ``"all_pairs"``, a radius and the fused backends can be differentiated once by the logits, in reverse or
-    forward mode, and raise RuntimeError for a second time; everything else twice.
+    Half-precision logits are widened before the sigmoid, so that autocast changes only their rounding. The pairing
+    ``"all_pairs"``, a radius and the fused backends can be differentiated once with respect to the logits, in reverse
+    or forward mode, and raise RuntimeError for a second derivative; everything else can be differentiated twice.
 
     >>> import torch
     >>> labels = torch.tensor([[1, 0, 0, -1], [0, 2, 2, 0]])
@@ -185,7 +184,7 @@ def dr_loss(
 
 
 def _not_fused(ranking: RankingLoss) -> str:
-    """Why the fused backends do not have this ranking, if so."""
+    """The option of this ranking that the fused backends do not have, or ``""``."""
     if ranking.pairing != "dr":
         return f"pairing {ranking.pairing!r}"
     if ranking.negative.regularizer != "kl":
@@ -225,9 +224,9 @@ class DRLoss(ImageLoss):
     Paper: §3.3, $\min \sum_i \tau\,\ell_{\mathrm{DR}}^i + \ell_{\mathrm{Reg}}^i$ with τ = 4.
 
     Args:
-        cls_weight: τ > 0. It balances against RetinaNet's own box loss (smooth L1 summed over positives and divided
-            by 4 × positives); another box loss needs another τ.
-        options: see :func:`dr_loss`. Priors that differ from batch to batch are given to the call.
+        cls_weight: τ > 0. It suits RetinaNet's own box loss (smooth L1 summed over the positives and divided by
+            4 × their number); another box loss needs another τ.
+        options: see :func:`dr_loss`. Priors that differ from batch to batch are arguments of the call.
     Raises:
         ValueError: if a parameter is out of range.
         TypeError: if an option is unknown.
@@ -279,7 +278,7 @@ def dr_gradient(
     smoothness: float = SMOOTHNESS,
     margin: float = MARGIN,
 ) -> Tensor:
-    r"""Gradient of each image's Eq. (9) with respect to its logits, as printed and without autograd.
+    r"""Gradient of Eq. (9) of each image with respect to its logits, as printed and without autograd.
 
     Paper: Appendix A, with $\partial p/\partial x = p(1 - p)$ for the sigmoid of a logit x.
 
@@ -313,7 +312,7 @@ def dr_gradient(
         slopes.append(expectation_gradient(u, q, lam=lam) * u * (-part.signed).sigmoid())
     z = 1 - expected[1] - expected[0] + margin
     outer = (smoothness * z).sigmoid().to(slopes[0].dtype)
-    # z falls with either easiness; a negative's easiness falls with its logit.
+    # z falls as either easiness rises; the easiness of a negative falls as its logit rises.
     gradient = (outer * slopes[1])[:, : a * k].reshape(n, a, k)
     own_class = (labels.to(torch.int64) - 1).clamp(0, k - 1).unsqueeze(2)
     return gradient.scatter_add(2, own_class, -(outer * slopes[0])[:, :a].unsqueeze(2))

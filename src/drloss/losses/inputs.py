@@ -1,4 +1,4 @@
-"""What a detector hands to a loss, checked once for all losses and backends."""
+"""The arguments of every loss (logits, labels, priors), checked in one place for all losses and backends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ SCOPES = ("per_image", "pooled")
 Levels = Tensor | Sequence[Tensor]
 """One tensor, or its parts by pyramid level."""
 Prior = Tensor | Sequence[Tensor] | int | None
-"""Original distribution: uniform (None), the n̂ hardest (an integer) or weights (a tensor)."""
+"""Original distribution: None is uniform, an integer n̂ keeps the n̂ hardest candidates, a tensor holds weights."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Logits and labels of N images, as they were given.
+    """Checked logits, labels and priors of N images.
 
     Attributes:
         logits: of each level (N, A_l, K), or the classifier's maps (N, B·K, H, W).
-        labels: (N, A) int64, or None where targets are dense.
-        targets: (N, A, K) bool, or None.
-        ignore: (N, A) bool, or None; with dense targets only.
-        weights: of positives and negatives, (N, A, K) of the logits' dtype, float32 at least, possibly strided with
-            0; None where the prior is no tensor.
+        labels: (N, A) int64; None if targets are dense.
+        targets: (N, A, K) bool dense targets, or None.
+        ignore: (N, A) bool, with dense targets only, or None.
+        weights: priors of positives and of negatives, (N, A, K) of the logits' dtype or float32, whichever is wider,
+            possibly with strides of 0; None if the prior is no tensor.
         classes: K.
     """
 
@@ -41,7 +41,7 @@ class Inputs:
 
     @property
     def rows(self) -> list[Tensor]:
-        """The levels as (N, A_l, K): anchors in the order of rows, columns, shapes."""
+        """The levels as (N, A_l, K), anchors ordered by row, column and shape."""
         return [x if x.ndim == 3 else maps_to_rows(x, self.classes) for x in self.logits]
 
 
@@ -55,12 +55,13 @@ def maps_to_rows(maps: Tensor, classes: int) -> Tensor:
 def check_inputs(
     logits: Levels, labels: Levels, ignore: Levels | None, pos_prior: Prior, neg_prior: Prior, scope: str
 ) -> Inputs:
-    """Check what all losses are given; see :func:`drloss.losses.candidates.split_candidates` for what may be.
+    """Check the arguments that all losses share; :func:`drloss.losses.candidates.split_candidates` describes them.
 
     Raises:
         ValueError: if a dtype or a shape does not fit or, on the CPU, if a value is out of range. On an accelerator,
-            in compiled code and within torch.func values are not looked at; :func:`drloss.dr_loss` says what counts.
-        TypeError: if something is no tensor.
+            in compiled code and within torch.func values are not checked; :func:`drloss.dr_loss` says how bad ones
+            count.
+        TypeError: if logits, labels or weights are no tensors.
     """
     check_split(pos_prior, neg_prior, scope)
     levels = _parts("logits", logits)
@@ -167,7 +168,7 @@ def _check_ignore(ignore: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def _prior_weights(
     name: str, prior: Prior, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, scope: str
 ) -> Tensor | None:
-    """Weights (N, A, K) of a prior that is a tensor, 1 at the most for each distribution, else None."""
+    """Weights (N, A, K) of a prior that is a tensor, the largest of each distribution scaled to 1; else None."""
     if prior is None or isinstance(prior, int):
         return None
     prior = join(name, prior).detach()
@@ -190,7 +191,7 @@ def _prior_weights(
         )
     prior = prior.to(device).reshape(views[tuple(prior.shape)])
     prior = prior if prior.dtype == torch.float64 else prior.to(dtype)
-    if prior.numel():  # weights of 1e-50 or 1e50 would be no numbers in float32, and only their ratios count
+    if prior.numel():  # only ratios of weights count, and 1e-50 or 1e50 would be 0 or infinite in float32
         largest = prior.amax() if scope == "pooled" else prior.amax(dim=(1, 2), keepdim=True)
         prior = prior / torch.where(largest > 0, largest, 1.0)
     return prior.to(dtype).expand(n, a, k)
@@ -210,7 +211,7 @@ def _parts(name: str, parts: Levels) -> list[Tensor]:
 
 
 def join(name: str, parts: Levels) -> Tensor:
-    """One tensor over all pyramid levels: one distribution per image needs the anchors of every level."""
+    """One tensor of all pyramid levels: the distribution of an image covers the anchors of every level."""
     levels = _parts(name, parts)
     if len(levels) == 1:
         return levels[0]
@@ -221,7 +222,7 @@ def join(name: str, parts: Levels) -> Tensor:
 
 
 def values_can_be_checked(values: Tensor) -> bool:
-    """Whether a tensor has values to look at, outside the compiler and torch.func, and no device to wait for."""
+    """Whether values can be read: outside of the compiler and torch.func, without synchronising with a device."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or transformed(values):
         return False
     return values.device.type == "cpu" and values.numel() > 0

@@ -1,14 +1,15 @@
-r"""All pairs of positives and negatives, Eqs. (3) and (4), without ever forming them.
+r"""All pairs of positives and negatives, Eqs. (3) and (4), without forming the pairs.
 
 With the easiness $u$ of both sets, the violation of a pair is $z = p_- - p_+ + \gamma = (1 + \gamma) - u_- - u_+$,
-which is the same in both. What is wanted is $\sum_{j_+} \sum_{j_-} o_{j_+} o_{j_-} \ell(z)$ and its derivatives, for
-1,000 positives and 16 million negatives:
+which is symmetric in both. The task is to compute $\sum_{j_+} \sum_{j_-} o_{j_+} o_{j_-} \ell(z)$ and its derivatives
+for 1,000 positives and 16 million negatives:
 
 - hinge and quadratic are polynomials of degree 1 and 2 between their kinks. One set is sorted; prefix sums of
   $o$, $o u$ and $o u^2$ then give the sum over it for any $z$ of the other set: $O(n \log n)$.
-- the logistic surrogate is no polynomial but close to one, because its nearest singularity is π/L away from the real
-  axis. On the square of scores it is replaced by its Chebyshev interpolant, whose error falls geometrically; the
-  double sum is then a bilinear form of the two sets' Chebyshev moments: $O(n L)$, and exact to 1e-10.
+- the logistic surrogate is not a polynomial but close to one, because its nearest singularity is π/L away from the
+  real axis. On the unit square of scores it is replaced by its Chebyshev interpolant, whose error falls
+  geometrically. The
+  double sum is then a bilinear form of the Chebyshev moments of the two sets: $O(n L)$, and exact to 1e-10.
 """
 
 from math import asinh, ceil, log, pi
@@ -21,9 +22,9 @@ from drloss.losses.derivatives import with_slopes
 from drloss.losses.summation import block_length, total, wide
 from drloss.losses.surrogates import logistic
 
-_CHUNK = 10 * block_length(1)  # candidates worked on at a time, in float64
+_CHUNK = 10 * block_length(1)  # candidates computed at a time, in float64
 _ERROR = 1e-10  # of the Chebyshev interpolant
-MOST_SMOOTHNESS = 1000.0  # L above which the interpolant has too many nodes (3,700) to be of use
+MOST_SMOOTHNESS = 1000.0  # largest L: beyond, the interpolant has more than 3,700 nodes
 
 
 class SortedSums:
@@ -43,12 +44,12 @@ class SortedSums:
         self.sums = [_prefix(weights * power) for power in (torch.ones_like(points), points, points**2)]
 
     def hinge(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of $w [z]_+$ and of its slope."""
+        """Sum of $w [z]_+$, and of its slope."""
         w, wa, _ = self._below(s, right=False)
         return s * w - wa, w
 
     def quadratic(self, s: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-        """Sum of w times the quadratic surrogate (Eq. 7) and of its slope, a ramp from 0 to 1 over [-ρ, ρ]."""
+        """Sum of w times the quadratic surrogate (Eq. 7), and of its slope, a ramp from 0 to 1 over [-ρ, ρ]."""
         linear = self._below(s - rho, right=True)
         bent = [b - a for b, a in zip(self._below(s + rho, right=False), linear, strict=True)]
         r = s + rho
@@ -56,7 +57,7 @@ class SortedSums:
         return value, linear[0] + (r * bent[0] - bent[1]) / (2 * rho)
 
     def _below(self, s: Tensor, right: bool) -> list[Tensor]:
-        """Sums of w, w a and w a² over the points below s (at most s with ``right``)."""
+        """Sums of w, w a and w a² over the points below s, or with ``right`` over those that are at most s."""
         place = torch.searchsorted(self.points, s.contiguous(), right=right)
         return [sums.gather(1, place) for sums in self.sums]
 
@@ -72,10 +73,10 @@ def all_pairs_loss(
     r"""Expected loss of a random pair, $E_{j_+, j_-}[\ell(p_{j_-} - p_{j_+} + \gamma)]$, drawn from the priors.
 
     Paper: Eq. (4), §3.1, "All" in Table 3. Eq. (3), the sum over all pairs, is $n_+ n_-$ times this for uniform
-    priors: the two have the same minimisers in an image.
+    priors, so that both have the same minimisers in an image.
 
     Args:
-        positive, negative: the two sets.
+        positive, negative: the candidates.
         surrogate, margin, smoothness, rho: see :func:`drloss.dr_loss`.
     Returns:
         (N, 1) float64. It can be differentiated once.

@@ -1,4 +1,4 @@
-"""What a parameter of a loss may be, and the words for what it may not."""
+"""Checks of a loss's parameters, and their error messages."""
 
 from collections.abc import Collection
 from math import inf
@@ -47,7 +47,7 @@ def require_count(**parameters: Any) -> None:
 
 
 _MOST = 2**63
-"""Beyond which integers do not fit what computes."""
+"""Integers from here on do not fit into 64 bits."""
 
 
 def _is_number(value: Any) -> bool:

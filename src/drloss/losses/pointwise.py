@@ -1,8 +1,8 @@
-r"""Losses that look at one candidate at a time: the rivals of the DR loss, with its signature.
+r"""Losses of single candidates, which the DR loss is compared with; they have its signature.
 
-Each is a sum over the candidates of an image, divided by its number of positive candidates (at least 1) as a
-RetinaNet does. Hosts differ on whether that count is taken per image or per batch; here it is per image, so that the
-loss of a batch is the mean over its images on any number of devices. ``scope="pooled"`` takes sum and count over the
+Each is a sum over the candidates of an image, divided by its number of positive candidates (at least 1), as in
+RetinaNet. Libraries differ on whether they count per image or per batch. Here the count is per image, so that the
+loss of a batch is the mean over its images on any number of devices; ``scope="pooled"`` takes sum and count over the
 batch.
 """
 
@@ -45,7 +45,7 @@ def cross_entropy_loss(
 ) -> Tensor:
     r"""Binary cross-entropy over all candidates, $\sum_{j_+} -\log p_{j_+} + \sum_{j_-} -\log(1 - p_{j_-})$.
 
-    Paper: Eq. (2), the loss whose imbalance the paper sets out from (and Eq. (1), before the sum is split).
+    Paper: Eq. (2), the loss whose imbalance is the paper's starting point (and Eq. (1), before the sum is split).
 
     Args:
         logits, labels, ignore, scope, reduction, backend, inplace: see :func:`drloss.dr_loss`.
@@ -128,8 +128,8 @@ def ohem_loss(
 ) -> Tensor:
     r"""Cross-entropy with online hard-example mining: the positives and the ``ratio`` · $n_+$ hardest negatives.
 
-    Source: hard negative mining of SSD (Liu et al., ECCV 2016, [19] of the paper, §2.2), at most 3 negatives to a
-    positive. SSD ranks anchors by a softmax loss; here the ranking is that of candidates, which sigmoid scores have.
+    Source: hard negative mining of SSD (Liu et al., ECCV 2016, [19] of the paper, §2.2), with at most 3 negatives for
+    each positive. SSD ranks anchors by a softmax loss; here candidates are ranked by their sigmoid scores.
 
     Args:
         logits, labels, ignore, scope, reduction: see :func:`drloss.dr_loss`.
@@ -137,7 +137,7 @@ def ohem_loss(
         normalizer: ``"positives"`` divides each image's sum by max(1, its positives); ``"none"`` does not.
     Returns:
         float32 (float64 for float64 logits), a scalar, or (N,) for ``"none"``. An image without positives keeps no
-        negatives: its loss and gradient are 0, as SSD's.
+        negatives: its loss and gradient are 0, as in SSD.
     Raises:
         ValueError, TypeError: as :func:`drloss.dr_loss`.
 
@@ -206,14 +206,14 @@ def _cross_entropy(signed: Tensor) -> Tensor:
 
 
 def _power_of_hardness(signed: Tensor, exponent: float) -> Tensor:
-    """(1 - easiness) to a power, whose slope is finite for any exponent of at least 0."""
+    """(1 - easiness) to a power; its slope is finite for every exponent of at least 0."""
     return (exponent * functional.logsigmoid(-signed).clamp(min=-1e30)).exp()
 
 
 def _hardest(negative: CandidateSet, count: Tensor) -> Tensor:
-    """1 at the ``count`` (N, 1) hardest candidates of each row, a share of 1 at those tied for the last place."""
+    """Weights (N, M): 1 for the ``count`` (N, 1) hardest candidates of each row, less for ties at the last place."""
     length = negative.signed.shape[1]
-    # Where the number may not be looked at, all are sorted.
+    # If the number cannot be read, all candidates are sorted.
     most = max(int(count.max()), 1) if values_can_be_checked(count) else length
     hardest = negative.signed.detach().topk(most, dim=1, largest=False).values
     threshold = hardest.gather(1, (count - 1).clamp(min=0))
@@ -221,7 +221,7 @@ def _hardest(negative: CandidateSet, count: Tensor) -> Tensor:
 
 
 def _quality(quality: Levels | None, inputs: Inputs, like: Tensor) -> Tensor:
-    """Quality as (N, M) beside the positive candidates, 1 where nothing is said."""
+    """Quality (N, M) of the positive candidates; 1 where none is given."""
     if quality is None:
         return torch.ones_like(like)
     if not isinstance(quality, Tensor):
@@ -371,7 +371,7 @@ class OHEMLoss(ImageLoss):
 
 
 class QualityFocalLoss(ImageLoss):
-    """``cls_weight`` · :func:`quality_focal_loss` as a module; give it the quality with each batch."""
+    """``cls_weight`` · :func:`quality_focal_loss` as a module; the quality is an argument of each call."""
 
     function = staticmethod(quality_focal_loss)
     prior_probability = 0.01

@@ -1,6 +1,6 @@
 r"""From the two sets of candidates to one ranking loss for each image: Eqs. (3)-(5) and (9), and NegOnly of §4.3.
 
-In every pairing a set without candidates stands for one positive of score 1 or one negative of score 0; see
+In every pairing a set without candidates counts as one positive of score 1, or one negative of score 0; see
 :mod:`drloss.losses.candidates`.
 """
 
@@ -22,11 +22,11 @@ PAIRINGS = ("dr", "neg_only", "all_pairs", "worst_case")
 
 @dataclass(frozen=True)
 class RankingLoss:
-    """What is ranked against what, and how a violation is punished.
+    """Which scores are ranked against which, and the loss of a violation.
 
     Attributes:
         pairing, surrogate, smoothness, rho, margin: see :func:`drloss.dr_loss`.
-        positive, negative: how each distribution is moved.
+        positive, negative: how the distribution of each set is moved.
     """
 
     pairing: str
@@ -62,7 +62,7 @@ class RankingLoss:
         weights_grad: str,
         **rest: Any,
     ) -> "RankingLoss":
-        """The ranking that the options of :func:`drloss.dr_loss` describe.
+        """The ranking loss with these options of :func:`drloss.dr_loss`.
 
         Raises:
             ValueError: if one of them is out of range.
@@ -109,7 +109,7 @@ def neg_only_loss(
 ) -> Tensor:
     r"""$\frac{1}{n_+}\sum_{j_+} \ell(\hat P_- - p_{j_+} + \gamma)$, (N, 1) float64: only the negatives are moved.
 
-    Paper: the objective of "NegOnly" in §4.3 and Table 3. A prior over the positives takes the place of $1/n_+$.
+    Paper: the objective of "NegOnly" in §4.3 and Table 3. A prior over the positives replaces $1/n_+$.
     """
     expected_neg = 1 - negative.expectation(candidates.negative)
     scores, prior = candidates.positive.easiness, candidates.positive.prior
@@ -120,8 +120,8 @@ def neg_only_loss(
 def worst_case_loss(candidates: Candidates, surrogate: Callable[[Tensor], Tensor], margin: float) -> Tensor:
     r"""$\ell(\max_{j_-} p_{j_-} - \min_{j_+} p_{j_+} + \gamma)$, (N, 1) float64: the hardest pair of each image.
 
-    Paper: Eq. (5), §3.2, which "fails to obtain the meaningful result" in training (§4.3). Where several candidates
-    are hardest, they share the gradient equally.
+    Paper: Eq. (5), §3.2, which "fails to obtain the meaningful result" in training (§4.3). If several candidates
+    are equally hard, they share the gradient equally.
     """
     hardest_pos = wide(candidates.positive.signed.amin(dim=1, keepdim=True)).sigmoid()
     hardest_neg = wide(candidates.negative.signed.amin(dim=1, keepdim=True)).sigmoid()

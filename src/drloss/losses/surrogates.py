@@ -1,7 +1,7 @@
 r"""Surrogates ℓ(z) of a ranking error, where z is the violation of the margin: the hinge and its smooth variants.
 
-All three are 0 or nearly so where the margin is kept ($z \ll 0$) and z where it is violated by far. Figure 3 draws
-them; Table 2 compares what they train.
+All three are 0 or nearly 0 where the margin is kept ($z \ll 0$), and z where it is violated by far. Figure 3 draws
+them; Table 2 compares detectors trained with them.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def hinge(z: Tensor) -> Tensor:
 def quadratic(z: Tensor, *, rho: float) -> Tensor:
     r"""Quadratic surrogate: $z$ for $z \geq \rho$, $(z + \rho)^2 / 4\rho$ for $-\rho < z < \rho$, 0 below.
 
-    Paper: Eq. (7), §3.2; ρ = 0.5 is the better of the two in Table 2. It lies above the hinge by at most ρ/4, which
-    it is at z = 0, and its slope is continuous.
+    Paper: Eq. (7), §3.2; ρ = 0.5 is the better of the two in Table 2. It is above the hinge by at most ρ/4, at z = 0,
+    and its slope is continuous.
 
     Args:
         z: margin violation, any shape, in score units.
@@ -47,7 +47,7 @@ def quadratic(z: Tensor, *, rho: float) -> Tensor:
     Raises:
         ValueError: if ``rho`` is not positive and finite.
 
-    The square is taken of z clamped to [-ρ, ρ], so that no z overflows; at $z = \rho$, where training with the
+    The square is that of z clamped to [-ρ, ρ], so that it cannot overflow. At $z = \rho$, where training with the
     paper's margin starts for ρ = 0.5, the slope is 1 from both sides.
 
     >>> import torch
@@ -61,8 +61,8 @@ def quadratic(z: Tensor, *, rho: float) -> Tensor:
 def logistic(z: Tensor, *, smoothness: float) -> Tensor:
     r"""Logistic surrogate $\ell_{\mathrm{logistic}}(z) = \frac{1}{L}\log(1 + \exp(Lz))$.
 
-    Paper: Eq. (8), §3.2; L = 6 is the best of Table 2. It lies above the hinge $[z]_+$ by at most
-    $\log(2)/L$, which it is at z = 0.
+    Paper: Eq. (8), §3.2; L = 6 is the best of Table 2. It is above the hinge $[z]_+$ by at most
+    $\log(2)/L$, at z = 0.
 
     Args:
         z: margin violation, any shape, in score units.
@@ -72,8 +72,8 @@ def logistic(z: Tensor, *, smoothness: float) -> Tensor:
     Raises:
         ValueError: if ``smoothness`` is not positive and finite.
 
-    Computed as -log sigmoid(-Lz)/L, which is the same and never overflows: the printed form does in half precision
-    from Lz = 11, and torch's softplus turns linear, 2e-9 off, from Lz = 20.
+    Computed as -log sigmoid(-Lz)/L, which is equal and never overflows. The printed form overflows in half precision
+    from Lz = 11 on, and torch's softplus becomes linear, 2e-9 off, from Lz = 20 on.
 
     >>> import torch
     >>> logistic(torch.tensor([0.0, 0.5, 1000.0]), smoothness=6.0)

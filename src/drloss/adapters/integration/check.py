@@ -1,4 +1,4 @@
-"""``drloss.check``: one step of a detector, and in words whether the DR loss is plugged in right."""
+"""``drloss.check``: runs one training step of a detector and reports whether the DR loss is called right."""
 
 import inspect
 import random
@@ -23,26 +23,26 @@ from drloss.losses.dr import DRLoss
 from drloss.losses.module import ImageLoss
 
 CLASS_KEY = re.compile(r"cls|class|vfl|(?<![a-z])ce(?![a-z])")
-"""What a key of a classification loss has in it: ``ce`` as a word of its own, not as in ``centerness``."""
-Run = Callable[[nn.Module, Any], Any]
-"""A training step: the losses of a model on a batch."""
+"""Part of the key of a classification loss; ``ce`` is a word of its own, not as in ``centerness``."""
+TrainingStep = Callable[[nn.Module, Any], Any]
+"""A function that returns the losses of a model on a batch."""
 _ALONE = RLock()
-"""Held while a step is watched: what is watched, and the random numbers, are those of the whole process."""
+"""Held during a check: the recorded calls and the random numbers are those of the whole process."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check` found.
+    """The result of :func:`check`; print it.
 
     Attributes:
-        findings: in the order in which to mend them.
+        findings: the findings, in the order in which to mend them.
     """
 
     findings: list[Finding]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no finding is wrong."""
         return all(finding.ok is not False for finding in self.findings)
 
     def __str__(self) -> str:
@@ -55,37 +55,38 @@ def check(
     batch: Any,
     *,
     num_classes: int | None = None,
-    step: Run | None = None,
+    step: TrainingStep | None = None,
     classification: str | None = None,
 ) -> CheckReport:
-    """Run one training step of a detector and say whether its DR loss is plugged in right.
+    """Run one training step of a detector and report whether its DR loss is called right.
 
-    The weights, buffers, gradients, attributes and random numbers are afterwards as they were, but for what a step
-    puts into lists, dicts and other objects that attributes hold. Print the report. It sees how the loss is called,
-    by how much each image's loss counts in what is differentiated, and, where the batch has the images as
-    floating-point tensors, in a second step whether each image has logits of its own. It looks at one batch: a factor
-    that is 1 in this step alone goes unnoticed. So does whether each label belongs to its logits: a ``reshape`` in
-    the place of a ``permute``, or labels of another image.
+    Weights, buffers, gradients, attributes and random numbers are restored afterwards, except for changes that a step
+    makes inside lists, dicts and other objects that attributes refer to. Print the report. The check sees how the
+    loss is called, and how much the loss of each image counts in the total loss. If the batch has the images as
+    floating-point tensors, a second step shows whether each image has logits of its own. One batch is checked: a
+    factor that is 1 only in this step is not noticed. Nor is it noticed whether each label belongs to its logits: a
+    ``reshape`` in place of a ``permute``, or the labels of another image.
 
     Args:
-        model: whose training step calls :func:`drloss.dr_loss` or :class:`drloss.DRLoss`.
-        batch: of at least two images with objects, best with different numbers of them.
-        num_classes: K, the object classes alone, to find a background channel by.
-        step: ``step(model, batch)`` returns the losses, a tensor or a mapping. By default the host's own step where
-            its data loader's batches are no arguments (mmdetection, detectron2, ultralytics), else ``model(*batch)``,
-            or ``model(**batch)`` for a mapping; ``model(batch)`` for a tensor, and where the model takes but that.
-        classification: key of the classification loss, where the losses are a mapping; by default the one key that
-            speaks of classes. A tensor is taken for the sum of all losses. Of an output with a
-            ``loss_dict``, as transformers has it, the losses are those, and each decoder layer's counts.
+        model: a detector whose training step calls :func:`drloss.dr_loss` or :class:`drloss.DRLoss`.
+        batch: at least two images with objects, best with different numbers of objects.
+        num_classes: K, the number of object classes without a background; it helps to find a background channel.
+        step: ``step(model, batch)`` returns the losses, a tensor or a mapping. By default it is the host's own step
+            if the batches of its data loader are not arguments of the model (mmdetection, detectron2, ultralytics);
+            else ``model(**batch)`` for a mapping, ``model(batch)`` for a tensor or if the model has one argument, and
+            ``model(*batch)`` for any other batch.
+        classification: key of the classification loss, if the losses are a mapping; by default the one key that names
+            classes. If the step returns a tensor, it is the sum of all losses. If an output has a ``loss_dict``, as
+            in transformers, the losses are in it, and those of every decoder layer count.
     Returns:
         The report.
     Raises:
-        ValueError: if the classification loss cannot be told from the others, or the step goes back through the
-            losses or changes weights itself.
+        ValueError: if it is not clear which loss is the classification loss, or if the step runs the backward pass or
+            changes weights itself.
     """
     run = step or _own_step(model, batch)
     images = _image_tensors(batch)
-    with _ALONE, _as_it_was(model):
+    with _ALONE, _restored(model):
         with _matcher_recorded(model) as undecided:
             calls, losses = _run(run, model, batch)
         if not calls:
@@ -110,17 +111,17 @@ def check(
             undecided=None if undecided is None else any(undecided),
         )
         found = findings_of(seen, num_classes)
-        # The last: it may change what the first step left, such as buffers that its graph holds.
+        # This comes last: a second step may change buffers that the graph of the first one needs.
         apart = next((k for k, f in enumerate(found) if f.name == "per image" and f.ok), None)
         if apart is not None and not is_adapted(model):
             found[apart] = mixed(_mixed_image(run, model, batch, images), found[apart])
         return CheckReport(found)
 
 
-def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
-    """The calls of the loss in a step, but for those that only look, and the losses."""
+def _run(run: TrainingStep, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
+    """The calls of the loss in a step, without those that have no gradient if others have one, and the losses."""
     weights = [(p, p._version) for p in model.parameters() if p.requires_grad and not p.is_inference()]
-    # Of a compiled function, logits and loss come out together, and nothing says how the one depends on the other.
+    # A compiled function has no graph between its logits and its loss.
     with record_calls() as calls, torch.compiler.set_stance("force_eager"):
         losses = run(model, batch)
     if any(p.grad is not None or p._version != version for p, version in weights):
@@ -132,10 +133,10 @@ def _run(run: Run, model: nn.Module, batch: Any) -> tuple[list[Call], Any]:
 
 @contextmanager
 def _matcher_recorded(model: nn.Module) -> Iterator[list[bool] | None]:
-    """Whether each call of the model's matcher left anchors undecided; None where there is none like torchvision's.
+    """For each call of the model's matcher, whether it left anchors undecided; None without one like torchvision's.
 
-    A host may ask for its matcher's type, so nothing stands in its place: until the context ends, the class has a
-    ``__call__`` that also looks at what this one object returns.
+    A host may check the type of its matcher, so the object is not replaced: until the context ends, its class has a
+    ``__call__`` that also records the results of this one object.
     """
     owned = [(m.__dict__ | dict(m.named_children())).get("proposal_matcher") for m in model.modules()]
     found = list({id(matcher): matcher for matcher in owned if matcher is not None}.values())
@@ -154,7 +155,7 @@ def _matcher_recorded(model: nn.Module) -> Iterator[list[bool] | None]:
 
     try:
         kind.__call__ = recorded
-    except TypeError:  # of a class in C
+    except TypeError:  # a class in C cannot be changed
         yield None
         return
     try:
@@ -167,17 +168,17 @@ def _matcher_recorded(model: nn.Module) -> Iterator[list[bool] | None]:
 
 
 def _has(matched: Any, index: int) -> bool:
-    """Whether an index is among those that a matcher returns, alone or, as MONAI's, beside other tensors."""
+    """Whether a matcher's result has an index: a tensor or, as in MONAI, several."""
     parts = matched if isinstance(matched, (list, tuple)) else [matched]
     return any(
         bool((part == index).any()) for part in parts if isinstance(part, Tensor) and not part.is_floating_point()
     )
 
 
-def _mixed_image(run: Run, model: nn.Module, batch: Any, given: Tensor | list[Tensor] | None) -> int | None:
-    """An image whose logits depend on other images, seen in a second step; -1 for none, None where it cannot be told.
+def _mixed_image(run: TrainingStep, model: nn.Module, batch: Any, given: Tensor | list[Tensor] | None) -> int | None:
+    """Index of an image whose logits depend on other images; -1 if there is none, None if it is not clear.
 
-    Batch norm, by which all images depend on each other, takes its running statistics in it.
+    A second step shows it, in which batch norm uses its running statistics, or all images would depend on each other.
     """
     images = [given] if isinstance(given, Tensor) else given
     if not images or not all(x.is_floating_point() and not x.requires_grad for x in images):
@@ -198,10 +199,10 @@ def _mixed_image(run: Run, model: nn.Module, batch: Any, given: Tensor | list[Te
             if not any(reached):
                 return None
             if sum(reached) > 1 or not reached[index]:
-                # Rows of other images depend on one image each; where the model itself mixes images, they do not.
+                # If rows were mixed up, each depends on one image; if the model itself mixes images, it does not.
                 ends = [_reached(rows[index, anchor].sum(), images, len(rows)) for anchor in (0, -1)]
                 return index if all(sum(end) == 1 for end in ends) else None
-    except Exception:  # of a step that writes into the images, for one; the first step went well
+    except Exception:  # such as a step that writes into the images; the first step was without error
         return None
     finally:
         for x in images:
@@ -210,16 +211,16 @@ def _mixed_image(run: Run, model: nn.Module, batch: Any, given: Tensor | list[Te
 
 
 def _reached(value: Tensor, images: list[Tensor], count: int) -> list[bool]:
-    """Which images a value depends on; none where a gradient is not finite."""
+    """Which images a value depends on; none if a gradient is not finite."""
     found = torch.autograd.grad(value, images, allow_unused=True, retain_graph=True)
-    slopes = found if len(found) == count else found[0]  # of a list, or of one tensor
+    slopes = found if len(found) == count else found[0]  # for a list of images, or for one tensor
     if slopes is None or not all(slope is None or bool(slope.isfinite().all()) for slope in found):
         return [False] * count
     return [slope is not None and bool(slope.any()) for slope in slopes]
 
 
 def _own_step(model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
-    """A training step on what a data loader of the model's library gives."""
+    """The training step for batches of the data loader of the model's library, or :func:`_forward`."""
     host = host_of(unwrapped(model))
     if host and (isinstance(batch, Mapping) or (isinstance(batch, list) and batch and isinstance(batch[0], Mapping))):
         with suppress(ImportError):
@@ -230,7 +231,7 @@ def _own_step(model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
-    """What a model makes of a batch: its parts are the arguments, or it is the one argument where that alone fits."""
+    """The model's output; the parts of the batch are the arguments, or the batch is, if only that fits."""
     if isinstance(batch, Tensor):
         return model(batch)
     named = batch if isinstance(batch, Mapping) else {}
@@ -276,19 +277,19 @@ def _classification_loss(losses: Any, key: str | None) -> Tensor:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Training mode inside; outside mode, attributes, buffers, gradients and random numbers as before."""
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Training mode inside; afterwards mode, attributes, buffers, gradients and random numbers are restored."""
     parts = ("_parameters", "_buffers", "_modules")
     modes = [(m, m.training) for m in model.modules()]
-    # A module of TorchScript has no attributes of Python, and its parameters and buffers cannot be replaced.
+    # A module of TorchScript has no Python attributes, and its parameters and buffers cannot be replaced.
     own = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     modules = [(m, dict(m.__dict__), {name: dict(getattr(m, name)) for name in parts}) for m in own]
     values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
-    numpy = sys.modules.get("numpy")  # whoever draws from it has imported it
+    numpy = sys.modules.get("numpy")  # a step that draws from it has imported it
     drawn = random.getstate(), numpy.random.get_state() if numpy else None
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    # A training step, whatever the caller is in.
+    # A training step needs gradients, even if the caller has switched them off.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
         try:
             for parameter, _, _ in gradients:
@@ -320,7 +321,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _image_tensors(batch: Any) -> Tensor | list[Tensor] | None:
-    """The images of a batch, as one tensor of four dimensions or in a list, wherever they are; None if nowhere."""
+    """The images of a batch, as one tensor of four dimensions or as a list; None if there are none."""
     if isinstance(batch, Tensor):
         return batch if batch.ndim == 4 else None
     parts = list(batch.values()) if isinstance(batch, Mapping) else batch
@@ -337,7 +338,7 @@ def _image_tensors(batch: Any) -> Tensor | list[Tensor] | None:
 
 
 def _image_of(item: Any) -> Tensor | None:
-    """The one image of an item: itself, or in a mapping or tuple, as a list of detectron2 or of pairs has it."""
+    """The image of an item: the item itself, or in a mapping (as in detectron2) or a tuple; None if there is none."""
     if isinstance(item, (Mapping, tuple)):
         values = item.values() if isinstance(item, Mapping) else item
         found = [v for v in values if isinstance(v, Tensor) and v.ndim == 3]

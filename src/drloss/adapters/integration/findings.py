@@ -1,4 +1,4 @@
-"""What :func:`drloss.check` looks at in a step, one function a finding, and the words for it."""
+"""The findings of :func:`drloss.check`: one function for each question about a training step."""
 
 import inspect
 import re
@@ -13,24 +13,24 @@ from drloss.losses.call_log import Call
 from drloss.losses.dr import CLS_WEIGHT
 
 SPREAD = 0.5
-"""Standard deviation of the logits below which a classifier is taken for untrained."""
+"""Standard deviation of the logits up to which a classifier is considered untrained."""
 CLOSE = 0.02
-"""Relative difference up to which two weights are the same."""
+"""Relative difference up to which two weights are considered equal."""
 SAME = re.compile(
     "View|Reshape|Permute|Transpose|Cat|Stack|Slice|Select|Index|Gather|Clone|Alias|Copy|Expand|Split|Unbind|squeeze|Pad|"
     "Clamp|Mul|Sqrt|Where|Fill"
 )
-"""Names of the functions in an autograd graph that move values, and of those that make scores of scores."""
+"""Names of the functions in an autograd graph that move values, or that turn scores into scores."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The answer to one question.
 
     Attributes:
-        name: in a word or two.
-        ok: whether it is right; None where it cannot be told.
-        words: what was seen, and what to do where it is wrong.
+        name: the question, in a word or two.
+        ok: whether it is right; None if that is not clear.
+        words: what was found, and what to do if it is wrong.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step that was watched.
+    """A training step that has run.
 
     Attributes:
         model: the detector.
-        calls: of the loss, but for those that nothing is differentiated through.
-        sets: of candidates, as the calls have them.
+        calls: the calls of the loss.
+        sets: the candidate sets of the calls.
         value: the classification loss.
-        total: the sum that is differentiated, or the classification loss where the step does not return it.
-        images: number of images of the batch; None where it cannot be told.
-        given: labels of each image's objects; empty where they cannot be read.
-        undecided: whether the model's matcher left anchors undecided in this step; None where it was not seen.
+        total: the total loss, which is differentiated; the classification loss if the step does not return it.
+        images: number of images of the batch; None if it is not known.
+        given: labels of the objects of each image; empty if they cannot be read.
+        undecided: whether the model's matcher left anchors undecided in this step; None if it was not observed.
     """
 
     model: nn.Module
@@ -64,39 +64,40 @@ class Step:
 
 
 def findings_of(step: Step, num_classes: int | None) -> list[Finding]:
-    """All findings, in the order in which to mend them; ``num_classes`` is K, or None where it is not known."""
+    """All findings, in the order in which to mend them; ``num_classes`` is K, or None if it is not known."""
     if _one_by_one(step):
         return [called(step), logits(step)]
     found = [called(step), per_image(step), logits(step)]
     if found[-1].ok is False:
         return found
     found += [positives(step), normaliser(step), starting_score(step), channels(step, num_classes), ignored(step)]
-    return [*found, gradient(step)]  # the last, as it may take the logits' memory
+    return [*found, gradient(step)]  # comes last, because it may overwrite the logits
 
 
 def declared(model: nn.Module, name: str) -> Any:
-    """What an adapter says of its model: ``drloss_calls``, ``drloss_shares`` or ``drloss_start``; else None.
+    """An attribute that an adapter declares: ``drloss_calls``, ``drloss_shares`` or ``drloss_start``; else None.
 
-    The first is the number of candidate sets of an image, where that is more than one, each of which has its call;
-    the second is the weight of each; the third is the score that a classifier starts from, where it is not 0.5.
+    ``drloss_calls`` is the number of candidate sets of an image, each with its own call, if there are several;
+    ``drloss_shares`` is the weight of each; ``drloss_start`` is the score that the classifier starts from, if it is
+    not 0.5.
     """
-    # A module may answer to every name: what it has is what is found without asking it.
+    # A module may have a __getattr__ that answers to every name: only attributes found without it count.
     owners = [m for m in model.modules() if inspect.getattr_static(m, name, None) is not None]
     return next((value for m in owners if (value := getattr(m, name)) is not None), None)
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether an adapter put the loss where it is."""
+    """Whether an adapter has put the loss into the model."""
     return any(type(m).__module__.startswith("drloss.adapters.") for m in model.modules())
 
 
 def _one_by_one(step: Step) -> bool:
-    """Whether there is a call for each image, or for as many levels, of several sizes."""
+    """Whether there are as many calls as images, of several sizes: one for each image, or one for each level."""
     return 1 < len(step.sets) == step.images and all(len(s.logits) == 1 for s in step.sets)
 
 
 def called(step: Step) -> Finding:
-    """Whether each candidate set is one call: an image is one, in a DETR each of its decoder layers."""
+    """Whether each candidate set is one call: an image is one set, in a DETR each decoder layer of it."""
     name = "called once"
     wanted = declared(step.model, "drloss_calls") or 1
     if len(step.sets) == wanted:
@@ -125,7 +126,7 @@ def called(step: Step) -> Finding:
 
 
 def per_image(step: Step) -> Finding:
-    """Whether each image is a distribution of its own."""
+    """Whether each image has a distribution of its own."""
     name = "per image"
     if any(s.scope == "pooled" for s in step.sets):
         return Finding(name, False, 'scope="pooled" ranks all images in one distribution: leave it at "per_image"')
@@ -145,7 +146,7 @@ def per_image(step: Step) -> Finding:
 
 
 def mixed(image: int | None, found: Finding) -> Finding:
-    """The finding of :func:`per_image`, with what a second step has shown (see :mod:`.check`)."""
+    """The finding of :func:`per_image`, with the result of a second step (see :mod:`.check`)."""
     if image is None:
         return found
     if image < 0:
@@ -159,7 +160,7 @@ def mixed(image: int | None, found: Finding) -> Finding:
 
 
 def logits(step: Step) -> Finding:
-    """Whether the loss is given logits: finite numbers, and no scores."""
+    """Whether the loss gets finite logits, not scores."""
     name = "logits"
     parts = [part for call in step.calls for part in parts_of(call.logits)]
     if not all(bool(torch.isfinite(s.logits[~s.ignored]).all()) for s in step.sets):
@@ -171,7 +172,7 @@ def logits(step: Step) -> Finding:
 
 
 def _squashed(node: Any) -> str | None:
-    """The sigmoid or softmax that values come out of, but for what makes scores of scores."""
+    """The sigmoid or softmax that values come from, possibly through the functions of :data:`SAME`; else None."""
     name = "" if node is None else node.name()
     if found := re.search(r"Sigmoid|Softmax", name):
         return found[0].lower()
@@ -184,7 +185,7 @@ def _squashed(node: Any) -> str | None:
 
 
 def positives(step: Step) -> Finding:
-    """Whether the labels make positives of objects, and of few candidates."""
+    """Whether there are positives, and only a few."""
     name = "positives"
     count = sum(int(s.positives.any(dim=2).sum()) for s in step.sets)
     decided = sum(int((~s.ignored).sum()) for s in step.sets)
@@ -202,7 +203,7 @@ def positives(step: Step) -> Finding:
 
 
 def channels(step: Step, num_classes: int | None) -> Finding:
-    """Whether there is a channel for the background among the logits."""
+    """Whether the logits have no background channel."""
     name = "background channel"
     classes, given, columns = step.sets[0].logits.shape[2], step.given, _columns(step.sets)
     zero = any(0 in own for own in given)
@@ -232,7 +233,7 @@ def channels(step: Step, num_classes: int | None) -> Finding:
 
 
 def _columns(sets: list[ObservedSet]) -> list[set[int]]:
-    """Of each image the channels that have a positive, over all sets."""
+    """For each image, the channels that have a positive in any set."""
     marks = [s.positives.any(dim=1) for s in sets]
     if len({len(part) for part in marks}) != 1:
         return []
@@ -240,7 +241,7 @@ def _columns(sets: list[ObservedSet]) -> list[set[int]]:
 
 
 def normaliser(step: Step) -> Finding:
-    """Whether what is differentiated is the mean over images, times the loss's weight: its slopes tell."""
+    """Whether the total loss has the mean over images, times the loss's weight; the slopes show it."""
     name = "normaliser"
     sets, n = step.sets, len(step.sets[0].logits)
     shares = declared(step.model, "drloss_shares")
@@ -296,7 +297,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def starting_score(step: Step) -> Finding:
-    """Whether the classifier starts from the score that the loss wants."""
+    """Whether the classifier starts from the score that suits the loss."""
     name = "starting score"
     values = torch.cat([s.logits.detach()[~s.ignored].float().flatten() for s in step.sets])
     if not len(values):
@@ -315,7 +316,7 @@ def starting_score(step: Step) -> Finding:
 
 
 def _lowest_start(model: nn.Module, classes: int) -> float:
-    """Lowest score that a layer with a channel for each class starts from; 1 where all of them seem to be trained."""
+    """Lowest score that a layer with a channel for each class starts from; 1 if all of them seem to be trained."""
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     shared = [b[0] for b in biases if len(b) > 1 and len(b) % classes == 0 and torch.equal(b, b[:1].expand_as(b))]
@@ -323,7 +324,7 @@ def _lowest_start(model: nn.Module, classes: int) -> float:
 
 
 def ignored(step: Step) -> Finding:
-    """Whether anchors that the matcher left undecided are in neither set."""
+    """Whether anchors that the matcher left undecided are ignored."""
     name = "ignored anchors"
     count = sum(int(s.ignored.sum()) for s in step.sets)
     if count:
@@ -339,7 +340,7 @@ def ignored(step: Step) -> Finding:
 
 
 def gradient(step: Step) -> Finding:
-    """Whether a gradient arrives at the classifier, and is finite."""
+    """Whether a finite gradient arrives at the classifier."""
     name = "gradient"
     none = Finding(name, False, "none arrives at the classifier: are the logits detached, or under no_grad?")
     parts = [part for call in step.calls for part in parts_of(call.logits)]
@@ -351,7 +352,7 @@ def gradient(step: Step) -> Finding:
     losses = torch.stack([call.value.sum() for call in step.calls]).sum()
     try:
         found = torch.autograd.grad(losses, [*parts, *parameters], allow_unused=True, retain_graph=True)
-    except RuntimeError as error:  # of a checkpoint that is reentrant, for one
+    except RuntimeError as error:  # such as a reentrant checkpoint
         return Finding(name, None, f"torch cannot follow it: {str(error).splitlines()[0]}")
     of_logits, of_parameters = found[: len(parts)], found[len(parts) :]
     if any(g is None for g in of_logits) or not any(g is not None and bool(g.any()) for g in of_parameters):

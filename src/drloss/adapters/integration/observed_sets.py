@@ -1,4 +1,4 @@
-"""What a watched step gave to the loss: sets of candidates, how much each image counts, and the labels of objects."""
+"""The sets of candidates that a training step gave to the loss, and how much the loss of each image counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,16 @@ from drloss.losses.inputs import maps_to_rows
 
 @dataclass(frozen=True)
 class ObservedSet:
-    """What one call of the loss ranks; calls image by image are one.
+    """The candidates that one call of the loss ranks; the calls for each image of a batch are joined to one set.
 
     Attributes:
         logits: (N, A, K).
         positives: (N, A, K) bool.
         ignored: (N, A) bool.
-        slopes: (N,) derivative of what is differentiated by each image's loss, times N; None where there is none.
-        weight: of the loss module; None for the plain function.
-        reduction, scope: of the call.
+        slopes: (N,) derivative of the total loss with respect to the loss of each image, times N; None if there is
+            none.
+        weight: ``cls_weight`` of the loss module; None for the plain function.
+        reduction, scope: options of the call.
     """
 
     logits: Tensor
@@ -34,7 +35,7 @@ class ObservedSet:
 
 
 def observed_sets(calls: list[Call], total: Tensor, images: int | None) -> list[ObservedSet]:
-    """The sets of candidates that the calls rank."""
+    """The set of each call; ``total`` is differentiated, and ``images`` is the number of images or None."""
     values = [call.value for call in calls]
     found: Sequence[Tensor | None] = [None] * len(calls)
     if total.requires_grad and all(value.requires_grad for value in values):
@@ -72,16 +73,16 @@ def _set_of(call: Call, slope: Tensor | None) -> ObservedSet:
 
 
 def parts_of(value: Any) -> list[Tensor]:
-    """The levels of what is given to the loss."""
+    """The levels of an argument of the loss."""
     return [value] if isinstance(value, Tensor) else list(value)
 
 
 def rows_of(call: Call) -> Tensor:
-    """(N, A, K) of a call's logits, over all its levels."""
+    """The logits of a call over all its levels, (N, A, K)."""
     parts = parts_of(call.logits)
     classes = parts[0].shape[-1]
     if any(part.ndim == 4 for part in parts):
-        # Maps (N, B·K, H, W) say nothing of K: labels or targets do, through the number of anchors.
+        # K does not follow from maps (N, B·K, H, W), but from the number of anchors in labels or targets.
         labels = parts_of(call.labels)
         if labels[0].ndim == 3:
             classes = labels[0].shape[-1]
@@ -92,7 +93,7 @@ def rows_of(call: Call) -> Tensor:
 
 
 def _labels(call: Call, classes: int) -> tuple[Tensor, Tensor]:
-    """(N, A, K) bool positives and (N, A) bool ignored of a call."""
+    """The positives (N, A, K) and the ignored anchors (N, A) of a call, bool."""
     labels = torch.cat(parts_of(call.labels), dim=1)
     if labels.ndim == 3:
         ignore = call.options.get("ignore")
@@ -103,9 +104,9 @@ def _labels(call: Call, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def labels_given(batch: Any, anchors: int) -> list[list[int]]:
-    """Labels of each image's objects, where a batch's targets are dicts with ``labels``.
+    """Labels of the objects of each image, if the targets of a batch are dicts with ``labels``.
 
-    ``class_labels`` begin at 0 anyway; ``labels`` for each of the anchors are not those of objects.
+    ``class_labels`` are not read: they begin at 0. Neither are ``labels`` with one entry for each anchor.
     """
     if isinstance(batch, Mapping):
         own, boxes = batch.get("labels"), batch.get("boxes")

@@ -1,4 +1,4 @@
-"""The sums in plain torch, a chunk of anchors at a time: for any device and dtype, without a compiler."""
+"""The sums in plain torch, a chunk of anchors at a time: for every device and dtype, without a compiler."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from drloss.losses.fused.layout import Batch, FirstPass, Level
 from drloss.losses.summation import block_length, padded_length, total, wide
 
 CHUNK = 5 * block_length(1)
-"""Candidates worked on at a time on a CPU: what fits in the processor's cache. Elsewhere a level of an image is."""
+"""Candidates in a chunk on a CPU, which fit into its cache. On another device a chunk is a level of an image."""
 
 _LARGE = 1e30  # in place of ∞, which times 0 is NaN
 
@@ -21,11 +21,11 @@ class Part:
     """The candidates of one sign in a chunk of C anchors.
 
     Attributes:
-        y: (P,) signed hardness, x of a negative and -x of a positive, float32 or float64; 0 where the prior is, so
-            that a NaN at an ignored anchor reaches nothing. P is C·K or, for one class of each anchor, C, padded:
-            see :mod:`drloss.losses.summation`.
+        y: (P,) signed hardness, x of a negative and -x of a positive, float32 or float64. It is 0 where the prior is
+            0, so that a NaN at an ignored anchor changes nothing. P is C·K or, for one class of each anchor, C,
+            padded: see :mod:`drloss.losses.summation`.
         prior: (P,) o, of the dtype of y, or None where it is 1 for all.
-        own: (C, 1) int64, the class that is meant, or None for all.
+        own: (C, 1) int64, index of the one class of each anchor; None for all classes.
     """
 
     y: Tensor
@@ -33,7 +33,7 @@ class Part:
     own: Tensor | None
 
     def y_where_prior(self, other: float) -> Tensor:
-        """y, and another number where the prior is 0."""
+        """y, with ``other`` where the prior is 0."""
         return self.y if self.prior is None else torch.where(self.prior != 0, self.y, other)
 
 
@@ -48,10 +48,10 @@ def hardest(batch: Batch) -> Tensor:
 
 
 def mined(batch: Batch, counts: Sequence[int], pooled: bool) -> Tensor:
-    """(N, 2, 2) float32: least y and share of the counts[0] hardest positives and counts[1] hardest negatives.
+    """Threshold and share (see ``FirstPass``) of the hardest positives and negatives, (N, 2, 2) float32.
 
-    Paper: "Hard negative mining" in §3.2. A count of 0 stands for all candidates. Candidates tied for the last place
-    share it; see :func:`drloss.losses.candidates.keep_hardest`.
+    Paper: "Hard negative mining" in §3.2. ``counts`` are the numbers n̂ of positives and of negatives, 0 for all.
+    Candidates tied for the last place share it; see :func:`drloss.losses.candidates.keep_hardest`.
     """
     found = batch.labels.new_tensor([-torch.inf, 1.0], dtype=torch.float32).repeat(batch.images, 2, 1)
     for sign, count in enumerate(counts):
@@ -62,7 +62,7 @@ def mined(batch: Batch, counts: Sequence[int], pooled: bool) -> Tensor:
 
 
 def _mined(batch: Batch, images: range, sign: int, count: int) -> Tensor:
-    """Least y and share, (2,) float32, of the hardest candidates of one sign of some images together."""
+    """Threshold and share, (2,) float32, of the hardest candidates of one sign over some images together."""
     kept = torch.empty(0, device=batch.labels.device)
     chunks = []
     for chunk in _chunks(batch, images):
@@ -85,7 +85,7 @@ def _mined(batch: Batch, images: range, sign: int, count: int) -> Tensor:
 
 
 def _bound(batch: Batch, chunk: "_Chunk", sign: int) -> Tensor:
-    """No candidate of that sign in a chunk is harder: ∞ off the CPU, where looking at a number has to wait for it."""
+    """Upper bound on y of one sign in a chunk: ∞ on a device, where reading a number would synchronise with it."""
     x = chunk.level.view_of(chunk.level.logits, chunk.image)[chunk.first : chunk.last]
     if x.device.type != "cpu":
         return torch.tensor(torch.inf)
@@ -107,10 +107,10 @@ def sums(batch: Batch) -> Tensor:
 
 
 def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
-    """Write the levels' gradient into tensors that lie as the logits do, or are them.
+    """Write the gradient of the levels into tensors with the layout of the logits, or over the logits.
 
     Args:
-        factors: (R,), of each loss; R is N or 1.
+        factors: (R,) incoming gradient of each loss; R is N or 1.
         coefficients: (R, 2, 2), α and β of positives and negatives for a factor of 1.
     """
     coefficients = (factors.view(-1, 1, 1) * coefficients).expand(batch.images, 2, 2)
@@ -136,7 +136,7 @@ def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Ten
 
 
 def _terms(batch: Batch, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
-    """o e of the DR loss, o v^γ of the focal loss; v; and v - c. All may be written to."""
+    """Terms (o e of the DR loss, o v^γ of the focal loss), v, and v - c, in tensors that may be overwritten."""
     v, rate = part.y.sigmoid(), batch.rates[sign]
     distance = v
     if batch.kind == "focal":
@@ -148,7 +148,7 @@ def _terms(batch: Batch, image: int, sign: int, part: Part) -> tuple[Tensor, Ten
         # v - c where it is precise: as a difference of easinesses where c is near 1.
         distance = torch.where(shift.score > 0.5, shift.easiness - (-part.y).sigmoid(), v - shift.score)
         if part.prior is not None:
-            distance = torch.where(part.prior != 0, distance, 0.0)  # or e may overflow, and o e be NaN
+            distance = torch.where(part.prior != 0, distance, 0.0)  # else e may overflow, and o e be NaN
         terms = (distance * rate).exp_()
     return terms if part.prior is None else terms.mul_(part.prior), v, distance
 
@@ -191,7 +191,7 @@ def _part(batch: Batch, chunk: _Chunk, sign: int) -> Part:
             there, x = (labels > 0) & (labels <= batch.classes), x.gather(1, own)
     x = x if x.dtype == torch.float64 else x.float()
     y = x if sign else -x
-    y = torch.where(y == torch.inf if sign else y.isinf(), torch.nan, y)  # but for a masked class
+    y = torch.where(y == torch.inf if sign else y.isinf(), torch.nan, y)  # a masked class stays infinite
     weights = batch.weights[sign]
     prior = there.to(x.dtype)
     if weights is not None:
@@ -204,7 +204,7 @@ def _part(batch: Batch, chunk: _Chunk, sign: int) -> Part:
 
 
 def _uniform(batch: Batch, labels: Tensor, x: Tensor) -> bool:
-    """Whether all of a chunk are negatives of prior 1, none +∞: nearly all are, and on a CPU looking costs little."""
+    """Whether a chunk holds only negatives with prior 1 and no +∞: most do, and on a CPU it is quick to find out."""
     if batch.weights[1] is not None or batch.first_pass is not None or x.dtype == torch.float64:
         return False
     if x.device.type != "cpu" or x.numel() != padded_length(1, x.numel()):

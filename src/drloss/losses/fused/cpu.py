@@ -1,8 +1,8 @@
 """The sums on a CPU, by a small C file that is compiled on the user's machine when it is first needed.
 
-Why so, and not by torch's extension builder or by Numba: the C file knows neither torch nor Python, so one wheel
-serves every version of both; it compiles in about a second, once; the code is made for the very processor; and where
-there is no compiler, the chunked backend steps in. Threads come from the OpenMP library that torch has loaded.
+Why this and not torch's extension builder or Numba: the C file uses neither torch nor Python, so one wheel serves
+every version of both; it compiles once, in about a second, for this very processor; and without a compiler, the
+chunked backend replaces it. Threads come from the OpenMP library that torch has loaded.
 """
 
 import atexit
@@ -46,7 +46,7 @@ class _Level(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the compiled sums can be had: compiles them if need be."""
+    """Whether the compiled library can be loaded; compiles it if necessary."""
     return _library() is not None
 
 
@@ -66,7 +66,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The shared library for this source, compiler and processor, from the user's cache or newly made."""
+    """The shared library for this source, compiler and processor, from the user's cache or newly compiled."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=20).stdout
     key = b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode()])
     folder = _folder()
@@ -78,12 +78,12 @@ def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
             subprocess.run(command, capture_output=True, check=True, timeout=120)
             with made.open("ab") as file:
                 file.write(_seal(made.read_bytes()))
-            made.replace(target)  # whole or not at all, whoever else compiles beside
+            made.replace(target)  # atomic: other processes may compile it at the same time
     return target
 
 
 def _seal(library: bytes) -> bytes:
-    """What stands at the end of a library: loading one that lost its end, in a power cut, would kill the process."""
+    """Checksum at the end of a library: loading a file that a power failure cut off would kill the process."""
     return hashlib.sha256(library).digest()
 
 
@@ -96,7 +96,7 @@ def _is_whole(library: Path) -> bool:
 
 
 def _folder() -> Path:
-    """Where the library is kept: the user's cache, or a folder of this process if others could write there."""
+    """The folder of the library: the user's cache, or one of this process if other users could write to the cache."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drloss"
     with suppress(OSError, RuntimeError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """What the processor can do: a home folder may be shared by machines of several kinds."""
+    """Features of the processor: machines with different processors may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

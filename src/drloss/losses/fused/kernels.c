@@ -1,11 +1,11 @@
 /* The DR loss and the focal loss on a CPU: one read of the logits forward, one read and one write backward.
  *
  * A candidate has the hardness v = sigmoid(y), where y = x for a negative and y = -x for a positive, w = 1 - v, and the
- * prior o. For the DR loss, with e = exp((v - c) / lambda), the sums wanted per image and sign are
+ * prior o. For the DR loss, with e = exp((v - c) / lambda), the sums of each image and sign are
  *
  *     Z = sum o e,   S = sum o e (v - c),   M = sum o,
  *
- * and, for an alpha and a beta that the caller makes of them,
+ * and, with alpha and beta that the caller computes from them,
  *
  *     dloss/dy = o e (alpha + beta (v - c)) v w.
  *
@@ -13,23 +13,23 @@
  *
  *     Z = sum o v^gamma softplus(y),   M = sum o,   dloss/dy = alpha o v^gamma (gamma w softplus(y) + v).
  *
- * An infinite logit that is no masked class (minus infinity at a negative) is taken for NaN where it is read, and a label
- * outside of -1 .. K for -1: no label makes the kernels read or write anywhere but in their arrays.
+ * An infinite logit counts as NaN, unless it is a masked class (minus infinity at a negative). A label outside of
+ * -1 .. K counts as -1: no label makes the kernels read or write outside of their arrays.
  *
- * Work is cut into blocks whose size does not depend on the number of threads; each block has its own slot for its
- * sums, and the slots are added in order. So the result is the same bits on any number of threads. Within a block 16
- * float32 lanes are added up over 4,096 candidates at most, and those sums in double.
+ * Work is divided into blocks whose size does not depend on the number of threads. Each block writes its sums into a
+ * slot of its own, and the slots are added in order, so the result is the same bits on any number of threads. Within a
+ * block, 16 float32 lanes add up at most 4,096 candidates, and these sums are added in double.
  *
- * Only GCC's vector extensions are used (clang has them too), no intrinsics and no torch: the file is compiled on the
- * user's machine, see cpu.py.
+ * The file uses GCC's vector extensions (clang has them too), no intrinsics and no torch: it is compiled on the user's
+ * machine, see cpu.py.
  */
 #include <stdint.h>
 #include <string.h>
 
 #define LANES 16
-#define BLOCK 32768 /* elements of a block, about */
+#define BLOCK 32768 /* about so many elements in a block */
 #define FLUSH 4096  /* elements added up in float32 */
-#define WIDTH 2048  /* positions of a plane that a block takes */
+#define WIDTH 2048  /* positions of a plane in a block */
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
@@ -94,7 +94,7 @@ FIXED void store(void *p, int64_t i, vf y, int bf16) {
     }
 }
 
-/* The last, shorter vector of a run: absent lanes hold 0. */
+/* The last, shorter vector of a run: lanes past the end hold 0. */
 FIXED vf load_part(const void *p, int64_t i, int64_t n, int bf16) {
     char buffer[4 * LANES] = {0};
     int64_t size = bf16 ? 2 : 4;
@@ -129,31 +129,31 @@ typedef struct {
 
 typedef struct {
     float rate, v0, w0;     /* DR: 1 / lambda; v and w at the shift c, 0 and 1 for none. Focal: gamma */
-    float threshold, share; /* of a mined prior: nothing below the threshold counts, and at it a share; -inf and 1 */
+    float threshold, share; /* hard mining: the prior is 0 below the threshold, times share at it; -inf and 1 */
     float alpha, beta;      /* backward only */
 } sign_t;
 
 /* One pyramid level of one image. */
 typedef struct {
     int64_t anchors, classes;
-    int64_t places, per_place;         /* planes: anchor s * per_place + b, class k lies at (b * classes + k) * places + s;
+    int64_t places, per_place;         /* planes: anchor s * per_place + b, class k is at (b * classes + k) * places + s;
                                           rows (places = 0): anchor a, class k at a * classes + k */
     const int64_t *labels;             /* [anchors]: 0 background, 1 .. classes; any other is ignored */
-    const uint8_t *dense;              /* [anchors * classes]: 0 negative, 1 positive, 2 neither; NULL: labels count */
+    const uint8_t *dense;              /* [anchors * classes]: 0 negative, 1 positive, 2 neither; NULL: use the labels */
     const float *weights[2];           /* of positives and negatives; NULL: uniform */
     int64_t by_anchor[2], by_class[2]; /* strides of the weights */
     const sign_t *signs;               /* of positives and negatives */
 } level_t;
 
-enum { TOP, DR_SUMS, DR_SLOPE, FOCAL_SUMS, FOCAL_SLOPE }; /* what is done with each candidate */
+enum { TOP, DR_SUMS, DR_SLOPE, FOCAL_SUMS, FOCAL_SLOPE }; /* what a pass computes */
 
-/* Does so with n consecutive candidates of one sign, element i of x and those after it. The weights go with them; a
- * candidate of weight 0 is not there, and its gradient is 0. Without weights, shift or threshold the case is plain. */
+/* Computes this for n consecutive candidates of one sign, from element i of x on, and for their weights. A candidate of
+ * weight 0 is left out, and its gradient is 0. Without weights, shift or threshold the case is plain. */
 FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, const float *weights, const sign_t *p,
                 sums_t *sums, int task, int bf16, int plain) {
     const vi flip = (vi){0} + (positive ? (int32_t)0x80000000 : 0);
     const int hard = p->v0 > 0.5f;
-    const vf inf = splat(__builtin_inff()), other = positive ? -inf : inf; /* the y that are no results of masking */
+    const vf inf = splat(__builtin_inff()), other = positive ? -inf : inf; /* infinite y that are not masked classes */
     vf best = splat(-__builtin_inff());
     for (int64_t from = 0; from < n; from += FLUSH) {
         int64_t to = from + FLUSH < n ? from + FLUSH : n;
@@ -197,7 +197,7 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 if (left < LANES) store_part(g, i + j, slope, left, bf16);
                 else store(g, i + j, slope, bf16);
             } else {
-                if (!plain || left < LANES) { /* what is not there may be NaN */
+                if (!plain || left < LANES) { /* candidates that are left out may be NaN */
                     term = choose(there, term, splat(0.0f));
                     d = choose(there, d, splat(0.0f));
                     o = choose(there, o, splat(0.0f));
@@ -242,7 +242,7 @@ static run_t *const RUN_OF[][2] = {[TOP] = {top_f32, top_bf16},
                                    [FOCAL_SUMS] = {focal_sums_f32, focal_sums_bf16},
                                    [FOCAL_SLOPE] = {focal_slope_f32, focal_slope_bf16}};
 
-/* What a block of candidates is worked on with. */
+/* The arguments of a block of candidates. */
 typedef struct {
     const level_t *level;
     const void *x;
@@ -256,13 +256,13 @@ static void run(const work_t *t, int64_t i, int64_t n, int positive, const float
     t->run(t->x, t->g, i, n, positive, weights, t->level->signs, t->sums);
 }
 
-/* Label of an anchor, -1 for what is none. */
+/* Label of an anchor; -1 for a number that is no label. */
 static inline int64_t label_of(const level_t *l, int64_t a) {
     int64_t label = l->labels[a];
     return label >= 0 && label <= l->classes ? label : -1;
 }
 
-/* Weight of one candidate, 0 where it is not of that sign. */
+/* Weight of one candidate; 0 if it is not of that sign. */
 static inline float weight_of(const level_t *l, int64_t a, int64_t k, int positive) {
     int is_positive, is_negative;
     if (l->dense) {
@@ -277,8 +277,8 @@ static inline float weight_of(const level_t *l, int64_t a, int64_t k, int positi
     return w ? w[a * l->by_anchor[!positive] + k * l->by_class[!positive]] : 1.0f;
 }
 
-/* n places from element i on whose candidates are of both signs: negatives with their weights, then positives one by
- * one. Place j is anchor a0 + j * da, class k0 + j * dk. */
+/* n places from element i on with candidates of both signs: first the negatives with their weights, then each
+ * positive. Place j is anchor a0 + j * da, class k0 + j * dk. */
 static void mixed(const work_t *t, int64_t i, int64_t n, int64_t a0, int64_t da, int64_t k0, int64_t dk) {
     float weights[WIDTH], own[WIDTH];
     for (int64_t from = 0; from < n; from += WIDTH) {
@@ -287,7 +287,7 @@ static void mixed(const work_t *t, int64_t i, int64_t n, int64_t a0, int64_t da,
             weights[j] = weight_of(t->level, a0 + (from + j) * da, k0 + (from + j) * dk, 0);
             own[j] = weight_of(t->level, a0 + (from + j) * da, k0 + (from + j) * dk, 1);
         }
-        /* Where g lies in the memory of x, a positive is read after its place was written: so it is kept. */
+        /* If g is the memory of x, a positive would be read after its place was written: so its value is kept. */
         char kept[4 * WIDTH];
         memcpy(kept, (const char *)t->x + (i + from) * t->size, (size_t)(count * t->size));
         run(t, i + from, count, 0, weights);
@@ -338,7 +338,7 @@ static int64_t up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Blocks of a level: of whole anchors in rows, of WIDTH places of all planes of an anchor. */
+/* Number of blocks of a level: a block is whole anchors in rows, or WIDTH places of all planes of an anchor. */
 int64_t drloss_blocks(const level_t *l) {
     return l->places ? l->per_place * up(l->places, WIDTH) : up(l->anchors, up(BLOCK, l->classes));
 }

@@ -190,7 +190,7 @@ class _Gradients(torch.autograd.Function):
 
 class _ForwardGradients(_Gradients):
     @staticmethod
-    def jvp(ctx: Any, _: Any, factors: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, _: Any, factors: Tensor | None, *__: Any) -> tuple[Tensor, ...]:
         coefficients, others, levels = _saved(ctx)
         if factors is None:
             factors = torch.zeros_like(coefficients[:, 0, 0])

@@ -26,7 +26,7 @@ def _log_one_plus(t):
     return 2.0 * (s + s * q * p)
 
 
-# Sizes differ from batch to batch: a kernel for each would be compiled again and again.
+# Sizes differ from batch to batch: specialised to each, a kernel would be compiled again and again.
 _SIZES = [f"{name}{i}" for name in "bpf" for i in range(LEVELS)][1:]
 _SIZES += [f"{sign}_by_{what}" for sign in ("pos", "neg") for what in ("image", "anchor", "class")]
 _SIZES += ["anchors", "programs", "first_program", "factor_stride", "row_stride"]
@@ -34,7 +34,7 @@ _SIZES += ["anchors", "programs", "first_program", "factor_stride", "row_stride"
 
 @triton.jit(do_not_specialize=_SIZES)
 def pass_over_logits(
-    # One entry for each level: logits, gradients, first program, places, first anchor.
+    # One argument for each level: logits, gradients, first program, places, first anchor.
     x0, x1, x2, x3, x4, x5, x6, x7,
     g0, g1, g2, g3, g4, g5, g6, g7,
     b1, b2, b3, b4, b5, b6, b7,
@@ -74,10 +74,10 @@ def pass_over_logits(
     size = places.to(tl.int64) * (PER_PLACE * K)
     x += image * size
     g += image * size
-    before = image * anchors + first  # anchors before this level's
+    before = image * anchors + first  # anchors before those of this level
     block = pid - begin
     lane = tl.arange(0, BLOCK)
-    if PLANES:  # a run of places of one anchor shape, STEPS classes of them
+    if PLANES:  # BLOCK places of one anchor shape, and STEPS classes of them
         parts, chunks = tl.cdiv(places, BLOCK), tl.cdiv(K, STEPS)
         shape = block // (parts * chunks)
         first_class = (block // parts) % chunks * STEPS
@@ -136,7 +136,7 @@ def pass_over_logits(
             entry = image * neg_by_image + (first + anchor) * neg_by_anchor + k * neg_by_class
             o = tl.where(negative, tl.load(neg_weights + entry, mask=negative, other=0.0), o)
         y = tl.where(positive, -y, y)
-        # An infinite logit that is no masked class counts as NaN.
+        # An infinite logit counts as NaN, unless it is a masked class.
         y = tl.where((y == float("inf")) | (positive & (y == float("-inf"))), float("nan"), y)
         if FIRST_PASS:
             least = tl.where(positive, pos_least, neg_least)
@@ -205,7 +205,7 @@ def _shift(at):
 
 @triton.jit
 def _expected(z_sum, s_sum, mass, rate, shift, WEIGHTS_GRAD: tl.constexpr):
-    """Value, α and β of one sign for an outer slope of 1; all 0 where there is no candidate."""
+    """Value, α and β of one sign for an outer slope of 1; all 0 if there is no candidate."""
     there = mass > 0.0
     z_sum = tl.where(there, z_sum, 1.0)
     above = s_sum / z_sum
