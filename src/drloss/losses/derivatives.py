@@ -114,7 +114,8 @@ class _ForwardWithSlopes(_WithSlopes):
         saved = ctx.saved_tensors
         half = len(saved) // 2
         slopes, inputs = saved[:half], saved[half:]
-        found: Any = sum(total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None)
+        terms = [total(s * t) for s, t in zip(slopes, tangents[half:], strict=True) if t is not None]
+        found = sum(terms[1:], terms[0])
         for x in inputs:
             found = last_derivative(found, x, ctx.what)
         return found
