@@ -202,8 +202,8 @@ def _speed() -> list[str]:
     time = max(r["x_focal"] for r in ours)
     memory = max(r["memory"] for r in ours) / min(r["memory"] for r in rival)
     return [
-        f"On {record['threads']} cores of a CPU an image of the paper's size takes {time:.2f} of the time of "
-        f"torchvision's focal loss and {memory:.2f} of its memory.",
+        f"On {record['threads']} cores of a CPU an image of the paper's size takes {time:.0%} of the time of "
+        f"torchvision's focal loss and {memory:.0%} of its memory.",
     ]
 
 

@@ -15,7 +15,7 @@ Every sum over a ramp is a sum of linear pieces, so sorting and prefix sums (:cl
 replace the loop over positives and give the same numbers.
 """
 
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -131,11 +131,8 @@ class APLoss(ImageLoss):
     """``cls_weight`` · :func:`ap_loss` as a module."""
 
     function = staticmethod(ap_loss)
+    check_options = staticmethod(_check_options)
     prior_probability = 0.01
 
     def __init__(self, cls_weight: float = 1.0, **options: Unpack[APOptions]) -> None:
         super().__init__(cls_weight, **options)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        _check_options(**options)

@@ -194,6 +194,22 @@ def _not_fused(ranking: RankingLoss) -> str:
     return "" if ranking.negative.radius is None and ranking.positive.radius is None else "a radius"
 
 
+def _check_options(
+    *,
+    pos_prior: Prior,
+    neg_prior: Prior,
+    scope: str,
+    reduction: str,
+    backend: str,
+    inplace: bool,
+    **of_ranking: Any,
+) -> None:
+    """Raise ValueError for an option of :func:`dr_loss` that is out of range."""
+    check_split(pos_prior, neg_prior, scope)
+    require_choice("reduction", reduction, REDUCTIONS)
+    check_backend(backend, inplace=inplace, cannot=_not_fused(RankingLoss.of(**of_ranking)))
+
+
 class DROptions(TypedDict, total=False):
     """The options of :func:`dr_loss` that a :class:`DRLoss` keeps."""
 
@@ -237,18 +253,11 @@ class DRLoss(ImageLoss):
     """
 
     function = staticmethod(dr_loss)
+    check_options = staticmethod(_check_options)
     prior_probability = 0.5  # §4.2: bias 0
 
     def __init__(self, cls_weight: float = CLS_WEIGHT, **options: Unpack[DROptions]) -> None:
         super().__init__(cls_weight, **options)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        rest = dict(options)
-        check_split(rest.pop("pos_prior"), rest.pop("neg_prior"), rest.pop("scope"))
-        require_choice("reduction", rest.pop("reduction"), REDUCTIONS)
-        backend, inplace = rest.pop("backend"), rest.pop("inplace")
-        check_backend(backend, inplace=inplace, cannot=_not_fused(RankingLoss.of(**rest)))
 
 
 def expectation_gradient(easiness: Tensor, weights: Tensor, *, lam: float) -> Tensor:

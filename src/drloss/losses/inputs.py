@@ -95,7 +95,8 @@ def check_split(pos_prior: Prior, neg_prior: Prior, scope: str) -> None:
     require_choice("scope", scope, SCOPES)
     for name, prior in (("pos_prior", pos_prior), ("neg_prior", neg_prior)):
         if isinstance(prior, (Tensor, list, tuple)):
-            _parts(name, prior)
+            if not _parts(name, prior)[0].ndim:
+                raise ValueError(f"{name} as weights must have shape (K,), (N, A) or (N, A, K), got ()")
         elif prior is not None:
             require_count(**{name: prior})
 

@@ -31,6 +31,8 @@ class ImageLoss(nn.Module):
     """
 
     function: ClassVar[Callable[..., Tensor]]
+    check_options: ClassVar[Callable[..., None] | None] = None
+    """Raises ValueError for an option out of range. Without it, ``function`` is called on no anchors."""
     prior_probability: ClassVar[float]
     """Score that the classifier starts from."""
     defaults: ClassVar[dict[str, Any]]
@@ -38,6 +40,8 @@ class ImageLoss(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "function" in vars(cls) and "check_options" not in vars(cls):
+            cls.check_options = None  # that of a base class is for another function
         weight = inspect.signature(cls.__init__).parameters["cls_weight"]
         options = [
             p
@@ -65,15 +69,12 @@ class ImageLoss(nn.Module):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
-        self.check_options({k: None if k in self._buffers else v for k, v in self.options.items()})
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range; weights of a prior are None here.
-
-        Every loss here checks its parameters. A subclass without a check of its own is called on no anchors.
-        """
-        with not_recorded():
-            self.function(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **options)
+        numbers = {k: None if k in self._buffers else v for k, v in self.options.items()}
+        if self.check_options is not None:
+            self.check_options(**numbers)
+        else:
+            with not_recorded():
+                self.function(torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64), **numbers)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ loss of a batch is the mean over its images on any number of devices; ``scope="p
 batch.
 """
 
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -60,10 +60,12 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.zeros(1, 3, 2), labels)  # 4 candidates of log 2 each, 1 positive
     tensor(2.7726)
     """
+    _check_options(normalizer=normalizer, scope=scope, reduction=reduction)
     inputs = check_inputs(logits, labels, ignore, None, None, scope)
     chosen = choose_backend(backend, inputs, inplace=inplace)
     if chosen != "torch":
-        return _fused(inputs, 0.0, (1.0, 1.0), normalizer, scope, reduction, chosen, inplace)
+        rule = PointwiseRule(0.0, 1.0, 1.0, normalizer, scope == "pooled")
+        return reduce_images(fused_losses(inputs, rule, (0, 0), chosen, inplace), reduction)
     candidates = candidates_of(inputs, None, None, scope)
     losses = total(_cross_entropy(candidates.positive.signed)) + total(_cross_entropy(candidates.negative.signed))
     return _reduce(losses, candidates, normalizer, reduction)
@@ -102,11 +104,12 @@ def focal_loss(
     >>> focal_loss(torch.zeros(1, 3, 2), labels)  # (0.25 + 3 · 0.75) · 0.25 · log 2
     tensor(0.4332)
     """
-    _check_focal(alpha, gamma)
+    _check_options(normalizer=normalizer, scope=scope, reduction=reduction, alpha=alpha, gamma=gamma)
     inputs = check_inputs(logits, labels, ignore, None, None, scope)
     chosen = choose_backend(backend, inputs, inplace=inplace)
     if chosen != "torch":
-        return _fused(inputs, gamma, (alpha, 1 - alpha), normalizer, scope, reduction, chosen, inplace)
+        rule = PointwiseRule(gamma, alpha, 1 - alpha, normalizer, scope == "pooled")
+        return reduce_images(fused_losses(inputs, rule, (0, 0), chosen, inplace), reduction)
     candidates = candidates_of(inputs, None, None, scope)
 
     def focal(part: CandidateSet) -> Tensor:
@@ -146,7 +149,7 @@ def ohem_loss(
     >>> ohem_loss(torch.zeros(1, 5, 1), labels)  # 1 positive and 3 of 4 negatives, log 2 each
     tensor(2.7726)
     """
-    require_positive(ratio=ratio)
+    _check_options(normalizer=normalizer, scope=scope, reduction=reduction, ratio=ratio)
     candidates = split_candidates(logits, labels, ignore, scope=scope)
     positive, negative = candidates.positive, candidates.negative
     wanted = torch.minimum((ratio * wide(positive.count)).floor().clamp(max=2.0**62).long(), negative.count)
@@ -187,7 +190,7 @@ def quality_focal_loss(
     >>> quality_focal_loss(torch.zeros(1, 3, 2), labels)  # 4 candidates of 0.25 · log 2
     tensor(0.6931)
     """
-    _check_beta(beta)
+    _check_options(normalizer=normalizer, scope=scope, reduction=reduction, beta=beta)
     inputs = check_inputs(logits, labels, ignore, None, None, scope)
     candidates = candidates_of(inputs, None, None, scope)
     x = candidates.positive.signed
@@ -247,44 +250,31 @@ def _quality(quality: Levels | None, inputs: Inputs, like: Tensor) -> Tensor:
 
 
 def _check_options(
-    normalizer: str, scope: str, reduction: str, *, backend: str = "auto", inplace: bool = False
+    *,
+    normalizer: str,
+    scope: str,
+    reduction: str,
+    backend: str = "auto",
+    inplace: bool = False,
+    alpha: float = 0.0,
+    gamma: float = 0.0,
+    ratio: float = 1.0,
+    beta: float = 0.0,
 ) -> None:
-    """Raise ValueError for an option of any pointwise loss that is out of range."""
+    """Raise ValueError for an option of a pointwise loss that is out of range; each loss has some of them."""
+    require_not_negative(alpha=alpha, gamma=gamma, beta=beta)
+    require_positive(ratio=ratio)
+    if alpha > 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    if 0 < beta < 1:
+        raise ValueError(f"beta must be 0 or at least 1, got {beta!r}")
     require_choice("normalizer", normalizer, NORMALIZERS)
     require_choice("scope", scope, SCOPES)
     require_choice("reduction", reduction, REDUCTIONS)
     check_backend(backend, inplace=inplace)
 
 
-def _check_focal(alpha: float, gamma: float) -> None:
-    require_not_negative(alpha=alpha, gamma=gamma)
-    if alpha > 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
-
-
-def _check_beta(beta: float) -> None:
-    require_not_negative(beta=beta)
-    if 0 < beta < 1:
-        raise ValueError(f"beta must be 0 or at least 1, got {beta!r}")
-
-
-def _fused(
-    inputs: Inputs,
-    gamma: float,
-    by_sign: tuple[float, float],
-    normalizer: str,
-    scope: str,
-    reduction: str,
-    backend: str,
-    inplace: bool,
-) -> Tensor:
-    require_choice("normalizer", normalizer, NORMALIZERS)
-    rule = PointwiseRule(gamma, *by_sign, normalizer, scope == "pooled")
-    return reduce_images(fused_losses(inputs, rule, (0, 0), backend, inplace), reduction)
-
-
 def _reduce(losses: Tensor, candidates: Candidates, normalizer: str, reduction: str) -> Tensor:
-    require_choice("normalizer", normalizer, NORMALIZERS)
     if normalizer == "positives":
         losses = losses / candidates.positive.count.clamp(min=1)
     return reduce_images(losses.squeeze(1).to(candidates.positive.signed.dtype), reduction)
@@ -328,60 +318,42 @@ class CrossEntropyLoss(ImageLoss):
     """``cls_weight`` · :func:`cross_entropy_loss` as a module."""
 
     function = staticmethod(cross_entropy_loss)
+    check_options = staticmethod(_check_options)
     prior_probability = 0.01  # [17] found it necessary for a sum over all candidates
 
     def __init__(self, cls_weight: float = 1.0, **options: Unpack[FusedOptions]) -> None:
         super().__init__(cls_weight, **options)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        _check_options(**options)
 
 
 class FocalLoss(ImageLoss):
     """``cls_weight`` · :func:`focal_loss` as a module."""
 
     function = staticmethod(focal_loss)
+    check_options = staticmethod(_check_options)
     prior_probability = 0.01  # [17], §3.3: bias -log(99)
 
     def __init__(self, cls_weight: float = 1.0, **options: Unpack[FocalOptions]) -> None:
         super().__init__(cls_weight, **options)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        rest = dict(options)
-        _check_focal(rest.pop("alpha"), rest.pop("gamma"))
-        _check_options(**rest)
 
 
 class OHEMLoss(ImageLoss):
     """``cls_weight`` · :func:`ohem_loss` as a module."""
 
     function = staticmethod(ohem_loss)
+    check_options = staticmethod(_check_options)
     prior_probability = 0.01
 
     def __init__(self, cls_weight: float = 1.0, **options: Unpack[OHEMOptions]) -> None:
         super().__init__(cls_weight, **options)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        rest = dict(options)
-        require_positive(ratio=rest.pop("ratio"))
-        _check_options(**rest)
 
 
 class QualityFocalLoss(ImageLoss):
     """``cls_weight`` · :func:`quality_focal_loss` as a module; the quality is an argument of each call."""
 
     function = staticmethod(quality_focal_loss)
+    check_options = staticmethod(_check_options)
     prior_probability = 0.01
     uses_quality = True
 
     def __init__(self, cls_weight: float = 1.0, **options: Unpack[QualityFocalOptions]) -> None:
         super().__init__(cls_weight, **options)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        rest = dict(options)
-        _check_beta(rest.pop("beta"))
-        _check_options(**rest)
