@@ -22,8 +22,8 @@ HOSTS = ("torchvision", "mmdet", "detectron2", "transformers", "ultralytics", "e
 def adapt(model: nn.Module, loss: str | ImageLoss = "dr", **options: Any) -> nn.Module:
     """Replace a detector's own classification loss by a loss of drloss.
 
-    The detector is changed in place. Its box loss, anchors and matching stay. So do its weights, but for those of a
-    classifier that was never trained, or with ``reset=True``: it starts from the loss's own prior.
+    The detector is changed in place. Its box loss, anchors and matching stay. So do its weights, except that
+    a classifier that was never trained, or any classifier with ``reset=True``, is reset to the loss's own prior.
 
     Args:
         model: a detector of one of :data:`HOSTS`; it may be wrapped for several processes, or compiled.

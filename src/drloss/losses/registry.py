@@ -77,7 +77,7 @@ class LossSpec:
 
     def complete(self) -> "LossSpec":
         """The specification with the parameters of :data:`BEST_KNOWN` written out."""
-        # A sum that nothing divides is a mean over images: it has no images to be divided together with.
+        # Without a normaliser the loss is a mean over images, and there is no count that images could share.
         divided = self.parameters.get("normalizer", "positives") == "positives"
         known = BEST_KNOWN.get(self.name, {}) if divided else {}
         return LossSpec(self.name, known | dict(self.parameters))
@@ -102,7 +102,7 @@ class LossSpec:
 def make_loss(spec: str) -> ImageLoss:
     """The loss module that ``name`` or ``name:parameter=value,...`` stands for, such as ``"dr:neg_lambda=0.05"``.
 
-    Each loss has its best-known settings: its own defaults, but for :data:`BEST_KNOWN`.
+    Each loss has its best-known settings: those of :data:`BEST_KNOWN`, else its own defaults.
 
     Raises:
         TypeError: if it is no string.

@@ -27,12 +27,12 @@ def check_backend(name: str, *, inplace: bool, cannot: str = "") -> None:
 
 
 def choose_backend(name: str, inputs: Inputs, *, inplace: bool, cannot: str = "") -> str:
-    """The backend of that name, or ``"torch"`` where ``"auto"`` meets something that no fused backend can do.
+    """The backend of that name; for ``"auto"``, ``"torch"`` if no fused backend can compute this loss.
 
     Args:
         name: one of :data:`BACKENDS`.
-        inputs: of the loss.
-        inplace: whether the gradient may take the logits' memory.
+        inputs: the loss's inputs.
+        inplace: whether the gradient may be written over the logits.
         cannot: an option of the loss that the fused backends do not have, or "".
     Raises:
         ValueError: if the name is unknown, or the backend cannot compute this loss of these inputs.

@@ -1,4 +1,4 @@
-"""Where the candidates of N images lie in memory, so that the backends read them without a copy."""
+"""The layout of the candidates of N images in memory, so that the backends read them without a copy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -21,10 +21,10 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
 
     Args:
         inputs: float32, bfloat16 or float16 logits on one device.
-        rule: the loss, as a rule from sums.
+        rule: the rule that computes the loss from sums.
         mined: numbers n̂ of hard mining of positives and of negatives, 0 for all candidates.
         backend: ``"auto"``, ``"cpu"``, ``"triton"`` or ``"chunked"``.
-        inplace: whether the gradient may take the logits' memory.
+        inplace: whether the gradient may be written over the logits.
     """
     logits = [readable(x) for x in inputs.logits]
     if inplace:

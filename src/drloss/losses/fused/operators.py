@@ -1,4 +1,4 @@
-"""The fused losses as operators of torch, which its compiler and vmap take as they are; each calls a backend.
+"""The fused losses as operators of torch, which its compiler and vmap do not look into; each calls a backend.
 
 The arguments ``kind``, ``numbers`` and both choices describe the rule of the loss (:mod:`drloss.losses.fused.rules`).
 """
