@@ -48,7 +48,7 @@ def load_batches(
     )
     with _signals_held():
         loaded = iter(loader)
-    good = _good(loaded)
+    good = _without_errors(loaded)
     own = [child for child in active_children() if child not in others]
     try:
         yield good
@@ -84,7 +84,7 @@ class _Watched(Dataset[Sample | UserError]):
         return sample
 
 
-def _good(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
+def _without_errors(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
     """The batches; raises the first error among them."""
     while True:
         try:

@@ -143,7 +143,7 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def passed_over(name: str) -> str:
+def why_not_read(name: str) -> str:
     """Why one of a listing's ``others`` is not read as an image, in words."""
     suffix = printable(suffix_of(name))
     if suffix in IMAGE_SUFFIXES:

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import Box, BoxColumns, fit_box, is_normalised, whole
+from drloss.data.checks.boxes import Box, BoxColumns, fit_box, integer_or_none, is_normalised
 from drloss.data.checks.classes import check_classes, known_classes
 from drloss.data.checks.problems import BOX_CLIPPED, BOX_LEFT_OUT, IMAGE_LEFT_OUT, ProblemLog, Report, report_of
 from drloss.data.files.paths import Inside, clean_name
@@ -179,7 +179,7 @@ class AnnotationsBuilder:
 
     def _size_problem(self, image: _Image, height: object, width: object) -> tuple[str, object, str] | None:
         for side, value in (("height", height), ("width", width)):
-            number = whole(value)
+            number = integer_or_none(value)
             if value is None:
                 return f"{side} missing", None, f"an integer in 1..{MAX_SIDE}"
             if number is None or not 1 <= number <= MAX_SIDE:
@@ -241,7 +241,7 @@ class AnnotationsBuilder:
         if image.bad is not None:
             image.boxes += 1  # finish() adds them to the image's problem
             return
-        label = self._labels.get(whole(category))
+        label = self._labels.get(integer_or_none(category))
         if label is None:
             self._leave_out_box(file, record, "unknown class", category, self._known)
             return

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import flag, number, whole
+from drloss.data.checks.boxes import integer_or_none, mark_is_set, number_or_none
 from drloss.data.checks.problems import Report
 from drloss.data.files.paths import clean_name, common_folder, require_inside
 from drloss.data.formats.builder import AnnotationsBuilder
@@ -165,7 +165,7 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
         if not isinstance(record, dict) or TWICE in record:
             raise DataError(f"{where}: got {shown(record)}; allowed: an object with id and name, each key once")
         given, text = record.get("id"), record.get("name")
-        category = whole(given)
+        category = integer_or_none(given)
         if category is None:
             raise DataError(f"{where}: id, got {shown(given)}; allowed: an integer")
         if not isinstance(text, str):
@@ -213,7 +213,7 @@ class _Part:
             bad, record = ("image record not an object", record, "an object"), {}
         elif TWICE in record:
             bad = ("key given twice", record[TWICE], "each once")
-        own = whole(record.get("id"))
+        own = integer_or_none(record.get("id"))
         where = f"image {own}" if own is not None else f"images[{position}]"
         if bad is None and own is None:
             kind = "image id not an integer" if "id" in record else "image id missing"
@@ -244,12 +244,12 @@ class _Part:
         if not isinstance(record, dict):
             drop(self.file, where, "annotation not an object", record, "an object")
             return
-        own = whole(record.get("id"))
+        own = integer_or_none(record.get("id"))
         where = where if own is None else f"annotation {own}"
         if TWICE in record:
             drop(self.file, where, "key given twice", record[TWICE], "each once")
             return
-        image, category = whole(record.get("image_id")), whole(record.get("category_id"))
+        image, category = integer_or_none(record.get("image_id")), integer_or_none(record.get("category_id"))
         for key, value in (("image_id", image), ("category_id", category)):
             if value is None:
                 what = "not an integer" if key in record else "missing"
@@ -291,13 +291,13 @@ class _Part:
 
     def _flag(self, where: str, record: dict[str, Any], key: str) -> bool:
         value = record.get(key)
-        is_set, usual = flag(value)
+        is_set, usual = mark_is_set(value)
         if not usual:
             self.builder.note(self.file, where, f"{key} neither 0 nor 1 (taken as 0 if it says so, else as 1)", value)
         return is_set
 
     def _area(self, where: str, record: dict[str, Any]) -> float | None:
-        value = number(record.get("area"))
+        value = number_or_none(record.get("area"))
         if value is not None and isfinite(value) and value > 0:
             return value
         if "area" in record:
@@ -308,7 +308,7 @@ class _Part:
 def _xywh(value: object) -> tuple[float, float, float, float] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
-    x, y, width, height = (number(v) for v in value)
+    x, y, width, height = (number_or_none(v) for v in value)
     if x is None or y is None or width is None or height is None:
         return None
     return x, y, width, height

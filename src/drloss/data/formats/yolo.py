@@ -43,7 +43,7 @@ from drloss.data.files.reading import Limit, read_lines
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.yolo_labels import LabelReader
 from drloss.data.formats.yolo_yaml import SPLITS, YoloData, read_data_yaml
-from drloss.data.images.decoding import header_size, quiet
+from drloss.data.images.decoding import header_size, pillow_quieted
 from drloss.data.source import FileSource, Read, absent
 from drloss.errors import DataError, printable
 
@@ -130,7 +130,7 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
         reader.image_folder = common_folder([source]) if source.is_dir() else folder
         listing = Listing() if source.is_file() else list_files(source)
         entries = _listed(source, data.root) if source.is_file() else _in_folder(source, listing.images)
-        with quiet(), ThreadPoolExecutor(8) as pool:
+        with pillow_quieted(), ThreadPoolExecutor(8) as pool:
             while block := list(islice(entries, _AT_ONCE)):
                 sizes = pool.map(partial(_header, Inside(folder)), block)
                 for (file, record, image), size in zip(block, sizes, strict=True):

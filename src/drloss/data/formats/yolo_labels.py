@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 
 from drloss.data.checks.boxes import Box, number_in_text
-from drloss.data.files.paths import Inside, Listing, clean_name, list_files, passed_over, suffix_of
+from drloss.data.files.paths import Inside, Listing, clean_name, list_files, suffix_of, why_not_read
 from drloss.data.files.reading import read_lines
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.errors import DataError, printable
@@ -109,7 +109,7 @@ class LabelReader:
             note(str(folder / name), "", "folder that is a link, not searched")
         for name in listing.others:
             if suffix_of(name) != ".txt":
-                note(str(folder / name), "", passed_over(name))
+                note(str(folder / name), "", why_not_read(name))
         places = [(folder, listing)]
         labels = _of_labels(folder / "x")
         if labels is not None:

@@ -93,7 +93,7 @@ class Row:
         method: the loss; in Table 4 the detector.
         metrics: the paper's numbers in percent, by name; empty if it gives none.
         split: split of these numbers.
-        source: place of these numbers.
+        cited_at: place in the paper of these numbers.
         recipe: how the row is run; None if it cannot be run.
         reason: why the row cannot be run, or why the number is not the paper's own.
         threshold: score below which detections are dropped, if the table varies it.
@@ -106,7 +106,7 @@ class Row:
     method: str
     metrics: Mapping[str, float]
     split: str
-    source: str
+    cited_at: str
     recipe: Recipe | None
     reason: str = ""
     threshold: float | None = None
@@ -220,7 +220,7 @@ def expectation(run: Settings) -> str:
         return "no number: the paper shows its scores only (Figure 4)"
     goals: dict[str, list[str]] = {}
     for row in [row for row in served if not row.is_control] or served:
-        goals.setdefault(row.goal, []).append(row.source)
+        goals.setdefault(row.goal, []).append(row.cited_at)
     words = ", ".join(f"{goal} ({'; '.join(dict.fromkeys(sources))})" for goal, sources in goals.items())
     return f"its place among the rows, not AP; the paper's: {words}" if run.preset == "cpu" else words
 
