@@ -172,6 +172,7 @@ def at_least(option: str, value: int, least: int) -> int:
 
 
 def require_share(option: str, value: float | None) -> float | None:
+    """The value of an option; raises UserError if it is given and not within 0..1."""
     if value is not None and not 0 <= value <= 1:
         raise UserError(f"{option} must lie in 0..1, got {value}")
     return value

@@ -38,7 +38,7 @@ class TrainingOrder:
     that no image is left out or repeated.
 
     Args:
-        annotations: the images.
+        annotations: the split to train on.
         augmentation: decides the sizes.
         batch_size: number of images of a batch over all devices and micro-batches.
         seed: seed of the order and of the augmentation.

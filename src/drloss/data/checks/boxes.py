@@ -1,4 +1,8 @@
-"""Checks of single values: numbers, marks such as ``iscrowd``, and boxes; and the boxes read so far as columns."""
+"""Checks of single values of annotation files, and the columns that hold the boxes read so far.
+
+``fit_box`` clips or refuses a box, ``is_normalised`` finds shares that should be pixels. ``integer_or_none``,
+``number_or_none`` and ``number_in_text`` read numbers, ``flag_is_set`` reads flags such as ``iscrowd``.
+"""
 
 from array import array
 from collections.abc import Sequence
@@ -31,7 +35,7 @@ class BoxProblem:
     """What is wrong with a box.
 
     Attributes:
-        kind: what is wrong; empty if it is only the rounding of floats.
+        kind: what is wrong; empty if the box is over the border by a rounding error only, which is not reported.
         allowed: what would be right.
         refused: whether strict reading stops because of it.
         box: the clipped box to use instead; None if the box is left out.
@@ -135,12 +139,12 @@ def integer_or_none(value: object) -> int | None:
     return value if isinstance(value, int) and -_INT64 <= value < _INT64 else None
 
 
-def mark_is_set(value: object) -> tuple[bool, bool]:
-    """Whether a mark such as ``iscrowd`` is set, and whether its value is 0, 1 or missing, as it should be.
+def flag_is_set(value: object) -> tuple[bool, bool]:
+    """Whether a flag such as ``iscrowd`` is set, and whether its value is 0, 1 or missing, as it should be.
 
     Any other value counts as set, unless it says "no", "false" or the like.
 
-    >>> mark_is_set(1), mark_is_set("0"), mark_is_set("Unspecified"), mark_is_set("yes")
+    >>> flag_is_set(1), flag_is_set("0"), flag_is_set("Unspecified"), flag_is_set("yes")
     ((True, True), (False, True), (False, False), (True, False))
     """
     if value in (0, 1, None, "", "0", "1"):

@@ -100,7 +100,7 @@ class Inside:
 
 
 def require_inside(path: Path, root: Path) -> None:
-    """Raise :class:`DataError` if ``path``, in the data set in ``root``, is a link that leads out of it.
+    """Raise :class:`DataError` if ``path``, below the folder ``root``, is a link to a place outside ``root``.
 
     A ``path`` that is not below ``root`` by its name is not checked.
     """

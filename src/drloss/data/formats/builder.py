@@ -11,7 +11,7 @@ box wholly outside its image                  box left out                  yes
 box outside by more than 1 px                 box clipped                   yes
 box outside by at most 1 px (rounding)        box clipped                   no
 box within 0..1 of an image of 8 px or more   box left out                  yes
-... and so are nine in ten, three at least    the split is refused          yes
+... if >= 90 % and >= 3 boxes look like that  the split is refused          yes
 unknown class                                 box left out                  yes
 image of a box not listed                     box left out                  yes
 label or XML file with boxes, no such image   its boxes left out            yes
@@ -54,7 +54,7 @@ MAX_SIDE = 65_535
 """Largest side of an image in pixels, which is that of JPEG files."""
 _NORMALISED = "box within 0..1, as if normalised"
 _MOST_NORMALISED, _LEAST_NORMALISED = 0.9, 3
-"""Share and least number of boxes that look normalised from which on the split is refused."""
+"""The split is refused if at least this share and this number of its boxes look normalised."""
 
 
 @dataclass

@@ -11,10 +11,18 @@ Rules:
 - Images need ``width``, ``height``, ``id`` and ``file_name``. If ``file_name`` is missing, as in LVIS, the end of
   ``coco_url`` replaces it, which is noted: its last two parts if there is such a file, otherwise the last part.
 - Segmentations and captions are not read. An annotation that has nothing else is a box left out.
-- The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects and 20 million
-  lists. Without images and boxes it may have 32 MB, half a million objects and a million lists. Each ``"file_name"``
-  and ``"bbox"`` allows another 1 MB, 4 objects and 20 lists; commas and colons have such limits too. COCO's own files
-  have 450 bytes, 1 object and 3 lists for each. Reading takes two and a half times the file's size in memory.
+- The file is UTF-8, with or without byte order mark. Its size is limited: a file may have the base, and more for each
+  ``"file_name"`` and ``"bbox"`` in it, up to the total. Reading takes two and a half times the file's size in memory.
+
+  =======  =========  ================================  ==========  ======================
+  what     base       for each image and for each box   total       in COCO's own, of each
+  =======  =========  ================================  ==========  ======================
+  bytes    32 MiB     1 MiB                             2 GiB       450
+  objects  500,000    4                                 5,000,000   1
+  lists    1,000,000  20                                20,000,000  3
+  commas   3,000,000  10,000
+  colons   1,000,000  200
+  =======  =========  ================================  ==========  ======================
 """
 
 import os
@@ -28,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import integer_or_none, mark_is_set, number_or_none
+from drloss.data.checks.boxes import flag_is_set, integer_or_none, number_or_none
 from drloss.data.checks.problems import Report
 from drloss.data.files.paths import clean_name, common_folder, require_inside
 from drloss.data.formats.builder import AnnotationsBuilder
@@ -208,6 +216,7 @@ class _Part:
         return image_id if self.part is None else (self.part, image_id)
 
     def image(self, position: int, record: Any) -> None:
+        """Pass the record at ``position`` of ``images`` to the builder, or what is wrong with it."""
         bad: tuple[str, object, str] | None = None
         if not isinstance(record, dict):
             bad, record = ("image record not an object", record, "an object"), {}
@@ -239,6 +248,7 @@ class _Part:
         return name
 
     def annotation(self, position: int, record: Any) -> None:
+        """Pass the record at ``position`` of ``annotations`` to the builder as a box, or what is wrong with it."""
         where = f"annotations[{position}]"
         drop = self.builder.drop_box
         if not isinstance(record, dict):
@@ -291,7 +301,7 @@ class _Part:
 
     def _flag(self, where: str, record: dict[str, Any], key: str) -> bool:
         value = record.get(key)
-        is_set, usual = mark_is_set(value)
+        is_set, usual = flag_is_set(value)
         if not usual:
             self.builder.note(self.file, where, f"{key} neither 0 nor 1 (taken as 0 if it says so, else as 1)", value)
         return is_set

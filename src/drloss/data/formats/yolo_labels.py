@@ -21,14 +21,14 @@ _TOLERANCE = 1e-6
 _POSE_SLACK = 0.01
 """How far, as a share, the points of a pose may lie outside its box, and the box outside the image."""
 _POSE_SHARE = 0.75
-"""Share of a split's longer lines that look like poses, from which on the split is refused."""
+"""A split is refused if at least this share of its longer lines look like poses."""
 
 
 class LabelReader:
     """Passes the images of a split and the boxes of their label files to the builder.
 
     Args:
-        builder: the builder.
+        builder: takes the images and boxes.
         root: the folder of the data set; label files in it may not be links that lead out of it.
         keypoints: as in :class:`drloss.data.formats.yolo_yaml.YoloData`.
 

@@ -124,11 +124,12 @@ def check_image(path: Path, height: int, width: int, *, pixels: bool) -> bool:
     """Raise what :func:`read_image` would raise; for callers that are :func:`pillow_quieted` already.
 
     Args:
-        path, height, width: as there.
+        path: the file.
+        height, width: the size that the data set lists, in pixels.
         pixels: decode the pixels, not only the header.
 
     Returns:
-        whether the EXIF orientation is not applied, because the listed size is that of the stored pixels.
+        Whether the EXIF orientation is not applied, because the listed size is that of the stored pixels.
     """
     with _opened(path, None) as image:
         orientation, turn = _orientation(path, image), _turn(path, image, height, width)

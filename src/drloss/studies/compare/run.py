@@ -54,7 +54,7 @@ def run_compare(
     """Train each loss with each seed, measure the runs and write the report.
 
     Args:
-        source: the data.
+        source: data set with both ``splits``.
         losses: at least one, as ``drloss train --loss`` takes them; the first is the one to beat.
         seeds: seeds of the runs of each loss.
         base: configuration of every run, except its loss and its seed.

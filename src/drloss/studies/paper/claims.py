@@ -48,7 +48,8 @@ class Claim:
         text: the conclusion, in words.
         cited_at: place in the paper.
         comparisons: comparisons of rows.
-        on_other_data: whether it needs data on which no other table's run was evaluated.
+        on_other_data: whether it is about another data set than that of the other tables. If its runs were evaluated
+            on the data of another table, it counts as not run.
     """
 
     table: str

@@ -264,7 +264,7 @@ def holds_finished_run(run: PlannedRun, folder: Path, data: str, fingerprint_of:
     """Whether a folder holds the run, trained to its end.
 
     Args:
-        run: the run that is wanted.
+        run: its configuration must be that of the folder.
         folder: folder of the run.
         data: name of the data, for the message.
         fingerprint_of: returns the fingerprint of a split; called only if there is a run.
