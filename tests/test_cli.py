@@ -428,5 +428,5 @@ def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
     heard = []
     ranks = SimpleNamespace(at=lambda doing, *, slow: heard.append((doing, slow)))
     source = SimpleNamespace(read=lambda split, strict: ("annotations", SimpleNamespace(problems=[])))
-    assert options.read(source, "train", True, ranks)[0] == "annotations"
+    assert options.read_split(source, "train", True, ranks)[0] == "annotations"
     assert heard == [("checking images", True)] * 2

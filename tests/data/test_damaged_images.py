@@ -16,7 +16,7 @@ from drloss.data.batches import EvaluationImages
 from drloss.data.checks.images import check_images
 from drloss.data.formats.opening import open_data
 from drloss.data.images.decoding import read_image
-from drloss.data.images.jpeg import check_scans
+from drloss.data.images.jpeg_checks import check_scans
 from drloss.errors import DataError, UserError
 from support.image_files import PIXELS, RNG, save
 

@@ -109,7 +109,7 @@ def test_each_row_states_what_it_must_reach(row):
             (True, True): r"no number of its own, the nearest is AP \d+\.\d on (minival|test-dev) \(Table \d",
             (True, False): r"AP \d+\.\d+ on minival \((Megvii-BaseDetection/cvpods|model zoo of detectron2)\)",
         }[row.is_control, row.recipe is not None],
-        f"{row.goal} ({row.source})" if row.metrics else row.goal,
+        f"{row.goal} ({row.cited_at})" if row.metrics else row.goal,
     )
     assert paper.number(37.35) == "37.35"
     assert paper.number(56.0) == "56.0"

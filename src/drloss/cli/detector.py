@@ -16,12 +16,12 @@ from drloss.cli.options import (
     older_name,
     preset_name,
     preset_option,
-    read,
+    print_problems,
+    read_split,
     report_name,
+    require_share,
     settings_options,
-    share,
     split_options,
-    tell,
 )
 from drloss.errors import UserError
 from drloss.training.config import to_json
@@ -81,8 +81,8 @@ def read_splits(
         del splits["val"]
     found = {}
     for use, split in splits.items():
-        found[use], report = read(source, split, options.skip_bad, ranks)
-        tell(report, options.out / report_name(split), console)
+        found[use], report = read_split(source, split, options.skip_bad, ranks)
+        print_problems(report, options.out / report_name(split), console)
         if report.problems:
             reports[report_name(split)] = report
     return found["train"], found.get("val"), reports
@@ -138,11 +138,11 @@ def _eval(options: argparse.Namespace) -> int:
         console = Console(quiet=not ranks.first, highlight=False)
         out = options.out or default_out(options.run_or_file, f"eval_{options.split}")
         require_own_results(out)
-        annotations, report = read(open_data(options.data), options.split, options.skip_bad)
+        annotations, report = read_split(open_data(options.data), options.split, options.skip_bad)
         left_out = out / report_name(options.split)
         if report.problems and ranks.first:
             report.write(left_out)
-        tell(report, left_out, console)
+        print_problems(report, left_out, console)
         evaluate_run(
             options.run_or_file,
             annotations,
@@ -150,7 +150,7 @@ def _eval(options: argparse.Namespace) -> int:
             ranks,
             batch_size=at_least("--eval-batch-size", options.eval_batch_size, 1),
             workers=at_least("--workers", options.workers, 0),
-            score_threshold=share("--score-threshold", options.score_threshold),
+            score_threshold=require_share("--score-threshold", options.score_threshold),
             test_scales=[at_least("--test-scales", side, 1) for side in options.test_scales],
             console=console,
         )
@@ -179,7 +179,7 @@ def _predict(options: argparse.Namespace) -> int:
     from drloss.distributed.ranks import join_ranks
     from drloss.inference.predict import predict_images
 
-    threshold = share("--draw-threshold", options.draw_threshold)
+    threshold = require_share("--draw-threshold", options.draw_threshold)
     assert threshold is not None
     with join_ranks(options.device) as ranks:
         predict_images(

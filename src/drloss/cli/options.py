@@ -138,7 +138,7 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
     return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
 
 
-def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[Any, Any]:
+def read_split(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[Any, Any]:
     """A split, and the report of what is left out of it.
 
     Tells the other processes of ``ranks`` every 500 images that this one is still reading.
@@ -155,7 +155,7 @@ def read(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[An
     return require_images(annotations, report, progress=going_on)
 
 
-def tell(report: Any, path: Path, console: Any) -> None:
+def print_problems(report: Any, path: Path, console: Any) -> None:
     """Print what was left out of a split, if anything. The full list will be at ``path``."""
     if report.problems:
         console.print(report.text(path), markup=False, soft_wrap=True)
@@ -171,7 +171,8 @@ def at_least(option: str, value: int, least: int) -> int:
     return value
 
 
-def share(option: str, value: float | None) -> float | None:
+def require_share(option: str, value: float | None) -> float | None:
+    """The value of an option; raises UserError if it is given and not within 0..1."""
     if value is not None and not 0 <= value <= 1:
         raise UserError(f"{option} must lie in 0..1, got {value}")
     return value

@@ -13,7 +13,7 @@ from drloss.cli.options import (
     data_options,
     device_option,
     preset_option,
-    read,
+    read_split,
     settings,
     settings_options,
     split_options,
@@ -164,7 +164,7 @@ def _draw_figure1(options: argparse.Namespace) -> None:
         reweighting = reweighting_of_runs(options.out, options.scale) or reweight_scores()
     else:
         with join_ranks(options.device) as ranks:
-            annotations, _ = read(open_data(options.data), "val", options.skip_bad)
+            annotations, _ = read_split(open_data(options.data), "val", options.skip_bad)
             reweighting = reweighting_of_run(options.scores_of, annotations, ranks)
     for path in save_reweighting(options.out, reweighting):
         print(path)
@@ -187,7 +187,7 @@ def _reproduce_runs(
             tables,
             losses,
             source.name,
-            lambda split: read(source, split, options.skip_bad)[0],
+            lambda split: read_split(source, split, options.skip_bad)[0],
             options.out,
             ranks,
             scale=options.scale,

@@ -2,6 +2,8 @@
 
 ``source`` is a data set with splits, ``annotations`` one split in memory. ``formats`` reads them with ``files`` and
 ``images``. ``checks`` holds what can be wrong; ``inspection`` is ``drloss check-data``. ``order`` chooses the images
-of a batch, ``transforms`` resizes them, ``batches`` loads them, ``workers`` does so in other processes. Every room
-above may import these. They import no other room but ``errors``, ``io`` and ``structures``.
+of a batch, ``transforms`` resizes them, ``batches`` loads them, ``workers`` does so in other processes.
+
+``evaluation``, ``training``, ``inference``, ``studies`` and ``cli`` import this room. It imports only ``errors``,
+``io`` and ``structures``.
 """

@@ -46,7 +46,7 @@ class Batch:
 
 
 class TrainingImages(Dataset[Sample | UserError]):
-    """Training images by :class:`Key`."""
+    """Images by :class:`Key`, resized and flipped as the augmentation draws for the key's epoch and index."""
 
     def __init__(self, annotations: Annotations, augmentation: Augmentation, seed: int) -> None:
         self.annotations = annotations

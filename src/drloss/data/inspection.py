@@ -32,7 +32,7 @@ class CheckResult:
 
     Attributes:
         name: name of the data set, as given.
-        format: its format.
+        format: as :attr:`drloss.data.source.DataSource.format`.
         reports: split to its report.
         unreadable: split to the error that stopped its reading.
         twins: groups of the same image in several splits, each as ``"split: file"``.
@@ -160,7 +160,7 @@ def check_data(
     report_path: Path | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> CheckResult:
-    """Check a data set.
+    """Read the splits of a data set leniently, check their images, and report everything that is wrong.
 
     Args:
         spec: as for :func:`drloss.data.formats.opening.open_data`.

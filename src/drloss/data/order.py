@@ -38,7 +38,7 @@ class TrainingOrder:
     that no image is left out or repeated.
 
     Args:
-        annotations: the images.
+        annotations: the split to train on.
         augmentation: decides the sizes.
         batch_size: number of images of a batch over all devices and micro-batches.
         seed: seed of the order and of the augmentation.
@@ -57,12 +57,12 @@ class TrainingOrder:
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.seed = seed
-        self.candidates = np.arange(len(annotations))
+        self.positions = np.arange(len(annotations))
         if not keep_empty:
             learnable = np.add.reduceat(np.append(~annotations.ignore, False), annotations.first_box[:-1])
             learnable = np.where(np.diff(annotations.first_box) > 0, learnable, 0)
-            self.candidates = np.flatnonzero(learnable)
-        if not len(self.candidates):
+            self.positions = np.flatnonzero(learnable)
+        if not len(self.positions):
             raise UserError(
                 f"{annotations.name}: there is no image {'' if keep_empty else 'with an object '}to train on"
             )
@@ -77,7 +77,7 @@ class TrainingOrder:
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         epoch = 0
         while True:
-            for index in np.random.default_rng((self.seed, epoch)).permutation(self.candidates).tolist():
+            for index in np.random.default_rng((self.seed, epoch)).permutation(self.positions).tolist():
                 group = waiting[bool(wide[index])]
                 group.append((epoch, index))
                 if len(group) == self.batch_size:

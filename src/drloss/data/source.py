@@ -21,7 +21,7 @@ class DataSource(Protocol):
     Attributes:
         name: name of the data set in messages: what ``--data`` was given.
         format: ``"coco"``, ``"voc"``, ``"yolo"`` or ``"shapes"``.
-        splits: names of its splits.
+        splits: the names that :meth:`read` takes.
     """
 
     @property

@@ -17,11 +17,12 @@ from drloss.data.order import Key
 from drloss.errors import DataError, UserError
 
 WORKER_TIMEOUT = 25
-"""Seconds without a batch after which the workers get as long once more, and are then considered lost."""
+"""After this many seconds without a batch we wait once more as long, and then give the workers up as lost."""
 _TIMED_OUT = "DataLoader timed out"
 _NOTHING = -1
 _LOST: list[Any] = []
-"""Loaders that lost a worker. If torch cleaned them up, it could wait for ever for a lock that the worker had."""
+"""Loaders that lost a worker. As long as they are in this list, Python does not destroy them. Their destructor could
+wait for ever for a lock that the lost worker held."""
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def load_batches(
     )
     with _signals_held():
         loaded = iter(loader)
-    good = _good(loaded)
+    good = _without_errors(loaded)
     own = [child for child in active_children() if child not in others]
     try:
         yield good
@@ -84,7 +85,7 @@ class _Watched(Dataset[Sample | UserError]):
         return sample
 
 
-def _good(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
+def _without_errors(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
     """The batches; raises the first error among them."""
     while True:
         try:

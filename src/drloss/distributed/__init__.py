@@ -1,5 +1,6 @@
 """One process or several under ``torchrun``.
 
 ``ranks`` (joining, sums and means over processes, waiting), ``watchdog`` (finding a process that is dead or stalled).
-Every room may import it; it imports only ``errors`` and ``io``.
+
+``evaluation``, ``training``, ``inference``, ``studies`` and ``cli`` import this room. It imports only ``errors``.
 """

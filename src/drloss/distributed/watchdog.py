@@ -1,9 +1,16 @@
 """The watchdog of a run with several processes: it finds a process that is dead, stalled or has failed.
 
 Once a second, and whenever it starts something new, every process writes its activity to the store of
-``torch.distributed``. A thread in each process reads the activities of all. A process is considered lost if it is
-silent or does not move for longer than its activity allows. The first process that finds one, or that fails itself,
-prints one line; all others end without a message, even those that are blocked in a collective operation.
+``torch.distributed``. A thread in each process reads the activities of all. These words describe a process:
+
+- silent: it has written nothing since the last check; it is probably dead.
+- still: it writes, but its activity has not changed.
+- waiting: it has said that it waits for the others.
+- behind: of the processes that do not wait, it has begun the fewest steps, and the fewest activities in its step.
+
+A process is considered lost if it is silent for longer than its activity allows (half as long if it stalls as well),
+or if it stalls: it is behind and still for longer than its activity allows. The first process that finds one, or that
+fails itself, prints one line. All others end without a message, even if a collective operation blocks them.
 
 The timeout of a process group cannot do this: it names no rank, with NCCL it ends in a dump, it is the same for a
 step and for an evaluation of several minutes on rank 0 alone, and older versions of torch cannot change it.
@@ -45,7 +52,7 @@ class Activity:
 
     Attributes:
         iteration: current step, 0 before the first.
-        moves: number of activities since that step began.
+        moves: number of changes of the activity since the current step began.
         doing: the activity in one word.
         patience: seconds that it may take.
         waiting: whether the process waits for the others, and so is not the cause of a delay.
@@ -153,6 +160,7 @@ class Watchdog:
     # ------------------------------------------------------------------ the other processes
 
     def _run(self) -> None:
+        """Check every :data:`BEAT` seconds. After a failure, end this process unless its main thread does so first."""
         after = 0
         while not self._stop.wait(BEAT):
             if self.failure:
@@ -169,6 +177,7 @@ class Watchdog:
                 self._print(self.failure)
 
     def _check(self) -> None:
+        """Report this process, read the activities of all, and end this process with a line if one of them is lost."""
         self._report()
         failure, *messages = self.store.multi_get([_FAILURE, *(f"rank/{r}" for r in range(self.size))])
         if failure.decode() != _NONE:
@@ -188,15 +197,16 @@ class Watchdog:
     def _too_long(self) -> str:
         """Message about the processes that are silent or do not move for too long; empty if there are none.
 
-        A process that waits inside a backward pass does not know that it waits. So only the processes that are behind
-        all others count as stalled.
+        A process that waits inside a backward pass does not know that it waits. So only processes that are behind
+        count as stalled, and only if all of them are still for too long.
         """
         everyone = dict(enumerate(self._peers))
         behind = min((p.activity.order for p in self._peers if not p.activity.waiting), default=None)
         late = {r: p for r, p in everyone.items() if not p.activity.waiting and p.activity.order == behind}
         if any(p.still * BEAT < p.activity.patience for p in late.values()):
             late = {}
-        # A dead process has been silent for less time than its activity lasted: half its patience is enough.
+        # A process that dies during an activity is still for longer than it is silent. Once it is still for too long,
+        # half as much silence shows that it is dead, and it is reported as dead and not as stalled.
         patience = {r: p.activity.patience / (2 if r in late else 1) for r, p in everyone.items()}
         silent = {r: p for r, p in everyone.items() if p.silent * BEAT >= patience[r]}
         if silent:
@@ -220,7 +230,9 @@ class Watchdog:
     # ------------------------------------------------------------------ the end
 
     def fail(self, error: BaseException) -> None:
-        """Find out which process failed first; returns if it is this one, which then has to report ``error``.
+        """Find out which process failed first, after this one has raised ``error``.
+
+        Returns if this process failed first: the caller then has to report ``error``.
 
         Raises:
             RankLost: if another process is dead, and this one is the first to notice.

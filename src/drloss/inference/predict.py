@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, passed_over
+from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, why_not_read
 from drloss.data.images.decoding import read_image
 from drloss.data.transforms import pad, padded_size, resize, resized_size
 from drloss.detector.detections import detect
@@ -121,7 +121,7 @@ def _find(images: Path, out: Path, console: Console) -> list[Path]:
 
     listing = list_files(images)
     found = kept(listing.images)
-    passed = Counter(passed_over(path.name) for path in kept(listing.others))
+    passed = Counter(why_not_read(path.name) for path in kept(listing.others))
     passed.update({"folder that is a link, not searched": len(listing.links)} if listing.links else {})
     for kind, count in passed.items():
         console.print(f"{images}: {count:,} x {kind}", markup=False, soft_wrap=True)

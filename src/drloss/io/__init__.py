@@ -2,5 +2,7 @@
 
 ``atomic`` (text, JSON and other files that are complete or not there), ``sealed`` (tensors with a checksum),
 ``untrusted`` (tensors from files of unknown origin).
-Every room may import it; it imports only ``errors``.
+
+``detector``, ``data``, ``evaluation``, ``training``, ``inference``, ``studies`` and ``cli`` import this room. It
+imports only ``errors``.
 """

@@ -191,8 +191,8 @@ def _check_pickle(pickled: bytes) -> None:
 def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Size and depth of plain values if they were printed; refuses what is too large or too deep.
 
-    A list that contains another list ten times, and that one a third, is small in the file and in memory, but not
-    when it is printed.
+    A value may be nested repeatedly: a list holds another list ten times, which holds a third list ten times, and so
+    on. It is small in the file and in memory, but huge when it is printed.
     """
     if not isinstance(value, (list, tuple, dict)):
         return (1 + len(value) if isinstance(value, str) else 1), 0

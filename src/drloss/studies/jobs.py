@@ -98,11 +98,11 @@ def train_jobs(
     Another process may be training a run, for example one that a killed driver left behind. The others go on
     meanwhile, and the run is resumed when that process has ended.
 
-    On a CPU the runs share the cores. Small convolutions use two cores better than four: two runs side by side take
-    two thirds of the time that they take one after the other, and other load on the machine slows both alike.
+    On a CPU the runs share the cores. Small convolutions use two cores better than four, so two parallel runs finish
+    in two thirds of the time of two sequential runs. If other programs load the machine, both runs slow down equally.
 
     Args:
-        jobs: the runs.
+        jobs: the runs to train; finished ones are trained no further.
         device: what the user asked for.
         at_once: number of runs at a time.
         console: where to print.
@@ -147,7 +147,10 @@ class _JobRunner:
     failed: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Train until all runs have ended or, without ``keep_going``, until one has failed."""
+        """Start waiting runs as places fall free, show their progress, and note which failed.
+
+        Returns when all runs have ended or, without ``keep_going``, when one has failed.
+        """
         words = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
         columns = (words[0], BarColumn(), MofNCompleteColumn(), words[1], *times)

@@ -4,5 +4,6 @@ Settings: ``config``, ``presets``, ``schedule`` (learning rate, optimiser). Trai
 ``preparation`` (all before the first step), ``trainer`` (what the loop works with), ``step``, ``signals``,
 ``reporting``, ``messages``, ``log``. The run folder: ``run_folder`` (names, lock), ``checkpoints``, ``state`` (their
 content), ``resume`` (what decides it), ``records``, ``fingerprint`` (of the data), ``trained`` (loads the detector).
-The rooms ``inference``, ``studies`` and ``cli`` may import it.
+
+``inference``, ``studies`` and ``cli`` import this room.
 """

@@ -10,7 +10,7 @@ from drloss.errors import UserError, first_line
 from drloss.io.atomic import remove_unfinished
 from drloss.io.sealed import is_whole, read_sealed, write_sealed
 
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 """Number of checkpoints that are kept."""
 _NAME = re.compile(r"iteration_([0-9]{8}|[1-9][0-9]{8,})\.pt")
 

@@ -25,7 +25,7 @@ from drloss.training.fingerprint import fingerprint
 from drloss.training.log import ScalarLog
 from drloss.training.messages import announce
 from drloss.training.records import write_records
-from drloss.training.resume import is_finished, saved_state
+from drloss.training.resume import is_trained_and_exported, saved_state
 from drloss.training.run_folder import CHECKPOINTS, MODEL, require_space, settings_of
 from drloss.training.schedule import build_optimizer, state_size
 from drloss.training.signals import StopRequest
@@ -136,7 +136,7 @@ def prepare(
         restore(state, model, optimizer, scaler, f"--resume {out}: its checkpoint")
         iteration, last_ap, evaluated = state["iteration"], state["last_ap"], state["evaluated"] or val is None
     require_same_on_all_ranks(ranks, data, iteration)
-    if state and evaluated and is_finished(out, state, config):
+    if state and evaluated and is_trained_and_exported(out, state, config):
         console.print(
             f"the run has ended already, with its {iteration} iterations: nothing is left to do, and "
             "nothing was changed (--force with a larger --max-iters goes on)",

@@ -82,7 +82,7 @@ def _require_steps(
     raise UserError(f"--resume {out}: {why}; give a larger --max-iters, or eval or export the run as it is")
 
 
-def is_finished(out: Path, state: dict[str, Any], config: Config) -> bool:
+def is_trained_and_exported(out: Path, state: dict[str, Any], config: Config) -> bool:
     """Whether a run with the newest state ``state`` has done its last step and exported its detector.
 
     If a test-time setting has changed, the run is not finished: the exported file must get the new value.

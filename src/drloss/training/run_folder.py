@@ -11,7 +11,7 @@ from typing import Any
 
 from drloss.errors import UserError
 from drloss.io.atomic import json_of, unwritable
-from drloss.training.checkpoints import KEPT, newest_first
+from drloss.training.checkpoints import CHECKPOINTS_KEPT, newest_first
 
 CONFIG = "config.json"
 """File of the settings."""
@@ -57,10 +57,10 @@ def require_space(out: Path, size: int) -> None:
     there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     own = sum(path.stat().st_size for path in newest_first(out / CHECKPOINTS))
     free = shutil.disk_usage(there).free
-    if free + own < (KEPT + 1) * size:
+    if free + own < (CHECKPOINTS_KEPT + 1) * size:
         raise UserError(
             f"--out {out}: no space: {free / 1e6:,.0f} MB are free on its disk, and the run needs "
-            f"{((KEPT + 1) * size - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB"
+            f"{((CHECKPOINTS_KEPT + 1) * size - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB"
         )
 
 

@@ -1,4 +1,8 @@
-"""Checks of single values: numbers, marks such as ``iscrowd``, and boxes; and the boxes read so far as columns."""
+"""Checks of single values of annotation files, and the columns that hold the boxes read so far.
+
+``fit_box`` clips or refuses a box, ``is_normalised`` finds shares that should be pixels. ``integer_or_none``,
+``number_or_none`` and ``number_in_text`` read numbers, ``flag_is_set`` reads flags such as ``iscrowd``.
+"""
 
 from array import array
 from collections.abc import Sequence
@@ -27,11 +31,11 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
+class BoxProblem:
     """What is wrong with a box.
 
     Attributes:
-        kind: what is wrong; empty if it is only the rounding of floats.
+        kind: what is wrong; empty if the box is over the border by a rounding error only, which is not reported.
         allowed: what would be right.
         refused: whether strict reading stops because of it.
         box: the clipped box to use instead; None if the box is left out.
@@ -43,7 +47,7 @@ class Misfit:
     box: Box | None
 
 
-def fit_box(box: Box, height: int, width: int) -> Misfit | None:
+def fit_box(box: Box, height: int, width: int) -> BoxProblem | None:
     """What is wrong with a box in an image of this size, in pixels; None if nothing.
 
     >>> fit_box((0, 0, 8, 8), height=8, width=8)
@@ -55,20 +59,20 @@ def fit_box(box: Box, height: int, width: int) -> Misfit | None:
     if solid and x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
         return None
     if not all(isfinite(v) for v in box):
-        return Misfit("box with a coordinate that is not finite", "finite numbers", True, None)
+        return BoxProblem("box with a coordinate that is not finite", "finite numbers", True, None)
     if not solid:
         allowed = f"x1 < x2 and y1 < y2, by {MIN_BOX_SIDE} px at least"
-        return Misfit("box without width or height", allowed, True, None)
+        return BoxProblem("box without width or height", allowed, True, None)
     allowed = f"a box within the image, {width} x {height} px, as x1, y1, x2, y2"
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
     if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
-        return Misfit("box outside its image", allowed, True, None)
+        return BoxProblem("box outside its image", allowed, True, None)
     excess = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
     if excess <= UNNOTED:
-        return Misfit("", allowed, False, clipped)
+        return BoxProblem("", allowed, False, clipped)
     if excess <= ROUNDING:
-        return Misfit("box over the image border by at most 1 px", allowed, False, clipped)
-    return Misfit("box partly outside its image", allowed, True, clipped)
+        return BoxProblem("box over the image border by at most 1 px", allowed, False, clipped)
+    return BoxProblem("box partly outside its image", allowed, True, clipped)
 
 
 def is_normalised(box: Box, height: int, width: int) -> bool:
@@ -126,7 +130,7 @@ class BoxColumns:
         )
 
 
-def whole(value: object) -> int | None:
+def integer_or_none(value: object) -> int | None:
     """``value`` if it is an int, or a float without fraction, that fits int64; else None."""
     if isinstance(value, bool):
         return None
@@ -135,12 +139,12 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) and -_INT64 <= value < _INT64 else None
 
 
-def flag(value: object) -> tuple[bool, bool]:
-    """Whether a mark such as ``iscrowd`` is set, and whether its value is 0, 1 or missing, as it should be.
+def flag_is_set(value: object) -> tuple[bool, bool]:
+    """Whether a flag such as ``iscrowd`` is set, and whether its value is 0, 1 or missing, as it should be.
 
     Any other value counts as set, unless it says "no", "false" or the like.
 
-    >>> flag(1), flag("0"), flag("Unspecified"), flag("yes")
+    >>> flag_is_set(1), flag_is_set("0"), flag_is_set("Unspecified"), flag_is_set("yes")
     ((True, True), (False, True), (False, False), (True, False))
     """
     if value in (0, 1, None, "", "0", "1"):
@@ -148,7 +152,7 @@ def flag(value: object) -> tuple[bool, bool]:
     return not (isinstance(value, str) and value.strip().lower() in _NOT_SET), False
 
 
-def number(value: object) -> float | None:
+def number_or_none(value: object) -> float | None:
     """``value`` as float if it is a number (NaN and infinities too), else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -12,7 +12,7 @@ from functools import partial
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import IMAGE_LEFT_OUT, NOTE, Problem, Report, report_of, without_images
 from drloss.data.files.paths import Inside
-from drloss.data.images.decoding import SizeError, check_image, quiet
+from drloss.data.images.decoding import SizeError, check_image, pillow_quieted
 from drloss.data.images.endings import may_be_cut_off
 from drloss.errors import DataError, reason_of
 
@@ -46,7 +46,7 @@ def require_images(
         return annotations, report
     check = partial(_missing_or_cut_off, annotations, Inside(annotations.image_root))
     found: list[_Found] = []
-    with quiet(), ThreadPoolExecutor(_THREADS) as pool:  # they wait for a disk or a network
+    with pillow_quieted(), ThreadPoolExecutor(_THREADS) as pool:  # they wait for a disk or a network
         for i, reason in enumerate(pool.map(check, range(len(annotations)))):
             if reason:
                 found.append((i, _problem(annotations, i, reason)))
@@ -84,7 +84,7 @@ def check_images(
     found: list[_Found] = []
     unturned: list[int] = []
     threads = workers or min(8, os.cpu_count() or 1)
-    with quiet(), ThreadPoolExecutor(threads) as pool:
+    with pillow_quieted(), ThreadPoolExecutor(threads) as pool:
         for i, (reason, ignored) in enumerate(pool.map(check, range(len(annotations)))):
             if reason:
                 found.append((i, _problem(annotations, i, reason)))

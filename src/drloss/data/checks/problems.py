@@ -93,7 +93,8 @@ class ProblemLog:
         """Add a problem and return its position.
 
         ``value`` is shortened for the message and left out if it is None; of an error, the full message is taken.
-        Clipped boxes do not stop the reading: after :data:`MAX_PROBLEMS` of them, the last one counts the others.
+        Clipped boxes do not stop the reading: the last of the first :data:`MAX_PROBLEMS` also counts
+        all further ones.
         """
         if consequence == BOX_CLIPPED:
             if self._clipped >= MAX_PROBLEMS:
@@ -232,7 +233,7 @@ def report_of(
     """The report of annotations.
 
     Args:
-        annotations: the images and boxes used.
+        annotations: the split without what was left out.
         problems: what is wrong with the split.
         images_in, boxes_in: number of images and boxes in the files; by default, as many as are used.
     """

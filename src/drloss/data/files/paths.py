@@ -100,7 +100,7 @@ class Inside:
 
 
 def require_inside(path: Path, root: Path) -> None:
-    """Raise :class:`DataError` if ``path``, in the data set in ``root``, is a link that leads out of it.
+    """Raise :class:`DataError` if ``path``, below the folder ``root``, is a link to a place outside ``root``.
 
     A ``path`` that is not below ``root`` by its name is not checked.
     """
@@ -143,7 +143,7 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def passed_over(name: str) -> str:
+def why_not_read(name: str) -> str:
     """Why one of a listing's ``others`` is not read as an image, in words."""
     suffix = printable(suffix_of(name))
     if suffix in IMAGE_SUFFIXES:

@@ -2,5 +2,7 @@
 
 ``opening`` finds the format. ``coco``, ``voc`` and ``yolo`` are the readers and state their rules; their other files
 start with the same word. ``shapes`` draws a data set, ``data_toml`` reads data files. ``builder`` checks each record
-of a reader. ``writing`` writes the formats. Everything may import these but ``checks``, ``files`` and ``images``.
+of a reader. ``writing`` writes the formats.
+
+``data.inspection`` and ``cli`` import this package.
 """

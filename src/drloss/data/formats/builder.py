@@ -11,7 +11,7 @@ box wholly outside its image                  box left out                  yes
 box outside by more than 1 px                 box clipped                   yes
 box outside by at most 1 px (rounding)        box clipped                   no
 box within 0..1 of an image of 8 px or more   box left out                  yes
-... and so are nine in ten, three at least    the split is refused          yes
+... if >= 90 % and >= 3 boxes look like that  the split is refused          yes
 unknown class                                 box left out                  yes
 image of a box not listed                     box left out                  yes
 label or XML file with boxes, no such image   its boxes left out            yes
@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import Box, BoxColumns, fit_box, is_normalised, whole
+from drloss.data.checks.boxes import Box, BoxColumns, fit_box, integer_or_none, is_normalised
 from drloss.data.checks.classes import check_classes, known_classes
 from drloss.data.checks.problems import BOX_CLIPPED, BOX_LEFT_OUT, IMAGE_LEFT_OUT, ProblemLog, Report, report_of
 from drloss.data.files.paths import Inside, clean_name
@@ -54,7 +54,7 @@ MAX_SIDE = 65_535
 """Largest side of an image in pixels, which is that of JPEG files."""
 _NORMALISED = "box within 0..1, as if normalised"
 _MOST_NORMALISED, _LEAST_NORMALISED = 0.9, 3
-"""Share and least number of boxes that look normalised from which on the split is refused."""
+"""The split is refused if at least this share and this number of its boxes look normalised."""
 
 
 @dataclass
@@ -179,7 +179,7 @@ class AnnotationsBuilder:
 
     def _size_problem(self, image: _Image, height: object, width: object) -> tuple[str, object, str] | None:
         for side, value in (("height", height), ("width", width)):
-            number = whole(value)
+            number = integer_or_none(value)
             if value is None:
                 return f"{side} missing", None, f"an integer in 1..{MAX_SIDE}"
             if number is None or not 1 <= number <= MAX_SIDE:
@@ -241,7 +241,7 @@ class AnnotationsBuilder:
         if image.bad is not None:
             image.boxes += 1  # finish() adds them to the image's problem
             return
-        label = self._labels.get(whole(category))
+        label = self._labels.get(integer_or_none(category))
         if label is None:
             self._leave_out_box(file, record, "unknown class", category, self._known)
             return

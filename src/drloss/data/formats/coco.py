@@ -11,10 +11,18 @@ Rules:
 - Images need ``width``, ``height``, ``id`` and ``file_name``. If ``file_name`` is missing, as in LVIS, the end of
   ``coco_url`` replaces it, which is noted: its last two parts if there is such a file, otherwise the last part.
 - Segmentations and captions are not read. An annotation that has nothing else is a box left out.
-- The file is UTF-8, with or without byte order mark, at most 2 GiB, with at most 5 million objects and 20 million
-  lists. Without images and boxes it may have 32 MB, half a million objects and a million lists. Each ``"file_name"``
-  and ``"bbox"`` allows another 1 MB, 4 objects and 20 lists; commas and colons have such limits too. COCO's own files
-  have 450 bytes, 1 object and 3 lists for each. Reading takes two and a half times the file's size in memory.
+- The file is UTF-8, with or without byte order mark. Its size is limited: a file may have the base, and more for each
+  ``"file_name"`` and ``"bbox"`` in it, up to the total. Reading takes two and a half times the file's size in memory.
+
+  =======  =========  ================================  ==========  ======================
+  what     base       for each image and for each box   total       in COCO's own, of each
+  =======  =========  ================================  ==========  ======================
+  bytes    32 MiB     1 MiB                             2 GiB       450
+  objects  500,000    4                                 5,000,000   1
+  lists    1,000,000  20                                20,000,000  3
+  commas   3,000,000  10,000
+  colons   1,000,000  200
+  =======  =========  ================================  ==========  ======================
 """
 
 import os
@@ -28,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import flag, number, whole
+from drloss.data.checks.boxes import flag_is_set, integer_or_none, number_or_none
 from drloss.data.checks.problems import Report
 from drloss.data.files.paths import clean_name, common_folder, require_inside
 from drloss.data.formats.builder import AnnotationsBuilder
@@ -165,7 +173,7 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
         if not isinstance(record, dict) or TWICE in record:
             raise DataError(f"{where}: got {shown(record)}; allowed: an object with id and name, each key once")
         given, text = record.get("id"), record.get("name")
-        category = whole(given)
+        category = integer_or_none(given)
         if category is None:
             raise DataError(f"{where}: id, got {shown(given)}; allowed: an integer")
         if not isinstance(text, str):
@@ -208,12 +216,13 @@ class _Part:
         return image_id if self.part is None else (self.part, image_id)
 
     def image(self, position: int, record: Any) -> None:
+        """Pass the record at ``position`` of ``images`` to the builder, or what is wrong with it."""
         bad: tuple[str, object, str] | None = None
         if not isinstance(record, dict):
             bad, record = ("image record not an object", record, "an object"), {}
         elif TWICE in record:
             bad = ("key given twice", record[TWICE], "each once")
-        own = whole(record.get("id"))
+        own = integer_or_none(record.get("id"))
         where = f"image {own}" if own is not None else f"images[{position}]"
         if bad is None and own is None:
             kind = "image id not an integer" if "id" in record else "image id missing"
@@ -239,17 +248,18 @@ class _Part:
         return name
 
     def annotation(self, position: int, record: Any) -> None:
+        """Pass the record at ``position`` of ``annotations`` to the builder as a box, or what is wrong with it."""
         where = f"annotations[{position}]"
         drop = self.builder.drop_box
         if not isinstance(record, dict):
             drop(self.file, where, "annotation not an object", record, "an object")
             return
-        own = whole(record.get("id"))
+        own = integer_or_none(record.get("id"))
         where = where if own is None else f"annotation {own}"
         if TWICE in record:
             drop(self.file, where, "key given twice", record[TWICE], "each once")
             return
-        image, category = whole(record.get("image_id")), whole(record.get("category_id"))
+        image, category = integer_or_none(record.get("image_id")), integer_or_none(record.get("category_id"))
         for key, value in (("image_id", image), ("category_id", category)):
             if value is None:
                 what = "not an integer" if key in record else "missing"
@@ -291,13 +301,13 @@ class _Part:
 
     def _flag(self, where: str, record: dict[str, Any], key: str) -> bool:
         value = record.get(key)
-        is_set, usual = flag(value)
+        is_set, usual = flag_is_set(value)
         if not usual:
             self.builder.note(self.file, where, f"{key} neither 0 nor 1 (taken as 0 if it says so, else as 1)", value)
         return is_set
 
     def _area(self, where: str, record: dict[str, Any]) -> float | None:
-        value = number(record.get("area"))
+        value = number_or_none(record.get("area"))
         if value is not None and isfinite(value) and value > 0:
             return value
         if "area" in record:
@@ -308,7 +318,7 @@ class _Part:
 def _xywh(value: object) -> tuple[float, float, float, float] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
-    x, y, width, height = (number(v) for v in value)
+    x, y, width, height = (number_or_none(v) for v in value)
     if x is None or y is None or width is None or height is None:
         return None
     return x, y, width, height

@@ -20,7 +20,8 @@ LIMITS = {
     b",": Limit(3_000_000, each=10_000),
     b":": Limit(1_000_000, each=200),
 }
-"""Bytes, objects, lists, values and keys in a file; the totals are five times those of COCO's largest file."""
+"""Largest number of bytes, objects, lists, values and keys in a file; the totals are five times the numbers in COCO's
+largest file."""
 RECORDS = (b'"bbox"', b'"file_name"')
 TWICE = "\0key given twice"
 """Key that marks an object in which a key is given twice; its value is that key."""

@@ -3,9 +3,9 @@
 Rules:
 
 - A split is a list. Each line is the stem (the name without suffix) of an image and of its XML file. If no image has
-  that stem, what some lists add is removed: a mark (-1, 0, 1) or a suffix at the end, quotes around it.
-- A list in which every line has a mark is not a split: it is PASCAL's list of a class. This does not hold for lists
-  called ``train``, ``val``, ``trainval`` or ``test``.
+  that stem, what some lists add is removed: a class flag (-1, 0, 1) or a suffix at the end, quotes around it.
+- A list in which every line has a class flag is not a split: it is PASCAL's list of a class. Lists of these names are
+  splits in any case: ``train``, ``val``, ``trainval`` or ``test``.
 - Both folders may have subfolders, the same in both, as CVAT writes them; a list then says ``sub/a``. A tree without
   lists has one split of all XML files. These are not read, which is noted: XML files that no list names and, in trees
   without lists, images without an XML file.
@@ -29,10 +29,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import Box, flag, number_in_text
+from drloss.data.checks.boxes import Box, flag_is_set, number_in_text
 from drloss.data.checks.classes import known_classes
 from drloss.data.checks.problems import Report
-from drloss.data.files.paths import Inside, clean_name, common_folder, list_files, passed_over, require_inside
+from drloss.data.files.paths import Inside, clean_name, common_folder, list_files, require_inside, why_not_read
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.voc_tree import VocTree, find_trees
 from drloss.data.formats.voc_xml import parse_xml, text_at
@@ -206,7 +206,7 @@ class _Reader:
             for name in list_files(folder).links:
                 note(str(folder / name), "", "folder that is a link, not searched")
         for name in list_files(tree.images).others:
-            note(str(tree.images / name), "", passed_over(name))
+            note(str(tree.images / name), "", why_not_read(name))
 
     def _check_filename(self, path: Path, root: ElementTree.Element, stem: str) -> None:
         named = text_at(root, "filename")
@@ -236,7 +236,7 @@ class _Reader:
         box = self._box(file, record, item)
         if box is not None:
             difficult = text_at(item, "difficult")
-            ignore, usual = flag(difficult)
+            ignore, usual = flag_is_set(difficult)
             if not usual:
                 kind = "difficult neither 0 nor 1 (taken as 0 if it says so, else as 1)"
                 self.builder.note(file, record, kind, difficult)

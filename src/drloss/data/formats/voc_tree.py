@@ -22,12 +22,12 @@ _MAX_LIST_BYTES = 64 * 1024**2
 _LIST_LIMITS = {b"\n": Limit(1_000_000), b"\r": Limit(1_000_000)}
 _PROBED = 1000
 """Number of lines of a list that decide whether it is the list of a class."""
-_MARK = re.compile(r"\s+(-1|0|1)$")
+_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 @dataclass
 class VocTree:
-    """One tree.
+    """A VOC tree: where its files are, and which images and XML files a list names.
 
     Attributes:
         folder: the folder that holds ``Annotations``.
@@ -78,14 +78,14 @@ class VocTree:
         return usual + [stem for stem in stems if stem not in usual and not self._of_a_class(stem, stems)]
 
     def _of_a_class(self, name: str, stems: Sequence[str]) -> bool:
-        """Whether a list is PASCAL's list of a class: by the marks in its lines, or if it is empty by its name."""
+        """Whether a list is PASCAL's list of a class: by the flags in its lines or, if it is empty, by its name."""
         try:
             lines = [text for line in self._lines(name)[1] if (text := line.strip())]
         except DataError:  # reading the split reports it
             return False
         if not lines:
             return any(name.endswith(f"_{stem}") for stem in stems)
-        return all(_MARK.search(line) and not self.image_names(line) for line in lines[:_PROBED])
+        return all(_CLASS_FLAG.search(line) and not self.image_names(line) for line in lines[:_PROBED])
 
     def _lines(self, name: str) -> tuple[Path, list[str]]:
         path = self.folder / "ImageSets" / "Main" / f"{name}.txt"
@@ -102,7 +102,7 @@ class VocTree:
         """The stem in a line: the whole line if there is such an image, else the line without what lists add."""
         if self.image_names(line):
             return line
-        stem = _MARK.sub("", line)
+        stem = _CLASS_FLAG.sub("", line)
         if len(stem) > 2 and stem[0] == stem[-1] == '"':
             stem = stem[1:-1]
         suffix = Path(stem).suffix

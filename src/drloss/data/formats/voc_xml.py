@@ -12,7 +12,7 @@ from drloss.errors import DataError, printable, shown
 MAX_BYTES = 10 * 1024**2
 MAX_DEPTH = 32
 LIMITS = {b"<": Limit(500_000), b"=": Limit(100_000)}
-"""Tags and attributes in a file."""
+"""Largest number of tags and of attributes in a file."""
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

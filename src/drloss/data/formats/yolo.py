@@ -19,11 +19,15 @@ Rules:
   ``class x1 y1 x2 y2 x3 y3 ...``; its bounding box is used, which is noted. If the YAML file has ``kpt_shape``, K
   keypoints of 2 or 3 numbers, a longer line is a pose: a box and its keypoints, which are not read. This is noted.
   ``kpt_shape: [0, 0]`` says that longer lines are polygons.
-- Without ``kpt_shape``, a split whose longer lines may be poses is refused, because a pose read as a polygon gives a
-  wrong box. A line may be a pose if its first four numbers are a box within the image that holds all further points
-  (to 0.01; points at 0 0, which are missing, do not count). A split is refused if three in four of its longer lines
-  may be poses with the same number of columns; of true polygons, only about one in four may. A line with an even
-  number of columns is not a polygon; it may be a pose with 3 numbers a keypoint.
+- Without ``kpt_shape``, nothing says whether a longer line is a polygon or a pose. A pose read as a polygon gives a
+  wrong box. So a split is refused if three in four of its longer lines may be poses with the same number of columns.
+  Of true polygons, only about one in four may be poses. A line may be a pose if both of these hold:
+
+  1. The four numbers after the class are a box within the image.
+  2. The numbers after them are points of 2 numbers, or of 3 of which the third is 0, 1 or 2, and the box holds all
+     these points. Points at 0 0 are missing, and do not count.
+
+  Both hold to 0.01. A line with an even number of columns is no polygon, but may be a pose with 3 numbers a keypoint.
 - Sizes come from the image headers, after EXIF rotation.
 - The YAML file is at most 1 MB, without anchors, aliases or tags. Label files are at most 10 MB.
 """
@@ -43,7 +47,7 @@ from drloss.data.files.reading import Limit, read_lines
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.yolo_labels import LabelReader
 from drloss.data.formats.yolo_yaml import SPLITS, YoloData, read_data_yaml
-from drloss.data.images.decoding import header_size, quiet
+from drloss.data.images.decoding import header_size, pillow_quieted
 from drloss.data.source import FileSource, Read, absent
 from drloss.errors import DataError, printable
 
@@ -130,7 +134,7 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
         reader.image_folder = common_folder([source]) if source.is_dir() else folder
         listing = Listing() if source.is_file() else list_files(source)
         entries = _listed(source, data.root) if source.is_file() else _in_folder(source, listing.images)
-        with quiet(), ThreadPoolExecutor(8) as pool:
+        with pillow_quieted(), ThreadPoolExecutor(8) as pool:
             while block := list(islice(entries, _AT_ONCE)):
                 sizes = pool.map(partial(_header, Inside(folder)), block)
                 for (file, record, image), size in zip(block, sizes, strict=True):

@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 
 from drloss.data.checks.boxes import Box, number_in_text
-from drloss.data.files.paths import Inside, Listing, clean_name, list_files, passed_over, suffix_of
+from drloss.data.files.paths import Inside, Listing, clean_name, list_files, suffix_of, why_not_read
 from drloss.data.files.reading import read_lines
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.errors import DataError, printable
@@ -21,14 +21,14 @@ _TOLERANCE = 1e-6
 _POSE_SLACK = 0.01
 """How far, as a share, the points of a pose may lie outside its box, and the box outside the image."""
 _POSE_SHARE = 0.75
-"""Share of a split's longer lines that look like poses, from which on the split is refused."""
+"""A split is refused if at least this share of its longer lines look like poses."""
 
 
 class LabelReader:
     """Passes the images of a split and the boxes of their label files to the builder.
 
     Args:
-        builder: the builder.
+        builder: takes the images and boxes.
         root: the folder of the data set; label files in it may not be links that lead out of it.
         keypoints: as in :class:`drloss.data.formats.yolo_yaml.YoloData`.
 
@@ -109,7 +109,7 @@ class LabelReader:
             note(str(folder / name), "", "folder that is a link, not searched")
         for name in listing.others:
             if suffix_of(name) != ".txt":
-                note(str(folder / name), "", passed_over(name))
+                note(str(folder / name), "", why_not_read(name))
         places = [(folder, listing)]
         labels = _of_labels(folder / "x")
         if labels is not None:

@@ -28,8 +28,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from drloss.data.images.jpeg import check_number_of_scans, check_scans
-from drloss.data.images.png import check_sums, late_exif
+from drloss.data.images.jpeg_checks import check_number_of_scans, check_scans
+from drloss.data.images.png_checks import check_sums, late_exif
 from drloss.errors import DataError, UserError, printable
 
 MAX_PIXELS = 50_000_000
@@ -70,8 +70,8 @@ def read_image(
     Raises:
         DataError: if the file is missing, no image, damaged, too large, or not of the listed size.
     """
-    with quiet():
-        return decode(path, height, width, max_pixels)
+    with pillow_quieted():
+        return decode_quieted(path, height, width, max_pixels)
 
 
 def image_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
@@ -80,12 +80,12 @@ def image_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
     Raises:
         DataError: if the file is missing, no image, or too large.
     """
-    with quiet():
+    with pillow_quieted():
         return header_size(path, max_pixels)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def pillow_quieted() -> Iterator[None]:
     """Silence Pillow's warnings. Warnings are not per thread: enter this before threads start."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,13 +103,13 @@ def pixel_limit() -> int:
 
 
 def header_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
-    """:func:`image_size` for callers that are :func:`quiet` already."""
+    """:func:`image_size` for callers that are :func:`pillow_quieted` already."""
     with _opened(path, max_pixels) as image:
         return _turned_size(image, _orientation(path, image))
 
 
-def decode(path: Path, height: int | None, width: int | None, max_pixels: int | None = None) -> Tensor:
-    """:func:`read_image` for callers that are :func:`quiet` already."""
+def decode_quieted(path: Path, height: int | None, width: int | None, max_pixels: int | None = None) -> Tensor:
+    """:func:`read_image` for callers that are :func:`pillow_quieted` already."""
     with _opened(path, max_pixels) as image:
         turn = _turn(path, image, height, width)
         pixels = _pixels(path, image)
@@ -121,14 +121,15 @@ def decode(path: Path, height: int | None, width: int | None, max_pixels: int | 
 
 
 def check_image(path: Path, height: int, width: int, *, pixels: bool) -> bool:
-    """Raise what :func:`read_image` would raise; for callers that are :func:`quiet` already.
+    """Raise what :func:`read_image` would raise; for callers that are :func:`pillow_quieted` already.
 
     Args:
-        path, height, width: as there.
+        path: the file.
+        height, width: the size that the data set lists, in pixels.
         pixels: decode the pixels, not only the header.
 
     Returns:
-        whether the EXIF orientation is not applied, because the listed size is that of the stored pixels.
+        Whether the EXIF orientation is not applied, because the listed size is that of the stored pixels.
     """
     with _opened(path, None) as image:
         orientation, turn = _orientation(path, image), _turn(path, image, height, width)

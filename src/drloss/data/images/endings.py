@@ -1,7 +1,7 @@
 """Whether an image file ends where its format says that it does: a look at its first and last bytes.
 
 A copy or download that broke off is the most common damage, and the fastest to find. A file that looks cut off may be
-whole (some cameras write more after the end), which decoding decides. A file that looks whole may be damaged inside.
+whole, because some cameras write more after the end: decoding decides. A file that looks whole may be damaged inside.
 """
 
 import os
@@ -14,9 +14,10 @@ _AFTER_JPEG = b"\0\n\r "
 
 
 def may_be_cut_off(path: Path) -> bool:
-    """Whether a file may lack its end: it is not a JPEG, PNG, GIF, WebP or BMP file with its end, nor TIFF or PPM.
+    """Whether a file may be cut off.
 
-    TIFF and PPM files do not mark their end.
+    A JPEG, PNG or GIF file may be if the marker of its end is missing, a WebP or BMP file if it is shorter than its
+    header says. TIFF and PPM files do not mark their end: the answer is False. For all other files it is True.
 
     Raises:
         OSError: if the file cannot be read.

@@ -1,7 +1,7 @@
 """``drloss compare`` and ``demo``: several losses on the user's data, and which is ahead.
 
 ``run.py`` is the command. ``measure.py`` measures a finished run, ``differences.py`` compares the losses.
-``page.py`` writes the result as HTML, ``files.py`` as Markdown and JSON.
+``page.py`` writes the result as HTML, ``exports.py`` as Markdown and JSON.
 
 ``cli`` and ``studies.paper`` import this room.
 """

@@ -97,12 +97,12 @@ class Contender:
 
     @property
     def iterations(self) -> int:
-        """Iterations of each run."""
+        """Number of iterations of a run, the same for all seeds."""
         return self.runs[0].iterations
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Metrics and precision."""
+        """Means over the seeds of all metrics, of the metrics of each class, and of the precision at each recall."""
         first, *_ = every = [run.evaluation for run in self.runs]
         return Evaluation(
             metrics={metric: self.mean(metric) for metric in METRICS},
@@ -169,15 +169,15 @@ class Difference:
 
     @property
     def certain(self) -> bool:
-        """Whether the difference is conclusive and the interval over the seeds leaves out 0, however few seeds."""
+        """Whether both intervals, over the images and over the seeds, leave out 0."""
         return self.conclusive and self.margin < abs(self.mean)
 
     @property
     def conclusive(self) -> bool:
-        """Whether one loss is ahead, by both intervals.
+        """Whether one loss is ahead: the difference is :attr:`certain`, or few seeds agree.
 
-        The interval over the images must leave out 0. So must the interval over the seeds; with at most :data:`FEW`
-        seeds, all of them agreeing in sign is enough.
+        Few seeds agree if the interval over the images leaves out 0, and 2 to :data:`FEW` seeds all have the sign of
+        the mean.
         """
         few = 1 < len(self.per_seed) <= FEW
         return self.one_side and ((few and self.agree == len(self.per_seed)) or self.margin < abs(self.mean))
@@ -299,7 +299,7 @@ def recommended_threshold(contender: Contender) -> float | None:
 def disagreements(
     first: MatchedDetections, second: MatchedDetections, first_threshold: float, second_threshold: float
 ) -> list[int]:
-    """Indices of the images, those first on which two runs differ most.
+    """Indices of the images, sorted by how much the scores of two runs differ; the largest difference is first.
 
     A run's score on an image is the number of objects found at IoU .50 minus that of false detections, among the
     detections that reach the run's threshold.

@@ -37,7 +37,7 @@ from drloss.training.run_folder import CONFIG, ENVIRONMENT, EVALUATIONS_FILE, ME
 from drloss.training.trained import load_run
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the memory profiler
-KEPT = "measured.json"
+MEASUREMENTS = "measured.json"
 _VERSION = 2
 TIMED_BATCHES = 4
 """Number of batches whose post-processing is timed at each threshold."""
@@ -87,7 +87,7 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
     """
     key = f"{_VERSION} {hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()} {fingerprint(val)}"
     if _kept(folder).get("key") != key:
-        write_json(folder / KEPT, _measure(folder, config, val, ranks) | {"key": key})
+        write_json(folder / MEASUREMENTS, _measure(folder, config, val, ranks) | {"key": key})
     kept = _kept(folder)
     detections = [
         {
@@ -116,7 +116,7 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
 def _kept(folder: Path) -> dict[str, Any]:
     """The kept measurements; empty if they cannot be read."""
     try:
-        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+        kept = json.loads((folder / MEASUREMENTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}

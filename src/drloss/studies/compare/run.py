@@ -23,7 +23,7 @@ from drloss.studies.compare.differences import (
     slug,
     title,
 )
-from drloss.studies.compare.files import markdown, to_json
+from drloss.studies.compare.exports import markdown, to_json
 from drloss.studies.compare.measure import is_finished, measure_run
 from drloss.studies.compare.page import count, write_page
 from drloss.studies.jobs import job_of, run_folder, train_jobs
@@ -32,7 +32,7 @@ from drloss.training.config import Config, make_loss
 from drloss.training.preparation import require_boxes
 from drloss.training.records import environment
 
-REPORT, MARKDOWN, DATA = "report.html", "report.md", "report.json"
+REPORT, MARKDOWN, JSON_REPORT = "report.html", "report.md", "report.json"
 PICTURES = 6
 """Images in the gallery: those on which the first two losses differ most."""
 
@@ -54,7 +54,7 @@ def run_compare(
     """Train each loss with each seed, measure the runs and write the report.
 
     Args:
-        source: the data.
+        source: data set with both ``splits``.
         losses: at least one, as ``drloss train --loss`` takes them; the first is the one to beat.
         seeds: seeds of the runs of each loss.
         base: configuration of every run, except its loss and its seed.
@@ -105,7 +105,7 @@ def run_compare(
     pictures = _gallery(val, contenders)
     write_page(out / REPORT, *found, name=name, facts=facts, settings=settings_of, gallery=pictures)
     write_text(out / MARKDOWN, markdown(*found, name=name, facts=facts, settings=settings_of))
-    write_json(out / DATA, to_json(*found, facts, settings_of))
+    write_json(out / JSON_REPORT, to_json(*found, facts, settings_of))
     for line in conclusions:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"report: {out / REPORT}", markup=False)

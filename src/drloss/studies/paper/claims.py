@@ -16,13 +16,13 @@ class Comparison:
 
     Attributes:
         ahead, behind: rows, equally many on each side.
-        share: factor on the AP of ``ahead``.
+        factor: multiplies the AP of ``ahead``.
         least: value that the difference must exceed.
     """
 
     ahead: tuple[Row, ...]
     behind: tuple[Row, ...]
-    share: float = 1.0
+    factor: float = 1.0
     least: float = 0.0
 
     @property
@@ -32,7 +32,7 @@ class Comparison:
 
     def difference(self, ap: Callable[[Row], float]) -> float:
         """The difference, given the AP of each row."""
-        return self.share * sum(map(ap, self.ahead)) - sum(map(ap, self.behind))
+        return self.factor * sum(map(ap, self.ahead)) - sum(map(ap, self.behind))
 
     def confirmed_by(self, difference: float) -> bool:
         """Whether a difference confirms the comparison."""
@@ -46,14 +46,15 @@ class Claim:
     Attributes:
         table: table of its rows.
         text: the conclusion, in words.
-        source: place in the paper.
+        cited_at: place in the paper.
         comparisons: comparisons of rows.
-        on_other_data: whether it needs data on which no other table's run was evaluated.
+        on_other_data: whether it is about another data set than that of the other tables. If its runs were evaluated
+            on the data of another table, it counts as not run.
     """
 
     table: str
     text: str
-    source: str
+    cited_at: str
     comparisons: tuple[Comparison, ...]
     on_other_data: bool = False
 
@@ -99,7 +100,7 @@ def _ablations() -> list[Claim]:
         Claim("table3", "a distribution of positives improves NegOnly further", _PAIRING, (_over(dr, neg_only),)),
         Claim(
             *("table3", "the worst case (Eq. 5) fails: a tenth of DR's AP is ahead of it", _PAIRING),
-            (Comparison((dr,), (worst_case,), share=0.1),),
+            (Comparison((dr,), (worst_case,), factor=0.1),),
         ),
     ]
 

@@ -1,8 +1,9 @@
 """Every number of Tables 1-7 of the paper as a record, and the run that has to reach it.
 
 AP is in percent. λ₊ = 1/log h₊ and λ₋ = 0.1/log h₋ (§4.3). A row with a recipe can be run. :func:`settings` returns
-its settings at the paper's scale, on the preset that must reach the number, or at a laptop's scale, where the same
-loss trains on the preset ``cpu``. A row that is in several tables, such as DR with its defaults, is one run.
+its settings. At the paper's scale they are those of the preset that must reach the number. At a laptop's scale they
+are those of the preset ``cpu`` with the same loss. A row that is in several tables, such as DR with its defaults, is one
+run.
 """
 
 import re
@@ -71,7 +72,8 @@ class Recipe:
     Attributes:
         preset: name of a preset of :data:`drloss.training.presets.PRESETS`.
         loss: loss, as ``drloss train --loss`` takes it.
-        laptop: settings on the preset ``cpu`` that make the same relative change; or the reason why there are none.
+        laptop: settings that replace some of the preset ``cpu``, so that the row differs from others as it does in
+            the paper; or the reason why the row cannot run on a laptop.
         splits: split to train on and split to evaluate on.
         test_scales: short sides of a multi-scale test, in pixels at the paper's scale; empty for the preset's own.
     """
@@ -93,7 +95,7 @@ class Row:
         method: the loss; in Table 4 the detector.
         metrics: the paper's numbers in percent, by name; empty if it gives none.
         split: split of these numbers.
-        source: place of these numbers.
+        cited_at: where these numbers are printed: a table of the paper, or another place.
         recipe: how the row is run; None if it cannot be run.
         reason: why the row cannot be run, or why the number is not the paper's own.
         threshold: score below which detections are dropped, if the table varies it.
@@ -106,7 +108,7 @@ class Row:
     method: str
     metrics: Mapping[str, float]
     split: str
-    source: str
+    cited_at: str
     recipe: Recipe | None
     reason: str = ""
     threshold: float | None = None
@@ -220,7 +222,7 @@ def expectation(run: Settings) -> str:
         return "no number: the paper shows its scores only (Figure 4)"
     goals: dict[str, list[str]] = {}
     for row in [row for row in served if not row.is_control] or served:
-        goals.setdefault(row.goal, []).append(row.source)
+        goals.setdefault(row.goal, []).append(row.cited_at)
     words = ", ".join(f"{goal} ({'; '.join(dict.fromkeys(sources))})" for goal, sources in goals.items())
     return f"its place among the rows, not AP; the paper's: {words}" if run.preset == "cpu" else words
 

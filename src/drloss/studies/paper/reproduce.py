@@ -181,7 +181,7 @@ def reproduce_runs(
     def fingerprint_of(split: str) -> str:
         return fingerprint(read_once(split))
 
-    missing = [run for run in runs if not is_finished(run, run_folder(out, run.name), data, fingerprint_of)]
+    missing = [run for run in runs if not holds_finished_run(run, run_folder(out, run.name), data, fingerprint_of)]
     console.print(f"{len(runs)} run(s) for {', '.join(tables) or 'figures'}; {len(runs) - len(missing)} done already")
     failed: list[str] = []
     if missing:
@@ -189,7 +189,7 @@ def reproduce_runs(
         failed = train_jobs(jobs, ranks.device, at_once, console, keep_going=True)
     for run in runs:
         folder = run_folder(out, run.name)
-        if not is_finished(run, folder, data, fingerprint_of):
+        if not holds_finished_run(run, folder, data, fingerprint_of):
             continue
         for wanted in (s for s in chosen if s.name == run.settings.name):
             split = wanted.splits[1]
@@ -260,11 +260,11 @@ def _together(loss: str, scale: str, records: Records) -> scores.Histogram | Non
     return TITLES[loss], loss, source, together
 
 
-def is_finished(run: PlannedRun, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
+def holds_finished_run(run: PlannedRun, folder: Path, data: str, fingerprint_of: Callable[[str], str]) -> bool:
     """Whether a folder holds the run, trained to its end.
 
     Args:
-        run: the run that is wanted.
+        run: its configuration must be that of the folder.
         folder: folder of the run.
         data: name of the data, for the message.
         fingerprint_of: returns the fingerprint of a split; called only if there is a run.

@@ -65,7 +65,9 @@ def reproduction_page(scale: str, records: Records, figures: str = "") -> str:
         claims = [claim for claim in CLAIMS if claim.table == table]
         if claims:
             lines += ["", "What the paper concludes, and whether it holds here:", ""]
-            lines += [f"- {claim.text} ({claim.source}): {_checked_outcome(claim, values, data)}" for claim in claims]
+            lines += [
+                f"- {claim.text} ({claim.cited_at}): {_checked_outcome(claim, values, data)}" for claim in claims
+            ]
     lines += ["", "## Figures 1, 4 and 5. Densities of scores", "", *_densities(scale, records, figures)]
     return "\n".join(lines) + "\n"
 

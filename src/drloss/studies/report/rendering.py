@@ -35,7 +35,7 @@ def picture(image: Image.Image, *, most: int = 1600) -> str:
     """An image as a data URL of a small WebP file.
 
     Args:
-        image: the image.
+        image: in any mode that WebP takes.
         most: largest width in pixels; a wider image is reduced to it.
     """
     if image.width > most:

@@ -1,9 +1,10 @@
 """Checks of JPEG files: data for all pixels, and not so many scans that decoding takes minutes.
 
 If the data of a scan end too early, because a damaged byte looks like a marker or shifts what follows, libjpeg leaves
-the rest of the scan grey and only warns; Pillow hides this warning. So extra bytes are put before each marker that
-ends a scan or a restart interval. A file with all its data still decodes to the same pixels; in a file without, the
-extra bytes become pixels.
+the rest of the scan grey and only warns; Pillow hides this warning. So an image with grey blocks is decoded a second
+time, from a padded copy: extra bytes stand before each marker that ends a scan or a restart interval. If all data are
+there, libjpeg skips the extra bytes, and the pixels stay the same. If data are missing, it decodes the extra bytes in
+their place, and the pixels change.
 """
 
 import io
