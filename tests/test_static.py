@@ -101,7 +101,7 @@ def is_text(node):
 def wrong_import(node, file):
     modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
     whole = modules if isinstance(node, ast.Import) else [f"{node.module}.{a.name}" for a in node.names]
-    if any(a.name == "*" for a in node.names):
+    if any(a.name == "*" for a in node.names) and not modules[0].startswith("drloss."):
         return f"import of all of {modules[0]}"
     if any(m.split(".")[0] == "ctypes" for m in modules) and file != CTYPES:
         return "import ctypes"

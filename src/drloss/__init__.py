@@ -17,41 +17,41 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "adapt": "drloss.adapters",
-    "check": "drloss.adapters.integration",
-    "CheckReport": "drloss.adapters.integration",
-    "BEST_KNOWN": "drloss.losses",
-    "LOSSES": "drloss.losses",
-    "APLoss": "drloss.losses",
-    "CrossEntropyLoss": "drloss.losses",
-    "DRLoss": "drloss.losses",
-    "DRStatistics": "drloss.losses",
-    "FocalLoss": "drloss.losses",
-    "ImageLoss": "drloss.losses",
-    "LossSpec": "drloss.losses",
-    "OHEMLoss": "drloss.losses",
-    "QualityFocalLoss": "drloss.losses",
-    "ap_loss": "drloss.losses",
-    "check_first_loss": "drloss.losses",
-    "cross_entropy_loss": "drloss.losses",
-    "dr_gradient": "drloss.losses",
-    "dr_loss": "drloss.losses",
-    "dr_statistics": "drloss.losses",
-    "first_loss_problem": "drloss.losses",
-    "focal_loss": "drloss.losses",
-    "lambda_from_log_base": "drloss.losses",
-    "make_loss": "drloss.losses",
-    "ohem_loss": "drloss.losses",
-    "quality_focal_loss": "drloss.losses",
+    "adapt": "adapters",
+    "check": "adapters.integration",
+    "CheckReport": "adapters.integration",
+    "BEST_KNOWN": "losses",
+    "LOSSES": "losses",
+    "APLoss": "losses",
+    "CrossEntropyLoss": "losses",
+    "DRLoss": "losses",
+    "DRStatistics": "losses",
+    "FocalLoss": "losses",
+    "ImageLoss": "losses",
+    "LossSpec": "losses",
+    "OHEMLoss": "losses",
+    "QualityFocalLoss": "losses",
+    "ap_loss": "losses",
+    "check_first_loss": "losses",
+    "cross_entropy_loss": "losses",
+    "dr_gradient": "losses",
+    "dr_loss": "losses",
+    "dr_statistics": "losses",
+    "first_loss_problem": "losses",
+    "focal_loss": "losses",
+    "lambda_from_log_base": "losses",
+    "make_loss": "losses",
+    "ohem_loss": "losses",
+    "quality_focal_loss": "losses",
 }
-"""Name of each export and the module that has it."""
+"""Name of each export, and the package of drloss that has it."""
 __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'drloss' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    return getattr(import_module(f"drloss.{_EXPORTS[name]}"), name)
 
 
 def __dir__() -> list[str]:
