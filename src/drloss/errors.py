@@ -63,5 +63,6 @@ def first_line(error: BaseException) -> str:
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the most similar allowed name, or ``""`` if none is similar."""
-    found = get_close_matches(name, list(allowed), n=1)
-    return f", did you mean {found[0]!r}?" if found else ""
+    bare = {option.lstrip("-"): option for option in allowed}
+    found = get_close_matches(name.lstrip("-"), list(bare), n=1, cutoff=0.65)
+    return f", did you mean {bare[found[0]]!r}?" if found else ""

@@ -27,7 +27,8 @@ class _Parser(argparse.ArgumentParser):
     def unknown(self, arguments: Sequence[str]) -> NoReturn:
         """Exit with an error about arguments that the command does not know."""
         known = [option for action in self._actions for option in action.option_strings]
-        meant = next(filter(None, (nearest(a.partition("=")[0], known) for a in arguments if a.startswith("-"))), "")
+        first = next((a.partition("=")[0] for a in arguments if a.startswith("-")), "")
+        meant = nearest(first, known) and f" ({first}{nearest(first, known)})"
         self.error(f"unrecognized arguments: {' '.join(arguments)}{meant}")
 
 

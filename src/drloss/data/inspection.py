@@ -76,7 +76,7 @@ class CheckResult:
         lines = [f"{printable(self.name)}: {self.format}", *self._table(), *self._classes()]
         for split, report in self.reports.items():
             if report.problems:
-                lines += ["", f"{split}: {len(report.refused):,} problems, {_notes(report):,} notes"]
+                lines += ["", f"{split}: {len(report.refused):,} problem(s), {_notes(report):,} note(s)"]
                 lines += problem_lines(report.problems, report_path)
         for split, message in self.unreadable.items():
             lines += ["", f"{split}: cannot be read", f"  {message}"]

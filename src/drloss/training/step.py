@@ -15,6 +15,7 @@ from drloss.detector.objective import LossTerms
 from drloss.errors import UserError
 from drloss.losses import DRLoss, dr_statistics, first_loss_problem
 from drloss.training.checkpoints import newest_first
+from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS
 from drloss.training.schedule import learning_rate, set_learning_rate
 from drloss.training.trainer import Trainer
@@ -163,4 +164,4 @@ def _check_first_loss(trainer: Trainer, terms: LossTerms) -> None:
     if trainer.ranks.first and isinstance(loss, DRLoss) and bias is not None and not bool(bias.any()):
         problem = first_loss_problem(terms.cls.item(), loss, terms.labels, len(trainer.train.class_names))
         if problem:
-            trainer.console.print(f"warning: {problem}")
+            warn(trainer.console, problem)

@@ -142,7 +142,7 @@ def _mmdet(kind: str, layer: str) -> Host:
 
 def detectron2(name):
     """A RetinaNet or FCOS of the stand-in, or of what is installed where that can be made as simply."""
-    folder = str(Path(__file__).parent / "standins")
+    folder = str(Path(__file__).parent.parent / "standins")
     if folder not in sys.path:
         sys.path.append(folder)
     module = importlib.import_module(f"detectron2.modeling.meta_arch.{name.lower()}")

@@ -8,7 +8,8 @@ everything: it starts in a fraction of a second and may be killed at will.
 
 The faults are functions of this module that patch the child before its command begins; ``rank`` confines one to a
 process of several. What they ``do`` is the name of a signal that the process sends itself, ``"raise"`` or ``"hang"``.
-Under torchrun, ``torchrun tests/faults.py FAULTS train ...`` has them too, FAULTS being ``json.dumps([fault(...)])``.
+Under torchrun, ``torchrun tests/support/faults.py FAULTS train ...`` has them too; FAULTS is
+``json.dumps([fault(...)])``.
 """
 
 import importlib

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from rich.console import Console
-
 from faults import rank_processes
+from rich.console import Console
 
 QUIET = {"console": Console(file=io.StringIO())}
 
