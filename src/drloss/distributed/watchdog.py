@@ -160,7 +160,7 @@ class Watchdog:
     # ------------------------------------------------------------------ the other processes
 
     def _run(self) -> None:
-        """Check every :data:`BEAT` seconds. After a failure, end this process unless its main thread does so first."""
+        """Check every :data:`BEAT` seconds. After a failure, end this process unless the main thread does so."""
         after = 0
         while not self._stop.wait(BEAT):
             if self.failure:
@@ -177,7 +177,7 @@ class Watchdog:
                 self._print(self.failure)
 
     def _check(self) -> None:
-        """Report this process, read the activities of all, and end this process with a line if one of them is lost."""
+        """Report this process and read the activities of all. If one is lost, print a line and end this process."""
         self._report()
         failure, *messages = self.store.multi_get([_FAILURE, *(f"rank/{r}" for r in range(self.size))])
         if failure.decode() != _NONE:

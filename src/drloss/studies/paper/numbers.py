@@ -2,8 +2,8 @@
 
 AP is in percent. λ₊ = 1/log h₊ and λ₋ = 0.1/log h₋ (§4.3). A row with a recipe can be run. :func:`settings` returns
 its settings. At the paper's scale they are those of the preset that must reach the number. At a laptop's scale they
-are those of the preset ``cpu`` with the same loss. A row that is in several tables, such as DR with its defaults, is one
-run.
+are those of the preset ``cpu`` with the same loss. If a row is in several tables, as DR with its defaults is, all of
+them share one run.
 """
 
 import re
