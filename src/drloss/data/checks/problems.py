@@ -93,7 +93,7 @@ class ProblemLog:
         """Add a problem and return its position.
 
         ``value`` is shortened for the message and left out if it is None; of an error, the full message is taken.
-        Clipped boxes do not stop the reading. The first :data:`MAX_PROBLEMS` of them are listed, and the last of these
+        Clipped boxes do not stop the reading. The first :data:`MAX_PROBLEMS` of them are listed; the last of these
         also counts all further ones.
         """
         if consequence == BOX_CLIPPED:
