@@ -93,8 +93,8 @@ class ProblemLog:
         """Add a problem and return its position.
 
         ``value`` is shortened for the message and left out if it is None; of an error, the full message is taken.
-        Clipped boxes do not stop the reading: the last of the first :data:`MAX_PROBLEMS` also counts
-        all further ones.
+        Clipped boxes do not stop the reading. The first :data:`MAX_PROBLEMS` of them are listed; the last of these
+        also counts all further ones.
         """
         if consequence == BOX_CLIPPED:
             if self._clipped >= MAX_PROBLEMS:

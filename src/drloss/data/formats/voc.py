@@ -5,7 +5,7 @@ Rules:
 - A split is a list. Each line is the stem (the name without suffix) of an image and of its XML file. If no image has
   that stem, what some lists add is removed: a class flag (-1, 0, 1) or a suffix at the end, quotes around it.
 - A list in which every line has a class flag is not a split: it is PASCAL's list of a class. Lists of these names are
-  splits in any case: ``train``, ``val``, ``trainval`` or ``test``.
+  splits in any case: ``train``, ``val``, ``valid``, ``validation``, ``trainval``, ``test``.
 - Both folders may have subfolders, the same in both, as CVAT writes them; a list then says ``sub/a``. A tree without
   lists has one split of all XML files. These are not read, which is noted: XML files that no list names and, in trees
   without lists, images without an XML file.
