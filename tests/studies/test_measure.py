@@ -88,5 +88,5 @@ def test_a_step_is_timed_in_the_precision_and_memory_format_of_the_run(val, rank
 
 @pytest.mark.parametrize("text", ["[]", "", '{"key": "', "null"])
 def test_what_was_kept_and_cannot_be_read_counts_for_nothing(tmp_path, text):
-    (tmp_path / measure.KEPT).write_text(text)
+    (tmp_path / measure.MEASUREMENTS).write_text(text)
     assert measure._kept(tmp_path) == {}

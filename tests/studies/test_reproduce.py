@@ -194,9 +194,9 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_is_refused_in_words(copi
 
 def test_the_same_data_by_another_name_are_the_same(copied, capsys, monkeypatch):
     seen = []
-    read = studies.read
+    read = studies.read_split
     monkeypatch.setattr(
-        studies, "read", lambda source, split, *rest: seen.append(split) or read(source, split, *rest)
+        studies, "read_split", lambda source, split, *rest: seen.append(split) or read(source, split, *rest)
     )
     _, call = copied
     assert call("shapes:size=64,test=2,val=4,train=8") == 0

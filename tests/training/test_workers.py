@@ -8,7 +8,7 @@ import torch
 
 from drloss.data.batches import EvaluationImages
 from drloss.data.formats.shapes import open_shapes
-from drloss.data.workers import _good, _what_was_lost, load_batches
+from drloss.data.workers import _without_errors, _what_was_lost, load_batches
 from drloss.errors import DataError
 from drloss.training.run_folder import METRICS_FILE
 from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until
@@ -95,9 +95,9 @@ def test_workers_that_bring_nothing_are_waited_for_once_more():
             return self
 
     late = RuntimeError("DataLoader timed out after 25 seconds")
-    assert list(_good(Loaded("a", late, "b", late, "c"))) == ["a", "b", "c"]
+    assert list(_without_errors(Loaded("a", late, "b", late, "c"))) == ["a", "b", "c"]
     with pytest.raises(RuntimeError, match="timed out"):
-        list(_good(Loaded("a", late, late, "b")))
+        list(_without_errors(Loaded("a", late, late, "b")))
     with pytest.raises(RuntimeError, match="another"):
-        list(_good(Loaded("a", RuntimeError("another"), "b")))
+        list(_without_errors(Loaded("a", RuntimeError("another"), "b")))
     assert _what_was_lost([], RuntimeError("Connection timed out")) is None
