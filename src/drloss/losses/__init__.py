@@ -6,7 +6,7 @@ built from ``candidates`` (positives and negatives), ``distribution`` (Propositi
 and ``diagnostics`` reports what a loss does. ``inputs`` and ``parameters`` check arguments, ``summation`` and
 ``derivatives`` are the arithmetic, ``module`` makes a function a module, and ``call_log`` records calls.
 
-Every room may import this one. It imports nothing of drloss but ``errors``.
+The rooms listed after it in CONTRIBUTING.md may import it. It imports nothing of drloss but ``errors``.
 """
 
 from drloss.losses.ap import APLoss, ap_loss

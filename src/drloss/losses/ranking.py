@@ -24,9 +24,11 @@ PAIRINGS = ("dr", "neg_only", "all_pairs", "worst_case")
 class RankingLoss:
     """Which scores are ranked against which, and the loss of a violation.
 
+    A violation is z = negative score - positive score + margin: above 0, the pair of scores breaks the margin.
+
     Attributes:
         pairing, surrogate, smoothness, rho, margin: see :func:`drloss.dr_loss`.
-        positive, negative: how the distribution of each set is moved.
+        positive, negative: how the distribution of each set is derived from its prior.
     """
 
     pairing: str
@@ -107,7 +109,8 @@ def distributional_loss(
 def neg_only_loss(
     candidates: Candidates, surrogate: Callable[[Tensor], Tensor], margin: float, negative: Drift
 ) -> Tensor:
-    r"""$\frac{1}{n_+}\sum_{j_+} \ell(\hat P_- - p_{j_+} + \gamma)$, (N, 1) float64: only the negatives are moved.
+    r"""$\frac{1}{n_+}\sum_{j_+} \ell(\hat P_- - p_{j_+} + \gamma)$, (N, 1) float64, from the derived distribution
+    of the negatives and the positives as they are.
 
     Paper: the objective of "NegOnly" in §4.3 and Table 3. A prior over the positives replaces $1/n_+$.
     """
