@@ -207,7 +207,6 @@ def _export(options: argparse.Namespace) -> int:
         raise UserError(f"--out must end in .safetensors, got {options.out}")
     model, description = load_run(options.run_or_file)
     save_detector(options.out, model.state_dict(), description)
-    print(
-        f"{options.out}: {description.detector.backbone}, {len(description.class_names)} classes, loss {description.loss}"
-    )
+    backbone, classes = description.detector.backbone, len(description.class_names)
+    print(f"{options.out}: {backbone}, {classes} classes, loss {description.loss}")
     return 0

@@ -5,9 +5,9 @@ backbone. Its weights are loaded part by part (:data:`PARTS`). A part is loaded 
 all fit; otherwise it keeps its initial values. The run prints both. The backbone must fit.
 
 Two parts are never loaded: the last layer of a classifier trained for other classes, because the new one must start
-at the loss's prior; and the last layers of torchvision's heads, whose boxes have other units and anchors. Of a pyramid
-P2-P5 the levels from P3 on are loaded. torchvision's RetinaNet makes P6 from P5, here P6 comes from C5: its P6 and P7
-do not fit.
+at the loss's prior; and the last layers of torchvision's heads, whose boxes have other units and anchors.
+Of a pyramid P2-P5 the levels from P3 on are loaded. torchvision's RetinaNet makes P6 from P5, here P6 comes from C5:
+its P6 and P7 do not fit.
 """
 
 import re
