@@ -111,8 +111,8 @@ def neg_only_loss(
 ) -> Tensor:
     r"""$\frac{1}{n_+}\sum_{j_+} \ell(\hat P_- - p_{j_+} + \gamma)$, (N, 1) float64.
 
-    Paper: the objective of "NegOnly" in §4.3 and Table 3. Only the negatives have a derived distribution. A prior over
-    the positives replaces $1/n_+$.
+    Paper: the objective of "NegOnly" in §4.3 and Table 3. Only the negatives have a derived distribution. A prior
+    over the positives replaces $1/n_+$.
     """
     expected_neg = 1 - negative.expectation(candidates.negative)
     scores, prior = candidates.positive.easiness, candidates.positive.prior
