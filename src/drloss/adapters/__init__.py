@@ -3,8 +3,8 @@
     model = adapt(torchvision.models.detection.retinanet_resnet50_fpn_v2(weights="DEFAULT"))
 
 Each host has one file, named after its package and imported with the first model of that host. ``classifier`` has
-what they share, and ``integration`` is ``drloss.check``. These modules import the losses alone; no other room imports
-them.
+what they share, and ``integration`` is ``drloss.check``. Of drloss these modules import the losses alone.
+No other room imports them, although CONTRIBUTING.md lists rooms after this one.
 """
 
 from importlib import import_module

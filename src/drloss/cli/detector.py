@@ -205,7 +205,8 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors, got {options.out}")
-    model, about = load_run(options.run_or_file)
-    save_detector(options.out, model.state_dict(), about)
-    print(f"{options.out}: {about.detector.backbone}, {len(about.class_names)} classes, loss {about.loss}")
+    model, description = load_run(options.run_or_file)
+    save_detector(options.out, model.state_dict(), description)
+    backbone, classes = description.detector.backbone, len(description.class_names)
+    print(f"{options.out}: {backbone}, {classes} classes, loss {description.loss}")
     return 0

@@ -82,16 +82,18 @@ def settings_options(
     texts = descriptions() if known is not None else {}
     for group, names in GROUPS.items():
         words = f"each replaces the value of {known.preset if preset else 'the preset'}" if known else None
+        shown = [name for name in names if name not in without]
+        if not shown:
+            continue
         section = parser.add_argument_group(f"settings: {group}", words)
-        for name in names:
-            if name in without:
-                continue
+        for name in shown:
             flag, kind = "--" + name.replace("_", "-"), OPTIONS[name]
             help_ = (texts.get(name, "") + _stands(values.get(name))).replace("%", "%%")
             if kind is bool:
                 section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_)
             else:
-                section.add_argument(flag, metavar=_metavar(kind), help=help_)
+                metavar = "NAME|FILE" if name == "weights" else _metavar(kind)
+                section.add_argument(flag, metavar=metavar, help=help_)
 
 
 def _stands(value: object) -> str:

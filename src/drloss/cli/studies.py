@@ -211,7 +211,10 @@ def _seeds_option(parser: argparse._ActionsContainer) -> None:
 
 def _jobs_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--jobs", type=int, metavar="INT", help="runs at a time (default: one per CUDA device, two on a CPU)"
+        "--jobs",
+        type=int,
+        metavar="INT",
+        help="runs at a time, each with --workers of its own (default: one per CUDA device, two on a CPU)",
     )
 
 

@@ -23,7 +23,7 @@ def level_anchors(config: DetectorConfig, shapes: Tensor, grids: list[tuple[int,
 
     Paper: §4.1, "each location has 3 scales and 3 aspect ratios". torchvision's generator is not used: it rounds the
     corners to whole pixels, which is 5 % of the side of a 16-pixel anchor, and centres anchors on cell corners.
-    They are computed in every call: a stored tensor would keep the mode it was made in (tracing, inference).
+    They are computed in every call: a tensor cached under inference_mode or tracing could not be used in training.
 
     Args:
         config: strides and scale.

@@ -34,7 +34,7 @@ NORMS: dict[Literal["auto", "frozen", "group"], Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "group": partial(nn.GroupNorm, 32),
 }
-"""Norm layers by name."""
+"""Norm layers by name, each made from a number of channels; ``"auto"`` is resolved before."""
 
 
 class ResNetFPN(nn.Module):

@@ -40,7 +40,7 @@ class DetectorConfig:
     short_side: int = 800
     """Images are resized until their short side has this many pixels. The paper: 800."""
     max_side: int = 1333
-    """Longest side of a resized image, in pixels; it goes before short_side."""
+    """Longest side of a resized image, in pixels. If --short-side and this cannot both hold, this one wins."""
     score_threshold: float = 0.05
     """Detections below this score are dropped before NMS. The paper: 0.05 (Table 5)."""
     nms_threshold: float = 0.5

@@ -30,6 +30,7 @@ def detect(outputs: HeadOutputs, frames: Sequence[Frame], config: DetectorConfig
 
 
 def _detect_image(outputs: HeadOutputs, index: int, frame: Frame, config: DetectorConfig) -> Detection:
+    """Decode, filter and suppress the candidates of one image; its boxes are scaled back to the original image."""
     boxes, scores, labels = [], [], []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
         num_classes = logits.shape[2]

@@ -44,10 +44,10 @@ class DetectorFile:
     loss: str
 
 
-def save_detector(path: Path, weights: dict[str, Tensor], about: DetectorFile) -> None:
+def save_detector(path: Path, weights: dict[str, Tensor], description: DetectorFile) -> None:
     """Write weights and their description to one ``.safetensors`` file, atomically."""
     # One entry only: safetensors writes several in any order, but the same weights must give the same bytes.
-    metadata = {"about": json.dumps({"format": FORMAT, **asdict(about)})}
+    metadata = {"about": json.dumps({"format": FORMAT, **asdict(description)})}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
 
     def write(beside: Path) -> None:
@@ -68,28 +68,28 @@ def load_detector(path: Path) -> tuple[RetinaNet, DetectorFile]:
     Raises:
         UserError: if the file is missing, damaged or not an exported detector.
     """
-    about = read_description(path)
-    if about is None:
+    description = read_description(path)
+    if description is None:
         raise UserError(
             f"{path}: not a detector exported by drloss (its safetensors metadata has no format {FORMAT})"
         )
-    return build_detector(about, read_safetensors(path)[0], str(path)), about
+    return build_detector(description, read_safetensors(path)[0], str(path)), description
 
 
-def build_detector(about: DetectorFile, weights: dict[str, Tensor], source: str) -> RetinaNet:
-    """The detector that ``about`` describes with these weights, in evaluation mode on the CPU.
+def build_detector(description: DetectorFile, weights: dict[str, Tensor], source: str) -> RetinaNet:
+    """The detector that ``description`` describes with these weights, in evaluation mode on the CPU.
 
     Raises:
         UserError: if the description is out of range or the weights do not belong to such a detector.
     """
     try:
-        check_detector(about.detector)
+        check_detector(description.detector)
         with torch.device("meta"):  # takes no memory: first check that the file has all weights
-            wanted = RetinaNet(about.detector, len(about.class_names), prior_probability=0.5).state_dict()
+            wanted = RetinaNet(description.detector, len(description.class_names), prior_probability=0.5).state_dict()
     except (UserError, RuntimeError, ValueError, OverflowError) as error:
         raise UserError(f"{source}: its description of the detector cannot be used: {first_line(error)}") from None
     _check_weights(wanted, weights, source)
-    model = RetinaNet(about.detector, len(about.class_names), prior_probability=0.5)
+    model = RetinaNet(description.detector, len(description.class_names), prior_probability=0.5)
     model.load_state_dict(weights)
     return model.eval()
 

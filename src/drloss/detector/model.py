@@ -129,8 +129,8 @@ class RetinaNet(nn.Module):
     def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> HeadOutputs:
         """Logits and deltas of every anchor.
 
-        The outputs for an image do not depend on the other images of its batch, up to float rounding: images of one
-        size run together, and without the padding that only a larger image needs.
+        The outputs for an image do not depend on the other images of its batch, up to float rounding: images of
+        equal size run as one batch; padding added for a larger neighbour is cut off first.
 
         Args:
             images: (N, 3, H, W), RGB values 0..255 of any dtype, usually uint8; H and W multiples of 32 (see
@@ -157,8 +157,8 @@ class RetinaNet(nn.Module):
 
     def _maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps of logits and of deltas, one per level, for images without padding."""
-        wide = images.to(torch.promote_types(images.dtype, torch.float32))
-        normalised = (wide / 255 - self.mean) / self.std
+        floats = images.to(torch.promote_types(images.dtype, torch.float32))
+        normalised = (floats / 255 - self.mean) / self.std
         features = self.backbone(normalised.to(self.backbone.body.conv1.weight.dtype))
         return self.cls_head(features), self.box_head(features)
 

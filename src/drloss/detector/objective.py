@@ -32,7 +32,7 @@ class LossTerms:
 
     @property
     def total(self) -> Tensor:
-        """Sum of the two terms."""
+        """The scalar that training differentiates: ``cls``, already weighted, plus ``box``."""
         return self.cls + self.box
 
 
@@ -91,6 +91,7 @@ def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorC
 def _assign_inside(
     anchors: Tensor, inside: Tensor, objects: Objects, config: DetectorConfig
 ) -> tuple[Tensor, Tensor]:
+    """Labels (A,) and box deltas (A, 4) of one image; only its anchors ``inside`` are matched, the others ignored."""
     own = inside.nonzero().squeeze(1)
     found, distances = assign_targets(anchors[own], objects, config)
     labels = found.new_full((len(anchors),), -1).index_copy(0, own, found)

@@ -4,10 +4,10 @@ The other detector may come from drloss, from torchvision, or from anyone who us
 backbone. Its weights are loaded part by part (:data:`PARTS`). A part is loaded if the file has all of its weights and
 all fit; otherwise it keeps its initial values. The run prints both. The backbone must fit.
 
-Two parts are never loaded: the last layer of a classifier for other classes, because it would not start from the
-prior of the loss; and the last layers of torchvision's heads, whose boxes have other units and anchors. Of a pyramid
-P2-P5 the levels from P3 on are loaded. torchvision's RetinaNet makes P6 from P5, here P6 comes from C5: its P6 and P7
-do not fit.
+Two parts are never loaded: the last layer of a classifier trained for other classes, because the new one must start
+at the loss's prior; and the last layers of torchvision's heads, whose boxes have other units and anchors.
+Of a pyramid P2-P5 the levels from P3 on are loaded. torchvision's RetinaNet makes P6 from P5, here P6 comes from C5:
+its P6 and P7 do not fit.
 """
 
 import re
@@ -90,8 +90,8 @@ def open_weights(path: Path) -> WeightsFile:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file")
     if path.suffix == ".safetensors":
-        about = read_description(path)
-        return WeightsFile(read_safetensors(path)[0], about.class_names if about else None)
+        description = read_description(path)
+        return WeightsFile(read_safetensors(path)[0], description.class_names if description else None)
     require_new_torch(path)
     content = whole = read_pt(path)
     while wrapped := [k for k in _WRAPPINGS if isinstance(content, dict) and isinstance(content.get(k), dict)]:

@@ -20,7 +20,7 @@ _TOWERS = {"classification": "cls_head", "regression": "box_head"}
 
 
 def our_names(names: Iterable[str], source: str) -> dict[str, str]:
-    """The weights of a file by our names: our name to the file's. A weight that is unknown here keeps its name.
+    """For the weights of a file, a dict from our name to the name in the file. An unknown weight keeps its name.
 
     Raises:
         UserError: if two weights of the file get the same name.

@@ -5,5 +5,5 @@
 detections are right, ``limits.py`` whether images are full of detections. ``plotting.py`` is how figures look,
 ``figures.py`` has the figures, ``drawing.py`` draws boxes on images.
 
-``training``, ``inference``, ``studies`` and ``cli`` import this room.
+The rooms listed after it in CONTRIBUTING.md may import it: ``training``, ``inference``, ``studies`` and ``cli``.
 """

@@ -68,7 +68,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Evaluation":
-        """The evaluation that :meth:`to_json` wrote."""
+        """Undo :meth:`to_json`: None becomes NaN again, and lists become arrays."""
         names = list(value["per_class"])
         return cls(
             metrics=_with_nan(value["metrics"]),

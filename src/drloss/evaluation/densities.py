@@ -102,7 +102,7 @@ class ScoreHistogram:
         return self.negative * BINS / max(1, int(self.negative.sum()))
 
     def to_json(self) -> dict[str, Any]:
-        """The histogram as plain lists and numbers."""
+        """Counts and sums for JSON; densities and means are not written, since they follow from these."""
         return {
             "positive": self.positive.tolist(),
             "negative": self.negative.tolist(),

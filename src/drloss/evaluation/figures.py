@@ -75,7 +75,7 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
 
 
 def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> Figure:
-    """P̂₊ (solid) and P̂₋ (dashed) over training, the expected scores of Equations 5 and 6 of the paper.
+    """P̂₊ (solid) and P̂₋ (dashed) over training, the expected scores of Eq. (6) of the paper.
 
     A second run of a loss has markers.
 

@@ -20,7 +20,7 @@ def full_images(detections: Sequence["Detection"], max_detections: int, threshol
         max_detections: most detections that the detector keeps of an image.
         threshold: score from which on a detection counts.
     Returns:
-        Number of full images, likely reason and remedy; None if fewer images are full.
+        Number of full images, likely reason and remedy; None below that share.
     """
     full = sum(int((image["scores"] >= threshold).sum()) >= max_detections for image in detections)
     if not full or full < SHARE * len(detections):

@@ -27,7 +27,7 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class MatchedDetections:
-    """D detections of N images and K classes, matched to objects, by falling score and then by image.
+    """D detections of N images and K classes, matched to objects; sorted by falling score, ties by image.
 
     Attributes:
         image: (D,) index of the image.
@@ -47,7 +47,7 @@ class MatchedDetections:
 
     @property
     def images(self) -> int:
-        """Number of images N."""
+        """N, which includes images without objects or detections."""
         return len(self.objects)
 
 

@@ -21,7 +21,7 @@ def threshold_sweep(
     Paper: Table 5, §C, which filters candidates before non-maximum suppression (NMS). Filtering after NMS keeps the
     same boxes, so one run of the detector serves every threshold: NMS goes through a class from the highest score
     down, and only a box with a higher score can suppress another, so a box above the threshold never depends on one
-    below it. Keeping only the best boxes, before or after NMS, drops from the same end. A threshold below the one
+    below it. Top-k limits, before or after NMS, also drop the lowest scores first. A threshold below the one
     that the detector ran with changes nothing.
 
     Args:

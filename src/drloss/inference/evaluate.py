@@ -61,8 +61,8 @@ def evaluate_run(
     Raises:
         UserError: if the run cannot be loaded, or its classes are not those of the data.
     """
-    model, about = load_run(run)
-    require_same_classes(about, annotations, run)
+    model, description = load_run(run)
+    require_same_classes(description, annotations, run)
     if score_threshold is not None:
         model.config = replace(model.config, score_threshold=score_threshold)
     model.to(ranks.device)
@@ -97,7 +97,7 @@ def evaluate_run(
     metrics |= {"run": str(run), "thresholds": sweep}
     metrics |= {"test_scales": list(test_scales)} if histogram is None else {"scores": histogram.to_json()}
     write_json(out / METRICS_FILE, metrics)
-    save_evaluation_figures(out, evaluation, sweep, histogram, loss=about.loss)
+    save_evaluation_figures(out, evaluation, sweep, histogram, loss=description.loss)
     console.print(metrics_table(evaluation))
     for problem in (undefined_ap(annotations), full_images(detections, model.config.max_detections)):
         if problem:
@@ -126,10 +126,10 @@ def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOut
     histogram.update(outputs.logits, labels)
 
 
-def require_same_classes(about: DetectorFile, annotations: Annotations, run: Path) -> None:
+def require_same_classes(description: DetectorFile, annotations: Annotations, run: Path) -> None:
     """Raise UserError unless the detector has exactly the classes of the data, in the same order."""
-    if about.class_names != annotations.class_names:
+    if description.class_names != annotations.class_names:
         raise UserError(
-            f"{run} was trained on the classes {json.dumps(about.class_names)}, but {annotations.name} has "
+            f"{run} was trained on the classes {json.dumps(description.class_names)}, but {annotations.name} has "
             f"{json.dumps(annotations.class_names)}"
         )

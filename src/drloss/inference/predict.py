@@ -51,7 +51,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
     root = images if images.is_dir() else images.parent
     pictures = {path: out / picture_name(path.relative_to(root)) for path in paths}
     _require_place(out, root, pictures.values())
-    model, about = load_run(run)
+    model, description = load_run(run)
     model.to(ranks.device)
     records: list[dict[str, Any]] = []
     detections: list[Detection] = []
@@ -65,12 +65,12 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
             continue
         detection = detect_image(model, image, ranks.device)
         try:
-            picture = draw_detections(image, detection, about.class_names, threshold=threshold)
+            picture = draw_detections(image, detection, description.class_names, threshold=threshold)
             write_atomic(pictures[path], partial(picture.save, format="PNG"))
         except (UserError, ValueError, MemoryError) as error:
             unwritten.append(f"{printable(str(pictures[path]))}: {first_line(error)}")
         detections.append(detection)
-        records.append(_record(str(path.relative_to(root)), image, detection, about.class_names))
+        records.append(_record(str(path.relative_to(root)), image, detection, description.class_names))
     write_json(out / PREDICTIONS, records)
     shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)
     console.print(f"{len(records)} image(s), {shown} detection(s) of score {threshold:g} or more: {out}")

@@ -1,6 +1,7 @@
 r"""The derived distributions of §3.2 and their expectations.
 
-The paper moves the distribution of scores towards the decision boundary, as far as a regulariser Ω allows:
+The paper moves the distribution of scores towards the decision boundary, as far as a regulariser Ω allows. The result
+is the *derived* distribution q̂:
 
 $$\hat q = \arg\max_{q \in \Delta} \sum_j q_j v_j - \lambda\,\Omega(q \| o)$$
 
@@ -39,7 +40,7 @@ REGULARIZERS = ("kl", "chi2", "cvar")
 WEIGHTS_GRADS = ("exact", "detached", "dual")
 
 LEAST_LAMBDA = 1e-30
-"""Least λ that is divided by, in place of a smaller one: differences of scores over it are finite in float32."""
+"""Smaller λ are raised to this: differences of scores divided by it are finite in float32."""
 _LEAST_SEARCHED, _MOST_SEARCHED = 1e-7, 1e9
 """Ends of the search for λ: at one all weight is on the hardest candidate, at the other it is the prior."""
 
@@ -178,7 +179,8 @@ def expected_easiness(easiness: Tensor, weights: Tensor) -> Tensor:
     r"""Expectation $U = \sum_j q_j u_j$ of each image.
 
     Paper: Eq. (6): $\hat P_+ = U_+$ over the positives and $\hat P_- = 1 - U_-$ over the negatives. For a set without
-    candidates U = 1, hence $\hat P_+ = 1$ or $\hat P_- = 0$.
+    candidates U = 1, hence $\hat P_+ = 1$ or $\hat P_- = 0$. With KL, :meth:`Drift.expectation` computes the same
+    as a distance from the hardest candidate.
 
     Args:
         easiness: (N, M) float32 or float64, $u \in [0, 1]$.
@@ -210,7 +212,7 @@ def effective_number(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Drift:
-    """How the prior of one set is moved: the regulariser, its parameter, and how gradients pass the weights.
+    """How the derived distribution of one set follows from its prior, and how gradients pass its weights.
 
     Attributes:
         regularizer: ``"kl"``, ``"chi2"`` or ``"cvar"``.
@@ -281,7 +283,7 @@ class Drift:
         if self.weights_grad == "dual":
             hardest = wide(easiness.detach().amin(dim=1, keepdim=True))
             return hardest - self.lam * torch.log(total(terms) / total(prior))
-        # As a distance from the hardest candidate: λ divides differences of u, which rounded sums would spoil.
+        # Subtract the smallest u first; otherwise float rounding is amplified by 1/λ.
         hardest = easiness.detach().amin(dim=1, keepdim=True)
         return wide(hardest) + total(terms * (easiness - hardest)) / total(terms)
 

@@ -2,7 +2,7 @@ r"""The distributional ranking (DR) loss, Eq. (9) of the paper, per image, with 
 
 For each image the scores of its positive and of its negative candidates, over all anchors, classes and pyramid
 levels, are two distributions. Each is moved towards the decision boundary (Propositions 1 and 2), and the
-expectations of the moved distributions (Eq. 6) are ranked with a margin (Eqs. 8 and 9):
+expectations of the derived distributions (Eq. 6) are ranked with a margin (Eqs. 8 and 9):
 
 $$\ell_{\mathrm{DR}} = \tfrac{1}{L}\log\bigl(1 + \exp(L(\hat P_- - \hat P_+ + \gamma))\bigr)$$
 
@@ -70,7 +70,7 @@ def dr_loss(
     backend: str = "auto",
     inplace: bool = False,
 ) -> Tensor:
-    r"""DR loss of each image, $\ell_{\mathrm{logistic}}(\hat P_- - \hat P_+ + \gamma)$, and its family.
+    r"""DR loss of each image, $\ell_{\mathrm{logistic}}(\hat P_- - \hat P_+ + \gamma)$, or of one of its variants.
 
     Paper: Eq. (9), with Eqs. (6) and (8) and Propositions 1 and 2. The weight τ is not included: see :class:`DRLoss`.
     Theorem 2: scores that keep the margin have $p_{j_+} > \gamma$ and $p_{j_-} \leq 1 - \gamma$; with γ = 0.5 the
@@ -80,7 +80,8 @@ def dr_loss(
         logits: (N, A, K) classification logits of any floating dtype: N images, A anchors (or points, or queries)
             over all pyramid levels, K object classes and no background channel. Or a list or tuple of per-level
             logits (N, A_l, K), or of the classifier's maps (N, B·K, H, W) as its last convolution leaves them,
-            contiguous or channels_last, whose A_l = H · W · B anchors are counted by row, column and shape.
+            contiguous or channels_last, whose A_l = H · W · B anchors are ordered by row, then column, then anchor
+            shape.
         labels: (N, A) integer: -1 ignored, 0 background, 1..K the class. Or dense targets (N, A, K), float or
             bool, 1 where positive. Or a list or tuple of either, one part per level.
         ignore: (N, A) bool, with dense targets only: True where an anchor counts in neither set.
@@ -211,7 +212,7 @@ def _check_options(
 
 
 class DROptions(TypedDict, total=False):
-    """The options of :func:`dr_loss` that a :class:`DRLoss` keeps."""
+    """The options that :class:`DRLoss` passes on to :func:`dr_loss`: all but ``ignore``, which belongs to a batch."""
 
     pairing: str
     surrogate: str

@@ -69,10 +69,10 @@ def check_inputs(
     if not all(level.is_floating_point() for level in levels):
         raise ValueError(f"logits must be floating point, got {', '.join(str(x.dtype) for x in levels)}")
     shape = _shape(levels, labels)
-    wide = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
     weights = (
-        _prior_weights("pos_prior", pos_prior, shape, levels[0].device, wide, scope),
-        _prior_weights("neg_prior", neg_prior, shape, levels[0].device, wide, scope),
+        _prior_weights("pos_prior", pos_prior, shape, levels[0].device, dtype, scope),
+        _prior_weights("neg_prior", neg_prior, shape, levels[0].device, dtype, scope),
     )
     if labels.ndim == 3:
         targets = _check_targets(labels, shape).to(levels[0].device)

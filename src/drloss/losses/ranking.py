@@ -24,9 +24,11 @@ PAIRINGS = ("dr", "neg_only", "all_pairs", "worst_case")
 class RankingLoss:
     """Which scores are ranked against which, and the loss of a violation.
 
+    A violation is z = negative score - positive score + margin: above 0, the pair of scores breaks the margin.
+
     Attributes:
         pairing, surrogate, smoothness, rho, margin: see :func:`drloss.dr_loss`.
-        positive, negative: how the distribution of each set is moved.
+        positive, negative: how the distribution of each set is derived from its prior.
     """
 
     pairing: str
@@ -107,9 +109,10 @@ def distributional_loss(
 def neg_only_loss(
     candidates: Candidates, surrogate: Callable[[Tensor], Tensor], margin: float, negative: Drift
 ) -> Tensor:
-    r"""$\frac{1}{n_+}\sum_{j_+} \ell(\hat P_- - p_{j_+} + \gamma)$, (N, 1) float64: only the negatives are moved.
+    r"""$\frac{1}{n_+}\sum_{j_+} \ell(\hat P_- - p_{j_+} + \gamma)$, (N, 1) float64.
 
-    Paper: the objective of "NegOnly" in §4.3 and Table 3. A prior over the positives replaces $1/n_+$.
+    Paper: the objective of "NegOnly" in §4.3 and Table 3. Only the negatives have a derived distribution. A prior
+    over the positives replaces $1/n_+$.
     """
     expected_neg = 1 - negative.expectation(candidates.negative)
     scores, prior = candidates.positive.easiness, candidates.positive.prior

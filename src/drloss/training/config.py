@@ -32,13 +32,14 @@ class Config:
     batch_size: int = 16
     """Images of one optimiser step, over all devices. The paper: 16."""
     micro_batch: int = 2
-    """Images that a device takes at a time; gradients are summed over its share of the batch. The paper: 2."""
+    """Images that a device takes at a time; gradients are averaged over the device's share of the batch. The
+    paper: 2."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser. The paper: sgd."""
     lr: float = 0.01
-    """Learning rate for a batch of reference_batch images. The paper: 0.01."""
+    """Learning rate for a batch of --reference-batch images. The paper: 0.01."""
     reference_batch: int = 16
-    """Batch size that lr, max_iters and steps are meant for."""
+    """Batch size that --lr, --max-iters and --steps are meant for."""
     scale_lr: bool = True
     """With another batch size, keep the number of epochs and scale the learning rate (Remark 2)."""
     momentum: float = 0.9
@@ -50,9 +51,9 @@ class Config:
     max_iters: int = 90_000
     """Number of optimiser steps. The paper: 90000 (1x), 135000 (1.5x) or 180000 (2x)."""
     schedule: Literal["step", "cosine"] = "step"
-    """Decay of the learning rate: step (see steps), or cosine to 0."""
+    """Decay of the learning rate: step (see --steps), or cosine to 0."""
     steps: tuple[int, ...] = (60_000, 80_000)
-    """Iterations after which the schedule step divides the learning rate by 10. The paper: 60000,80000."""
+    """Iterations after which --schedule step divides the learning rate by 10. The paper: 60000,80000."""
     warmup_iters: int = 500
     """Iterations over which the learning rate rises linearly to its full value."""
     warmup_factor: float = 1 / 3

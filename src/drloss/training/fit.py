@@ -33,7 +33,7 @@ from drloss.training.trainer import Trainer
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and it has written a checkpoint."""
+    """The run stopped on a signal, after writing a checkpoint."""
 
 
 def fit(
@@ -66,7 +66,7 @@ def fit(
         Stopped: after a stop signal, with a checkpoint written.
     """
     console, reports = console or Console(quiet=not ranks.first), reports or {}
-    # Before the lock, which would leave its file in a folder that is not a run's.
+    # Check first: taking the lock creates a file, even in a folder that is not a run's.
     if not (resume and (newest_first(out / CHECKPOINTS) or settings_of(out))):
         require_new_run(out)
     for name in reports:
@@ -76,7 +76,7 @@ def fit(
     new = new_detector(config, train, out, ranks, resume=resume)
     with stop_signals(console) as stop, only_writer(out) if ranks.first else nullcontext():
         trainer = prepare(new, train, val, out, ranks, console, stop, resume=resume, force=force, reports=reports)
-        if trainer is not None:
+        if trainer is not None:  # None: the run has already ended
             _train(trainer)
             _export(trainer)
 
@@ -106,7 +106,7 @@ def _train(trainer: Trainer) -> None:
                 last = now
             if trainer.val is not None and (done or (config.eval_every and number % config.eval_every == 0)):
                 trainer.evaluated = False
-                save(trainer)  # first: the process may be killed before a long evaluation ends
+                save(trainer)  # save first, so that a kill during evaluation loses no step
                 last += evaluate_split(trainer)
             if done or report.stop or number % config.checkpoint_every == 0:
                 save(trainer)

@@ -22,7 +22,7 @@ from drloss.training.trainer import Trainer
 
 
 class NonFiniteLoss(UserError):
-    """The loss or its gradient became NaN or infinite; the last checkpoint was written before."""
+    """The loss or its gradient is NaN or infinite on some rank. The weights were not updated in that step."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,10 @@ def _agree(trainer: Trainer, totals: Tensor, norm: Tensor, micro_batches: list[B
 
 
 def _refuse_step(trainer: Trainer, loss_bad: bool, micro_batches: list[Batch]) -> NoReturn:
+    """Raise NonFiniteLoss; it names the images of the ranks whose loss is bad, or of all if only the gradient is."""
     ids = [int(trainer.train.image_ids[i]) for b in micro_batches for i in b.indices]
     everyone = list(enumerate(trainer.ranks.gather((loss_bad, ids))))
-    # The sum over ranks spreads a bad gradient to all of them: only a rank with a bad loss is the cause.
+    # All ranks share the averaged gradient, so blame only ranks whose own loss is bad.
     causes = [(r, i) for r, (bad, i) in everyone if bad]
     what = "loss" if causes else "gradient"
     causes = causes or [(r, i) for r, (_, i) in everyone]

@@ -30,7 +30,7 @@ class Trainer:
         fingerprint: fingerprints of the splits.
         model: the detector.
         parallel: the detector as the step calls it: it averages gradients over ranks if there are several.
-        objective: the loss.
+        objective: makes the classification and the box loss from the detector's outputs and the objects.
         optimizer: optimiser of the detector's weights.
         scaler: scaler of fp16 gradients; disabled in other precisions.
         log: CSV files and TensorBoard; None on all ranks but rank 0.

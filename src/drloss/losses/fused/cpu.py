@@ -100,8 +100,8 @@ def _folder() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drloss"
     with suppress(OSError, RuntimeError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = folder.stat()
-        own = not hasattr(os, "getuid") or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
+        status = folder.stat()
+        own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
         if own and os.access(folder, os.W_OK):
             return folder
     private = tempfile.mkdtemp(prefix="drloss-")

@@ -101,8 +101,8 @@ def _times_gradient(
 ) -> Tensor:
     """(R,) inner products of cotangents or tangents of the levels with the gradient of each loss."""
     # In float32: without the factor that a loss is scaled by, the gradient may be too small for 16 bits.
-    wide = [x.detach().float() for x in levels]
-    by_level = gradients(torch.ones_like(coefficients[:, 0, 0]), coefficients, wide, *rest)
+    widened = [x.detach().float() for x in levels]
+    by_level = gradients(torch.ones_like(coefficients[:, 0, 0]), coefficients, widened, *rest)
     products = [
         total((g * v.float()).flatten(1)).squeeze(1)
         for g, v in zip(by_level, of_levels, strict=True)
