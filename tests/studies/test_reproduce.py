@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from faults import Subprocess
 from rich.console import Console
 
 from drloss.cli import main, studies
@@ -34,6 +33,7 @@ from drloss.studies.paper.reproduce import (
     write_reproduction,
 )
 from drloss.studies.paper.tables import outcome, reproduction_page
+from faults import Subprocess
 
 DATA = "shapes:train=8,val=4,test=2,size=64"
 TINY = [

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from faults import rank_processes
 from rich.console import Console
+
+from faults import rank_processes
 
 QUIET = {"console": Console(file=io.StringIO())}
 

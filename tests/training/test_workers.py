@@ -5,13 +5,13 @@ from multiprocessing import active_children
 
 import pytest
 import torch
-from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until
 
 from drloss.data.batches import EvaluationImages
 from drloss.data.formats.shapes import open_shapes
 from drloss.data.workers import _what_was_lost, _without_errors, load_batches
 from drloss.errors import DataError
 from drloss.training.run_folder import METRICS_FILE
+from faults import STRUCK, at_image, before, constant, fault, start, tiny_run, wait_until
 
 IMAGE = 7
 NAME = f"train_{IMAGE:06d}.png"
