@@ -17,6 +17,7 @@ from drloss.studies.compare import differences, measure
 from drloss.studies.compare import exports as compare_exports
 from drloss.studies.compare import page as compare_page
 from drloss.studies.compare.differences import (
+    Comparison,
     Contender,
     Difference,
     conclusion,
@@ -345,7 +346,8 @@ def test_markdown_and_json_hold_what_the_page_shows(contenders):
     found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
     settings = {c.spec: {"loss": f"Loss({c.spec})", "preset": "cpu"} for c in contenders}
     said = [conclusion(d, 24) for d in found]
-    text = compare_exports.markdown(contenders, found, said, name="a on b", facts={"data": "x"}, settings=settings)
+    comparison = Comparison("a on b", contenders, found, said, {"data": "x"}, settings)
+    text = compare_exports.markdown(comparison)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     first, dr, _ = contenders
     assert f"| {dr.mean('AP'):.1f} ± {dr.spread('AP'):.1f} |" in rows["DR"]
@@ -361,7 +363,7 @@ def test_markdown_and_json_hold_what_the_page_shows(contenders):
     name = next(iter(first.runs[0].evaluation.per_class))
     assert signed(dr.class_mean(name) - first.class_mean(name)) in rows[name]
     assert "Loss(dr:neg_lambda=0.05)" in text
-    kept = compare_exports.to_json(contenders, found, said, {"data": "x"}, settings)
+    kept = compare_exports.to_json(comparison)
     for told_of, c in zip(kept["losses"], contenders, strict=True):
         assert told_of["mean"] == {m: pytest.approx(c.mean(m), nan_ok=True) for m in METRICS}
         assert sum(told_of["densities"]["positive"]) == sum(run.histogram.positive.sum() for run in c.runs)
@@ -375,7 +377,7 @@ def test_a_class_may_be_called_as_json_calls_what_is_no_number(contenders, tmp_p
     names = list(run.evaluation.per_class)
     per_class = {{names[0]: "BaNaNa"}.get(n, n): v for n, v in run.evaluation.per_class.items()}
     one = Contender("focal", [replace(run, evaluation=replace(run.evaluation, per_class=per_class))])
-    write_json(tmp_path / "r.json", compare_exports.to_json([one], [], [], {}, {"focal": {}}))
+    write_json(tmp_path / "r.json", compare_exports.to_json(Comparison("one", [one], [], [], {}, {"focal": {}})))
     kept = json.loads((tmp_path / "r.json").read_text())
     assert "BaNaNa" in kept["runs"][0]["evaluation"]["per_class"]
     assert kept["losses"][0]["spread"]["AP"] is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from drloss.studies.compare.differences import conclusion, difference
+from drloss.studies.compare.differences import Comparison, conclusion, difference
 from drloss.studies.compare.page import write_page
 from drloss.studies.report.gallery import gallery
 from drloss.studies.report.rendering import render
@@ -45,31 +45,19 @@ def look(folder, scheme, frames):
 @pytest.fixture(scope="module")
 def pages(contenders, hard_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    found = [difference(other, contenders[0], resamples=20) for other in contenders[1:]]
     facts = {"data": "boards & <parts>: 24 images", "versions": ", ".join(f"package{i} 1.{i}" for i in range(12))}
     spoken = {c.spec: f"DRLoss(pairing=dr, surrogate=logistic, smoothness=6, {c.spec})" for c in contenders}
-    write_page(
-        folder / "compare.html",
-        contenders,
-        found,
-        [conclusion(d, len(hard_data)) for d in found],
-        name="Focal, DR on coco:images=/data/boards/a_folder/without_any_space/in_it,val=annotations.json",
-        facts=facts,
-        settings={spec: {"loss": words, "preset": "cpu"} for spec, words in spoken.items()},
-        gallery=gallery(hard_data, [c.runs[0].detections for c in contenders], [0]),
-    )
-    few = [replace(c, runs=c.runs[:1]) for c in contenders[:2]]
-    found = [difference(few[1], few[0], resamples=20)]
-    write_page(
-        folder / "demo.html",
-        few,
-        found,
-        [conclusion(d, len(hard_data)) for d in found],
-        name="Focal and DR",
-        facts=facts,
-        settings={c.spec: {"loss": spoken[c.spec]} for c in few},
-        gallery=gallery(hard_data, [c.runs[0].detections for c in few], [0]),
-    )
+
+    def write(file, name, shown, **preset):
+        found = [difference(other, shown[0], resamples=20) for other in shown[1:]]
+        said = [conclusion(d, len(hard_data)) for d in found]
+        settings = {c.spec: {"loss": spoken[c.spec], **preset} for c in shown}
+        pictures = gallery(hard_data, [c.runs[0].detections for c in shown], [0])
+        write_page(folder / file, Comparison(name, shown, found, said, facts, settings), pictures)
+
+    name = "Focal, DR on coco:images=/data/boards/a_folder/without_any_space/in_it,val=annotations.json"
+    write("compare.html", name, contenders, preset="cpu")
+    write("demo.html", "Focal and DR", [replace(c, runs=c.runs[:1]) for c in contenders[:2]])
     return {name: (folder / f"{name}.html").read_text(encoding="utf-8") for name in ("compare", "demo")}
 
 

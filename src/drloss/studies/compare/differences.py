@@ -6,7 +6,7 @@ probability, weight and normaliser (:data:`drloss.losses.LOSSES`, :data:`drloss.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan, sqrt
@@ -191,6 +191,33 @@ class Difference:
     def agree(self) -> int:
         """Number of seeds whose difference has the sign of the mean."""
         return int((np.sign(self.per_seed) == np.sign(self.mean)).sum())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the page, the Markdown and the JSON file of a comparison show.
+
+    Attributes:
+        name: title of the page.
+        contenders: at least one; the first is the one to beat.
+        differences: each further contender minus the first.
+        conclusions: a sentence or two for each difference.
+        facts: data, machine and versions.
+        settings: settings of each loss, by its spec.
+    Raises:
+        ValueError: if there is no contender.
+    """
+
+    name: str
+    contenders: Sequence[Contender]
+    differences: Sequence[Difference]
+    conclusions: Sequence[str]
+    facts: Mapping[str, str]
+    settings: Mapping[str, dict[str, str]]
+
+    def __post_init__(self) -> None:
+        if not self.contenders:
+            raise ValueError("a comparison needs at least one loss")
 
 
 def title(spec: str) -> str:

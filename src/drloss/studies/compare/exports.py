@@ -1,38 +1,31 @@
 """The report of ``drloss compare`` as Markdown and as JSON."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import isnan, nan
 from typing import Any
 
 from drloss.evaluation.coco import METRICS, percent, signed
 from drloss.evaluation.matching import calibration
-from drloss.studies.compare.differences import Contender, Difference, recommended_threshold, title
+from drloss.studies.compare.differences import Comparison, Contender, recommended_threshold, title
 from drloss.studies.compare.page import costs, fairness, interval, plus_minus, recommended
 
 EXPECTED = {"expected_pos": "P̂₊", "expected_neg": "P̂₋"}
 
 
-def markdown(
-    contenders: Sequence[Contender],
-    differences: Sequence[Difference],
-    conclusions: Sequence[str],
-    *,
-    name: str,
-    facts: Mapping[str, str],
-    settings: Mapping[str, dict[str, str]],
-) -> str:
-    """The numbers of the page as Markdown. Arguments: see :func:`drloss.studies.compare.page.write_page`."""
+def markdown(comparison: Comparison) -> str:
+    """The numbers of the page as Markdown."""
+    contenders, settings = comparison.contenders, comparison.settings
     first = contenders[0]
     titles = [c.title for c in contenders]
     seeds = [run.seed for run in first.runs]
-    lines = [f"# {name}", "", *conclusions, "", fairness([c.spec for c in contenders]), ""]
+    lines = [f"# {comparison.name}", "", *comparison.conclusions, "", fairness([c.spec for c in contenders]), ""]
     lines += _table(
         ["loss", *METRICS],
         ([c.title, *(plus_minus(c.mean(m), c.spread(m)) for m in METRICS)] for c in contenders),
     )
     lines += [f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}.", ""]
-    lines += [*_differences(contenders, differences, seeds), "## Score threshold", ""]
+    lines += [*_differences(comparison, seeds), "## Score threshold", ""]
     lines += _table(
         ["above", *(f"{t}: {part}" for t in titles for part in ("AP", "candidates to NMS", "post-processing, ms"))],
         (
@@ -50,14 +43,13 @@ def markdown(
     lines += _table(
         ["", *titles], ([key, *(settings[c.spec][key] for c in contenders)] for key in settings[first.spec])
     )
-    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    lines += [f"- {key}: {value}" for key, value in comparison.facts.items()]
     return "\n".join(lines) + "\n"
 
 
-def _differences(
-    contenders: Sequence[Contender], differences: Sequence[Difference], seeds: Sequence[int]
-) -> list[str]:
+def _differences(comparison: Comparison, seeds: Sequence[int]) -> list[str]:
     """AP of each loss minus that of the first: over the seeds, and in each class."""
+    contenders = comparison.contenders
     first, *others = contenders
     if not others:
         return []
@@ -65,7 +57,7 @@ def _differences(
         ["AP", "mean", "95 % interval over the images", *(f"seed {seed}" for seed in seeds)],
         (
             [f"{title(d.ahead)} − {title(d.behind)}", signed(d.mean), interval(d), *map(signed, d.per_seed)]
-            for d in differences
+            for d in comparison.differences
         ),
     )
     by_class = _table(
@@ -104,22 +96,18 @@ def _number(value: float, digits: int) -> str:
     return "–" if isnan(value) else f"{value:.{digits}f}"
 
 
-def to_json(
-    contenders: Sequence[Contender],
-    differences: Sequence[Difference],
-    conclusions: Sequence[str],
-    facts: Mapping[str, str],
-    settings: Mapping[str, dict[str, str]],
-) -> dict[str, Any]:
+def to_json(comparison: Comparison) -> dict[str, Any]:
     """All that the page shows, except pictures, in plain types; NaN where a number is not defined."""
     return {
-        "facts": facts,
-        "verdicts": list(conclusions),
-        "losses": [_loss(contender, settings[contender.spec]) for contender in contenders],
-        "runs": [_run(contender, index) for contender in contenders for index in range(len(contender.runs))],
+        "facts": comparison.facts,
+        "verdicts": list(comparison.conclusions),
+        "losses": [_loss(contender, comparison.settings[contender.spec]) for contender in comparison.contenders],
+        "runs": [
+            _run(contender, index) for contender in comparison.contenders for index in range(len(contender.runs))
+        ],
         "differences": [
             {**asdict(d), "per_seed": d.per_seed.tolist(), "mean": d.mean, "told": d.conclusive, "certain": d.certain}
-            for d in differences
+            for d in comparison.differences
         ],
     }
 

@@ -1,6 +1,6 @@
 """The HTML page of ``drloss compare``: what each loss reaches on the user's data."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -16,7 +16,7 @@ from drloss.evaluation.matching import calibration
 from drloss.evaluation.plotting import colours, to_svg
 from drloss.io.atomic import write_text
 from drloss.losses import LossSpec
-from drloss.studies.compare.differences import FEW, Contender, Difference, recommended_threshold, title
+from drloss.studies.compare.differences import FEW, Comparison, Contender, Difference, recommended_threshold, title
 from drloss.studies.report.rendering import picture, render
 from drloss.training.config import make_loss
 
@@ -57,36 +57,18 @@ class _Column(Contender):
     settings: dict[str, str]
 
 
-def write_page(
-    path: Path,
-    contenders: Sequence[Contender],
-    differences: Sequence[Difference],
-    conclusions: Sequence[str],
-    *,
-    name: str,
-    facts: Mapping[str, str],
-    settings: Mapping[str, dict[str, str]],
-    gallery: Image.Image,
-) -> None:
+def write_page(path: Path, comparison: Comparison, gallery: Image.Image) -> None:
     """Write the page, atomically.
 
     Args:
         path: HTML file to write.
-        contenders: at least one; the first is the one to beat.
-        differences: each further contender minus the first.
-        conclusions: a sentence or two for each difference.
-        name: title of the page.
-        facts: data, machine and versions.
-        settings: settings of each loss, by its spec.
+        comparison: what it shows.
         gallery: picture of ``1 + len(contenders)`` columns: the truth, then the detections of each one's first run.
-    Raises:
-        ValueError: if there is no contender.
     """
-    if not contenders:
-        raise ValueError("a comparison needs at least one loss")
+    contenders, conclusions = comparison.contenders, comparison.conclusions
     specs = [c.spec for c in contenders]
     columns = [
-        _Column(c.spec, c.runs, colour, settings[c.spec])
+        _Column(c.spec, c.runs, colour, comparison.settings[c.spec])
         for c, colour in zip(contenders, colours(specs), strict=True)
     ]
     headline = (
@@ -96,7 +78,7 @@ def write_page(
     page = render(
         "compare.html",
         _FILTERS,
-        title=name,
+        title=comparison.name,
         headline=headline,
         conclusions=conclusions[1:],
         fairness=fairness(specs),
@@ -105,7 +87,7 @@ def write_page(
         few_seeds=FEW,
         names={c.spec: c.title for c in contenders},
         metrics=METRICS,
-        differences=differences,
+        differences=comparison.differences,
         sweeps=list(zip(*(c.sweep() for c in columns), strict=True)),
         deployed=all("candidates" in run.sweep[0] for c in contenders for run in c.runs),
         advice="; ".join(f"{c.title}: {recommended(c)}" for c in contenders),
@@ -122,7 +104,7 @@ def write_page(
             ["per iteration", *(_per_iteration(c.seconds / max(1, c.iterations)) for c in columns)],
         ],
         equal=equal,
-        facts=facts,
+        facts=comparison.facts,
     )
     write_text(path, page)
 

@@ -15,6 +15,7 @@ from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.io.atomic import write_json, write_text
 from drloss.studies.compare.differences import (
+    Comparison,
     Contender,
     conclusion,
     configurations,
@@ -100,12 +101,11 @@ def run_compare(
     conclusions = [conclusion(d, len(val)) for d in differences]
     facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
     settings_of = {spec: _settings(configs[spec, seeds[0]], start) for spec in losses}
-    found = contenders, differences, conclusions
     name = f"{', '.join(map(title, losses))} on {source.name}"
-    pictures = _gallery(val, contenders)
-    write_page(out / REPORT, *found, name=name, facts=facts, settings=settings_of, gallery=pictures)
-    write_text(out / MARKDOWN, markdown(*found, name=name, facts=facts, settings=settings_of))
-    write_json(out / JSON_REPORT, to_json(*found, facts, settings_of))
+    comparison = Comparison(name, contenders, differences, conclusions, facts, settings_of)
+    write_page(out / REPORT, comparison, _gallery(val, contenders))
+    write_text(out / MARKDOWN, markdown(comparison))
+    write_json(out / JSON_REPORT, to_json(comparison))
     for line in conclusions:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"report: {out / REPORT}", markup=False)
