@@ -1,6 +1,6 @@
 # make demo   set up, train focal and DR on generated data, write demo/report.html
 # make test   set up, run the tests
-# make check  ruff and mypy        make slow  the slow tests too      make bench  benchmarks
+# make check  ruff and mypy        make slow  the slow tests          make bench  benchmarks
 # make soak   the long form of the tests of reliability: what docs/reliability.md promises
 # make hosts  install the adapters' hosts beside it, and run their tests
 # make docs   check that README and docs say what is true
@@ -28,10 +28,10 @@ demo: setup
 	$(BIN)/drloss demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 slow: setup
-	$(BIN)/python -m pytest -n $(JOBS) --slow
+	$(BIN)/python -m pytest -n $(JOBS) -m slow --slow
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures=build/reliability.json

@@ -12,6 +12,7 @@ import pytest
 import drloss
 
 ROOT = Path(drloss.__file__).parent
+TESTS = Path(__file__).parent
 TIERS = {
     **{"errors": 0, "io": 1, "distributed": 1, "losses": 1, "structures": 1, "adapters": 2, "detector": 2, "data": 2},
     **{"evaluation": 3, "training": 3, "inference": 4, "studies": 5, "cli": 6, "__main__": 7, "__init__": 7},
@@ -99,6 +100,11 @@ def test_files_and_functions_fit_on_a_few_screens(path):
         if isinstance(node, ast.FunctionDef) and name not in KERNELS:
             first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
             assert node.end_lineno - first.lineno < LONGEST_FUNCTION, node.name
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: str(p.relative_to(TESTS)))
+def test_files_of_tests_are_as_short(path):
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
 
 
 def test_contributing_shows_every_folder_and_no_other():

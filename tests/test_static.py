@@ -181,6 +181,7 @@ def test_the_exceptions_are_still_there():
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_no_command_opens_a_connection(tmp_path, monkeypatch, capsys, figure):
     import socket
 

@@ -1,7 +1,6 @@
 """What every adapter does to its host's detector: the same properties for each."""
 
 import copy
-import logging
 import pickle
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 import small_hosts
+from adapted import adapt, as_list, classes_in, classification, for_check
 from drloss import DRLoss, adapters, check, dr_loss
 from drloss.adapters.classifier import is_untrained
 from drloss.losses.call_log import record_calls
@@ -20,39 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 """Hosts warn of much that is their own."""
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.INFO)
-    yield
-    logging.disable(logging.NOTSET)
-
-
 @pytest.fixture(params=HOSTS)
 def host(request) -> Host:
     HOSTS[request.param].make()  # skips where the host is absent
     return HOSTS[request.param]
-
-
-def adapt(host, model=None, *args, **options):
-    """A detector of the host, a new one by default, with our loss."""
-    model = host.make() if model is None else model
-    adapters.adapt(host.part(model), *args, **options)
-    return model
-
-
-def classification(host, losses):
-    return {key: value for key, value in losses.items() if host.cls in key}
-
-
-def for_check(host):
-    """The step as ``check`` wants it: the host's losses, those of a DETR's layers summed up."""
-
-    def step(model, batch):
-        losses = host.step(model, batch)
-        own = classification(host, losses)
-        return losses if len(own) == 1 else {"cls": sum(own.values())}
-
-    return step
 
 
 def test_each_set_of_candidates_is_one_call_with_all_images_and_the_object_classes(host):
@@ -73,18 +44,6 @@ def test_each_set_of_candidates_is_one_call_with_all_images_and_the_object_class
             assert value.item() == pytest.approx(4 * call.value.item(), rel=1e-5)
             again = dr_loss(call.logits, call.labels, **call.options)
             assert value.item() == pytest.approx(4 * again.item(), rel=1e-5)
-
-
-def as_list(value):
-    return [value] if isinstance(value, torch.Tensor) else list(value)
-
-
-def classes_in(call):
-    """Of each image the set of its positive candidates' classes, 1..K."""
-    marks = torch.cat(as_list(call.labels), dim=1)
-    if marks.ndim == 3:
-        return [{int(c) + 1 for c in own.any(dim=0).nonzero().flatten()} for own in marks > 0]
-    return [set(own[own > 0].tolist()) for own in marks]
 
 
 def test_the_other_losses_are_the_hosts(host):
@@ -194,150 +153,6 @@ def test_copies_and_pickles_are_adapted_too(host):
         assert len(calls) == host.sets
 
 
-# ------------------------------------------------------------------------ mmdetection
-
-
-@pytest.mark.parametrize("name", ["mmdet-retina", "mmdet-atss", "mmdet-fcos"])
-def test_mmdetections_init_weights_ends_at_the_losss_prior(name):
-    model = adapt(HOSTS[name])
-    model.bbox_head.init_weights()
-    assert (HOSTS[name].layers(model)[0].bias == 0).all()
-
-
-@pytest.mark.parametrize("name", ["mmdet-retina", "mmdet-atss", "mmdet-fcos"])
-def test_mmdetections_init_weights_leaves_what_it_has_loaded(name, monkeypatch):
-    model = adapt(HOSTS[name])
-    (layer,) = HOSTS[name].layers(model)
-
-    def load(head):
-        with torch.no_grad():
-            layer.bias.copy_(torch.linspace(-3, -2, len(layer.bias)))
-
-    monkeypatch.setattr(type(model.bbox_head).__mro__[2], "init_weights", load)
-    model.bbox_head.init_weights()
-    assert torch.equal(layer.bias, torch.linspace(-3, -2, len(layer.bias)))
-
-
-class Noted(nn.Module):
-    """mmdetection's own loss, and what it is given."""
-
-    def __init__(self, own):
-        super().__init__()
-        self.own, self.given = own, {}
-
-    def forward(self, scores, labels, weight=None, **options):
-        sure = torch.ones_like(labels) if weight is None else weight.reshape(-1) > 0
-        for row, label, counts in zip(scores.tolist(), labels.tolist(), sure.tolist(), strict=True):
-            self.given[tuple(row)] = ((label + 1) % (CLASSES + 1)) if counts else -1
-        return self.own(scores, labels, weight, **options)
-
-
-@pytest.mark.parametrize("name", ["mmdet-retina", "mmdet-atss", "mmdet-fcos"])
-def test_each_candidate_has_the_label_that_mmdetection_gives_it_and_is_of_its_image(name):
-    host = HOSTS[name]
-    plain = host.make()
-    adapted = adapt(host, copy.deepcopy(plain), reset=False)
-    plain.bbox_head.loss_cls = noted = Noted(plain.bbox_head.loss_cls)
-    host.step(plain, host.batch())
-    with record_calls() as calls:
-        host.step(adapted, host.batch())
-    logits, labels = (torch.cat(as_list(part), dim=1) for part in (calls[0].logits, calls[0].labels))
-    rows = [tuple(row) for row in logits.reshape(-1, CLASSES).tolist()]
-    assert len(noted.given) == len(set(rows)) == len(rows)
-    assert [noted.given[row] for row in rows] == labels.flatten().tolist()
-    pixels, instances = host.batch()
-    for i in range(len(LABELS)):
-        with record_calls() as alone:
-            adapted(pixels[i : i + 1], instances[i : i + 1])
-        torch.testing.assert_close(torch.cat(as_list(alone[0].logits), dim=1)[0], logits[i])
-        assert torch.equal(torch.cat(as_list(alone[0].labels), dim=1)[0], labels[i])
-
-
-def test_a_step_of_mmdetection_that_fails_leaves_nothing_behind():
-    host = HOSTS["mmdet-retina"]
-    model = adapt(host)
-    own, model.bbox_head.loss_bbox = model.bbox_head.loss_bbox, None
-    with pytest.raises(TypeError):
-        host.step(model, host.batch())
-    assert model.bbox_head.loss_cls.given == []
-    copy.deepcopy(model)
-    model.bbox_head.loss_bbox = own
-    assert host.step(model, host.batch())["loss_cls"].isfinite()
-
-
-def test_settings_of_mmdetection_that_would_be_lost_are_refused():
-    host = HOSTS["mmdet-retina"]
-    model = host.make()
-    with pytest.raises(ValueError, match="inplace must be False for this model"):
-        adapt(host, model, DRLoss(inplace=True))
-    model.bbox_head.train_cfg["pos_weight"] = 5
-    with pytest.raises(ValueError, match=r"train_cfg.pos_weight must be -1, got 5"):
-        adapt(host, model)
-
-
-def test_check_takes_what_a_loader_of_mmdetection_gives():
-    class Detector(small_hosts.OneHead):
-        __module__ = "mmdet.models"
-
-        def data_preprocessor(self, data, training):
-            return {"inputs": torch.stack(data["inputs"]), "data_samples": data["data_samples"]}
-
-        def forward(self, inputs, data_samples, mode):
-            assert mode == "loss"
-            return super().forward(inputs, data_samples)
-
-    model = adapt(HOSTS["mmdet-atss"])
-    model.__class__ = Detector
-    pixels, instances = HOSTS["mmdet-atss"].batch()
-    report = check(model, {"inputs": list(pixels), "data_samples": instances}, num_classes=CLASSES)
-    assert report.ok, str(report)
-    assert all(f.ok for f in report.findings if f.name != "ignored anchors"), str(report)
-
-
-def test_mmdetections_undecided_anchors_are_ignored():
-    host = HOSTS["mmdet-retina"]
-    model = adapt(host)
-    model.bbox_head.assigner.neg_iou_thr = 0.1
-    with record_calls() as calls:
-        host.step(model, host.batch())
-    marks = torch.cat(as_list(calls[0].labels), dim=1)
-    assert (marks[:2] == -1).any()
-    assert not (marks[2] == -1).any()
-
-
-class InTheSlot(nn.Module):
-    """DRLoss where mmdetection's configuration would have it."""
-
-    def __init__(self):
-        super().__init__()
-        self.loss = DRLoss()
-
-    def forward(self, scores, labels, weight=None, avg_factor=1.0, **options):
-        marks = torch.where(labels == CLASSES, 0, labels + 1)
-        return self.loss(scores.unsqueeze(0), marks.unsqueeze(0)) / avg_factor
-
-
-@pytest.mark.parametrize(("name", "words"), [("mmdet-retina", "called 2 times"), ("mmdet-fcos", "saw 1 image(s)")])
-def test_a_loss_in_mmdetections_slot_is_told(name, words):
-    host = HOSTS[name]
-    model = host.make()
-    model.bbox_head.loss_cls = InTheSlot()
-    report = check(model, host.batch(), num_classes=CLASSES, step=for_check(host))
-    assert not report.ok
-    assert words in str(report)
-    assert "the classifier starts from a score of 0.01" in str(report)
-
-
-def test_a_softmax_head_of_mmdetection_is_refused():
-    model = HOSTS["mmdet-retina"].make()
-    model.bbox_head.use_sigmoid_cls = False
-    with pytest.raises(ValueError, match="use_sigmoid must be True"):
-        adapt(HOSTS["mmdet-retina"], model)
-
-
-# ------------------------------------------------------------------------ detectron2
-
-
 def test_detectron2s_running_mean_is_told():
     host = HOSTS["detectron2-retinanet"]
     model = adapt(host)
@@ -376,131 +191,6 @@ def test_detectron2s_neither_and_background_are_taken_as_such():
     assert (marks != 0).sum() == 8
 
 
-# ------------------------------------------------------------------------ ultralytics
-
-
-def test_ultralytics_multiplies_all_losses_by_the_images():
-    host = HOSTS["yolov8"]
-    model = adapt(host)
-    with record_calls() as calls:
-        loss, items = model(host.batch())
-    assert loss[1].item() == pytest.approx(len(LABELS) * 4 * calls[0].value.item(), rel=1e-6)
-    assert items["cls_loss"].item() == pytest.approx(4 * calls[0].value.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["yolov8", "yolo26"])
-def test_what_ultralytics_assigns_to_an_object_is_positive(name):
-    host = HOSTS[name]
-    plain = host.make()
-    adapted = adapt(host, copy.deepcopy(plain), reset=False)
-    plain.criterion = plain.init_criterion()
-    assigned = []
-    parts = [plain.criterion] if name == "yolov8" else [plain.criterion.one2many, plain.criterion.one2one]
-    for part in parts:
-        part.bce.register_forward_hook(lambda module, args, output: assigned.append(args))
-    torch.manual_seed(0)
-    host.step(plain, host.batch())
-    torch.manual_seed(0)
-    with record_calls() as calls:
-        host.step(adapted, host.batch())
-    assert len(calls) == len(assigned)
-    for call, (scores, targets) in zip(calls, assigned, strict=True):
-        torch.testing.assert_close(call.logits, scores)
-        assert (targets[targets > 0] < 0.9 * targets.max()).any()  # soft ones are among them
-        assert torch.equal(call.labels > 0, targets > 0)
-
-
-def test_a_yolo_that_has_been_trained_with_its_own_loss_has_ours_from_then_on():
-    host = HOSTS["yolov8"]
-    model = host.make()
-    host.step(model, host.batch())
-    adapt(host, model)
-    with record_calls() as calls:
-        host.step(model, host.batch())
-    assert len(calls) == 1
-
-
-def test_class_weights_of_ultralytics_are_refused():
-    host = HOSTS["yolov8"]
-    model = adapt(host)
-    model.class_weights = torch.ones(CLASSES)
-    with pytest.raises(ValueError, match="cls_pw must be 0"):
-        host.step(model, host.batch())
-
-
-@pytest.mark.parametrize("name", ["yolov8", "yolo26"])
-def test_check_takes_what_a_loader_of_ultralytics_gives_and_leaves_no_criterion(name):
-    host = HOSTS[name]
-    model = adapt(host)
-    batch = host.batch()
-    # Sorted as its loader sorts it, with more boxes than images.
-    batch |= {key: torch.cat([batch[key], batch[key][-1:]]) for key in ("batch_idx", "cls", "bboxes")}
-    report = check(model, dict(sorted(batch.items())), num_classes=CLASSES)
-    assert report.ok, str(report)
-    assert all(f.ok for f in report.findings if f.name != "ignored anchors"), str(report)
-    assert model.criterion is None
-    with pytest.raises(ValueError, match="says how to get the losses"):
-        check(model, (batch,))
-
-
-def test_ultralytics_trainer_trains_saves_and_goes_on(tmp_path):
-    small_hosts.needs("ultralytics")
-    from PIL import Image
-    from ultralytics import YOLO
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-    for index in range(4):
-        image = Image.new("RGB", (SIZE, SIZE), "black")
-        image.paste("white", (12, 10, 44, 40))
-        image.save(tmp_path / "images" / f"{index}.png")
-        (tmp_path / "labels" / f"{index}.txt").write_text(f"0 {28 / SIZE} {25 / SIZE} {32 / SIZE} {30 / SIZE}\n")
-    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: {{0: square}}\n")
-    starts = []
-
-    class DRTrainer(DetectionTrainer):
-        def get_model(self, *args, **kwargs):
-            model = adapters.adapt(super().get_model(*args, **kwargs))
-            starts.append([level[-1].bias.item() for level in model.model[-1].cv3])
-            return model
-
-    def train(weights, name):
-        YOLO(weights).train(
-            **{"data": tmp_path / "data.yaml", "imgsz": SIZE, "batch": 2, "epochs": 1, "workers": 0, "device": "cpu"},
-            **{"project": tmp_path / "runs", "name": name, "plots": False, "amp": False, "verbose": False},
-            trainer=DRTrainer,
-        )
-        return tmp_path / "runs" / name / "weights" / "last.pt"
-
-    with record_calls() as calls:
-        last = train("yolov8n.yaml", "first")
-    assert [len(call.logits) for call in calls][:2] == [2, 2]
-    with torch.no_grad():
-        trained = YOLO(last).model
-        for level in trained.model[-1].cv3:
-            level[-1].bias.fill_(-2.7)
-    saved = torch.load(last, weights_only=False)
-    saved["model"] = trained
-    torch.save(saved, last)
-    train(last, "second")
-    assert starts[0] == [0, 0, 0]
-    assert starts[1] == pytest.approx([-2.7, -2.7, -2.7], abs=0.01)  # one class: that of a trained head stays
-
-
-def test_a_trainer_of_ultralytics_can_set_its_settings_after_adapting():
-    host = HOSTS["yolov8"]
-    model = host.make()
-    settings = model.args
-    del model.args
-    adapt(host, model)
-    model.args = settings
-    assert host.step(model, host.batch())["loss_cls"] > 0
-
-
-# ------------------------------------------------------------------------ effdet
-
-
 def test_effdets_neither_is_ignored():
     host = HOSTS["effdet"]
     bench = adapt(host)
@@ -528,9 +218,6 @@ def test_effdets_total_has_the_boxes_in_it():
     assert found["box_loss"] > 0
     torch.testing.assert_close(found["loss"] - found["class_loss"], wanted["loss"] - wanted["class_loss"])
     assert check(adapt(host), host.batch(), num_classes=CLASSES).ok
-
-
-# ------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize("name", ["mmdet-retina", "detectron2-fcos", "yolov8", "effdet"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from drloss.errors import UserError
 from drloss.studies import jobs
 from drloss.studies.jobs import Job, train_jobs
 
@@ -98,3 +99,31 @@ def test_why_a_run_failed_is_told_in_all_its_lines(job, tmp_path, monkeypatch):
     console = Console(file=io.StringIO())
     (told,) = train_jobs([job("a")], torch.device("cpu"), 1, console, keep_going=True)
     assert told.endswith("drloss: error: no weights put them there")
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """In place of ``python -m drloss train --out runs/NAME`` a script that fails or stops where an option says so."""
+    script = tmp_path / "stub"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *--bad*) echo "it cannot be"; exit 3;; *--stopped*) echo "stopped"; exit 0;; esac\n'
+        f'for last; do case "$last" in {tmp_path}*) mkdir -p "$last"; touch "$last/model.safetensors";; esac; done\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
+    return lambda name, option="--good": Job(name, tmp_path / "runs" / name, 1, [option])
+
+
+def test_a_run_that_fails_leaves_the_others_to_go_on_where_that_is_wanted(stub):
+    both = [stub("bad", "--bad"), stub("good")]
+    said = train_jobs(both, torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
+    assert said == [f"the bad run failed ({both[0].log}): it cannot be"]
+    assert both[1].log.exists()
+    with pytest.raises(UserError, match="the bad run failed"):
+        train_jobs(both, torch.device("cpu"), 1, Console(quiet=True))
+
+
+def test_a_run_that_was_asked_to_stop_is_not_taken_for_done(stub):
+    said = train_jobs([stub("stopped", "--stopped")], torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
+    assert len(said) == 1
+    assert said[0].endswith("stopped")

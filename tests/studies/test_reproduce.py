@@ -5,21 +5,16 @@ import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
-import torch
-from rich.console import Console
 
 from drloss.cli import main, studies
 from drloss.errors import UserError
 from drloss.studies import jobs
-from drloss.studies.jobs import Job, train_jobs
-from drloss.studies.paper.claims import CLAIMS
 from drloss.studies.paper.names import FIGURES
 from drloss.studies.paper.numbers import ROWS, TEST_SCALES, Settings, find_row, number, settings
 from drloss.studies.paper.records import read_records, write_records
@@ -32,7 +27,7 @@ from drloss.studies.paper.reproduce import (
     runs_of,
     write_reproduction,
 )
-from drloss.studies.paper.tables import outcome, reproduction_page
+from drloss.studies.paper.tables import reproduction_page
 from faults import Subprocess
 
 DATA = "shapes:train=8,val=4,test=2,size=64"
@@ -361,102 +356,6 @@ def test_figure_1_of_a_run_names_it(finished, tmp_path):
     options = ["--scores-of", str(run), "--data", DATA, "--device", "cpu", "--out", str(tmp_path)]
     assert main(["reproduce", "figure1", *options]) == 0
     assert json.loads((tmp_path / "figure1.json").read_text())["source"] == f"{NAMES[1]} (dr) on {DATA} val"
-
-
-# ---------------------------------------------------------------------- verdicts
-
-
-def claim(text):
-    return next(c for c in CLAIMS if c.text.startswith(text))
-
-
-def aps(wanted, by_seed):
-    """Values of a claim's rows: those ahead have the given AP, the others 10."""
-    values = {row.key: {} for row in ROWS}
-    for comparison in wanted.comparisons:
-        for row in comparison.rows:
-            ap = by_seed if row in comparison.ahead else [10.0] * len(by_seed)
-            values[row.key] = {seed: {"AP": v} for seed, v in enumerate(ap)}
-    return values
-
-
-@pytest.mark.parametrize(
-    ("by_seed", "said"),
-    [
-        ([11.0, 12.0, 13.0], "holds in every seed; difference +2.0 ± 1.0 AP"),
-        ([9.0, 14.0, 13.0], "holds on average, but only in 2 of 3 seeds; difference +2.0 ± 2.6 AP"),
-        ([9.0, 8.0], "does **not** hold (in 0 of 2 seeds); difference -1.5 ± 0.7 AP"),
-        ([11.0], "holds in the one seed run; difference +1.0 AP"),
-        ([9.0], "does **not** hold in the one seed run; difference -1.0 AP"),
-        ([], "not run (NegOnly; Focal)"),
-    ],
-)
-def test_a_claim_is_judged_seed_by_seed(by_seed, said):
-    wanted = claim("NegOnly outperforms focal")
-    assert outcome(wanted, aps(wanted, by_seed)) == said
-
-
-@pytest.mark.parametrize(
-    ("text", "ahead", "behind", "said"),
-    [
-        ("a distribution of positives improves NegOnly further", 10.0, 10.0, "does **not** hold"),
-        ("the worst case (Eq. 5) fails", 50.0, 4.9, "holds"),
-        ("the worst case (Eq. 5) fails", 50.0, 5.1, "does **not** hold"),
-        ("DR keeps almost the same from 0.05 to 0.5", 39.1, 40.0, "holds"),
-        ("DR keeps almost the same from 0.05 to 0.5", 38.9, 40.0, "does **not** hold"),
-        ("the multi-scale test improves Dr. Retina further", 41.0, 40.0, "holds"),
-        ("NegOnly outperforms focal", float("nan"), 10.0, "cannot be told"),
-        ("NegOnly outperforms focal", 10.0, float("nan"), "cannot be told"),
-    ],
-)
-def test_where_the_bar_of_a_claim_lies(text, ahead, behind, said):
-    wanted = claim(text)
-    values = {row.key: {} for row in ROWS}
-    for comparison in wanted.comparisons:
-        values |= {row.key: {0: {"AP": ahead}} for row in comparison.ahead}
-        values |= {row.key: {0: {"AP": behind}} for row in comparison.behind}
-    assert outcome(wanted, values).startswith(said)
-
-
-def test_a_claim_of_many_comparisons_takes_all_of_them_and_names_the_closest():
-    wanted = claim("every smooth loss outperforms the hinge")
-    values = aps(wanted, [12.0, 12.0])
-    weakest = wanted.comparisons[2].ahead[0]
-    values[weakest.key] = {0: {"AP": 9.0}, 1: {"AP": 9.5}}
-    said = outcome(wanted, values)
-    assert said.startswith("does **not** hold (in 0 of 2 seeds); smallest difference -0.8")
-    assert f"({weakest.name} over Hinge)" in said
-
-
-# ---------------------------------------------------------------------- runs beside each other
-
-
-@pytest.fixture
-def stub(tmp_path, monkeypatch):
-    """In place of ``python -m drloss train --out runs/NAME`` a script that fails or stops where an option says so."""
-    script = tmp_path / "stub"
-    script.write_text(
-        '#!/bin/sh\ncase "$*" in *--bad*) echo "it cannot be"; exit 3;; *--stopped*) echo "stopped"; exit 0;; esac\n'
-        f'for last; do case "$last" in {tmp_path}*) mkdir -p "$last"; touch "$last/model.safetensors";; esac; done\n'
-    )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(jobs.sys, "executable", str(script))
-    return lambda name, option="--good": Job(name, tmp_path / "runs" / name, 1, [option])
-
-
-def test_a_run_that_fails_leaves_the_others_to_go_on_where_that_is_wanted(stub):
-    both = [stub("bad", "--bad"), stub("good")]
-    said = train_jobs(both, torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
-    assert said == [f"the bad run failed ({both[0].log}): it cannot be"]
-    assert both[1].log.exists()
-    with pytest.raises(UserError, match="the bad run failed"):
-        train_jobs(both, torch.device("cpu"), 1, Console(quiet=True))
-
-
-def test_a_run_that_was_asked_to_stop_is_not_taken_for_done(stub):
-    said = train_jobs([stub("stopped", "--stopped")], torch.device("cpu"), 1, Console(quiet=True), keep_going=True)
-    assert len(said) == 1
-    assert said[0].endswith("stopped")
 
 
 @pytest.mark.slow

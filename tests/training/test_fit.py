@@ -1,14 +1,10 @@
 import io
 import itertools
 import json
-import math
-import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,64 +13,20 @@ from rich.console import Console
 
 from drloss.data.formats import writing
 from drloss.data.formats.opening import open_data
-from drloss.data.formats.shapes import open_shapes
 from drloss.data.order import TrainingOrder
 from drloss.data.transforms import Augmentation
-from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
 from drloss.training.checkpoints import load_checkpoint, save_checkpoint
 from drloss.training.config import from_json, override, to_json
-from drloss.training.fit import Stopped, fit, own_batches
+from drloss.training.fit import fit, own_batches
 from drloss.training.log import read_scalars
-from drloss.training.preparation import new_detector, prepare, require_same_on_all_ranks
-from drloss.training.presets import PRESETS
+from drloss.training.preparation import new_detector, prepare
 from drloss.training.resume import FREE_ON_RESUME, HOW_IT_RUNS, changed_settings
 from drloss.training.run_folder import CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
 from drloss.training.signals import StopRequest
-from drloss.training.step import NonFiniteLoss, forward, take_step
+from drloss.training.step import forward
 from drloss.training.trained import load_run
-
-ALONE = Ranks(0, 1, torch.device("cpu"))
-SPEC = "shapes:train=24,val=6,size=64"
-TINY = override(
-    PRESETS["cpu"],
-    {
-        "max_iters": 6,
-        "batch_size": 4,
-        "scale_lr": False,
-        "short_side": 64,
-        "fpn_channels": 32,
-        "head_channels": 32,
-        "workers": 0,
-        "log_every": 1,
-        "eval_every": 0,
-        "checkpoint_every": 2,
-    },
-)
-
-
-@pytest.fixture(scope="module")
-def data():
-    source = open_shapes(SPEC)
-    return source.read("train")[0], source.read("val")[0]
-
-
-@pytest.fixture
-def run(tmp_path, data):
-    """A function that trains in a folder of the test, and returns the folder and what was printed."""
-
-    def train(name="run", resume=False, force=False, val=False, **settings):
-        console = Console(width=200, file=io.StringIO())
-        config = override(TINY, settings)
-        how = {"resume": resume, "force": force}
-        fit(config, data[0], data[1] if val else None, tmp_path / name, ALONE, **how, console=console)
-        return tmp_path / name, console.file.getvalue()
-
-    return train
-
-
-def losses(folder):
-    return read_scalars(folder / METRICS_FILE)["loss"][1]
+from small_training import ALONE, TINY, losses, with_boxes
 
 
 def test_a_run_leaves_everything_behind(run):
@@ -169,12 +121,6 @@ def test_a_threshold_of_a_finished_run_may_be_set_anew(run):
     assert load_run(folder)[1].detector.score_threshold == 0.3
 
 
-def test_a_run_folder_is_not_overwritten(run):
-    run()
-    with pytest.raises(UserError, match="holds a run already"):
-        run()
-
-
 def test_resume_refuses_other_settings_and_other_data(run, data, tmp_path):
     run()
     with pytest.raises(UserError, match=r"lr was 0\.002 and is now 0\.1"):
@@ -184,30 +130,6 @@ def test_resume_refuses_other_settings_and_other_data(run, data, tmp_path):
         fit(TINY, changed, None, tmp_path / "run", ALONE, resume=True, console=Console(quiet=True))
     with pytest.raises(UserError, match="the data have changed"):  # there was no validation split
         fit(TINY, data[0], data[1], tmp_path / "run", ALONE, resume=True, console=Console(quiet=True))
-
-
-@pytest.mark.parametrize("name", [MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS])
-@pytest.mark.parametrize("resume", [False, True])
-def test_files_that_are_no_runs_are_not_overwritten(run, tmp_path, name, resume):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / name).write_text("mine")
-    (tmp_path / "run" / ".mine.part").write_text("mine, too")
-    with pytest.raises(UserError, match=f"{name}.*name another folder"):
-        run(resume=resume)
-    assert (tmp_path / "run" / name).read_text() == "mine"
-    assert (tmp_path / "run" / ".mine.part").read_text() == "mine, too"
-
-
-def test_ranks_that_see_other_data_or_another_checkpoint_stop():
-    def check(*everyone):
-        require_same_on_all_ranks(SimpleNamespace(gather=lambda own: [own, *everyone]), "abc", 8)
-
-    same = {"data": "abc", "checkpoint": "iteration 8"}
-    check(same, same)
-    with pytest.raises(UserError, match=r"rank 2 has another checkpoint than rank 0 \(iteration 4 and iteration 8\)"):
-        check(same, {**same, "checkpoint": "iteration 4"})
-    with pytest.raises(UserError, match=r"rank 1 has another data than rank 0"):
-        check({**same, "data": "x"})
 
 
 def test_resume_without_a_checkpoint_starts(run):
@@ -282,43 +204,6 @@ def _order(annotations):
     return TrainingOrder(annotations, augmentation, TINY.batch_size, TINY.seed)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("environment.json", r"environment\.json: cut off or altered: .*; remove it to go on without it"),
-        (METRICS_FILE, r"metrics\.csv: cannot be read as UTF-8 text: .*; remove it to go on without it"),
-    ],
-)
-def test_a_damaged_record_of_a_resumed_run_is_named(run, name, words):
-    folder, _ = run(max_iters=2)
-    (folder / MODEL).unlink()
-    (folder / name).write_bytes(b'[{"\xff')
-    with pytest.raises(UserError, match=words):
-        run(resume=True, max_iters=2)
-    (folder / name).unlink()
-    run(resume=True, max_iters=2)
-
-
-def test_a_folder_that_cannot_be_made_or_written_to_is_named(run, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "locked" / ".lock").mkdir(parents=True)
-    for name, words in (
-        ("file/sub", "cannot be made a folder: Not a directory"),
-        ("dangling", "cannot be made a folder: File exists"),
-        ("/proc/nowhere", "cannot be made a folder"),
-        ("locked", r"locked/\.lock: cannot be written: Is a directory"),
-    ):
-        with pytest.raises(UserError, match=words):
-            run(name)
-    folder, _ = run(max_iters=2)
-    (folder / MODEL).unlink()
-    shutil.rmtree(folder / "tensorboard")
-    (folder / "tensorboard").write_text("mine")
-    with pytest.raises(UserError, match="tensorboard: cannot be written: File exists"):
-        run(resume=True, max_iters=2)
-
-
 def test_accumulation_and_batch_give_the_same_losses(run):
     settings = {"optimizer": "sgd", "lr": 0.01}
     whole, parts = run("whole", **settings)[0], run("parts", micro_batch=2, **settings)[0]
@@ -337,13 +222,6 @@ def test_other_modes_train(run, settings):
     assert losses(folder) == pytest.approx(losses(run("plain", max_iters=3)[0]), rel=0.5)
 
 
-def with_boxes(annotations, images):
-    """A split in which only the first ``images`` images keep their boxes."""
-    count = annotations.first_box[images]
-    kept = {name: getattr(annotations, name)[:count] for name in ("boxes", "labels", "ignore", "areas")}
-    return replace(annotations, first_box=np.minimum(annotations.first_box, count), **kept)
-
-
 def test_steps_without_any_object_train_and_show_no_score_of_positives(data, tmp_path):
     console = Console(width=200, file=io.StringIO())
     fit(TINY, with_boxes(data[0], 1), None, tmp_path / "run", ALONE, console=console)
@@ -355,12 +233,6 @@ def test_steps_without_any_object_train_and_show_no_score_of_positives(data, tmp
     assert scalars["expected_pos"][1][0] < 0.9  # three images without positives, for which it is 1, do not count
     assert said.count("P+ - P-") == 5
     assert said.count("P+ 0.") == 1
-
-
-def test_a_split_without_a_box_trains_nothing(data, tmp_path):
-    with pytest.raises(UserError, match=r"shapes.* train: no box in its 24 images: a detector needs objects"):
-        fit(TINY, with_boxes(data[0], 0), None, tmp_path / "run", ALONE, console=Console(quiet=True))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_validation_split_without_a_box_has_no_ap_and_that_is_said(data, tmp_path):
@@ -381,63 +253,6 @@ def test_what_the_preset_reaches_is_said_on_its_data_alone(run, data, tmp_path):
     assert "AP50" not in console.file.getvalue()
 
 
-def test_a_non_finite_loss_stops_with_step_and_images_and_keeps_the_checkpoint(run, monkeypatch, tmp_path):
-    from drloss.detector import objective
-
-    calls = []
-
-    def poisoned(*args):
-        calls.append(1)
-        return box_loss(*args) * (float("nan") if len(calls) == 4 else 1)
-
-    box_loss = objective.box_loss
-    monkeypatch.setattr(objective, "box_loss", poisoned)
-    with pytest.raises(NonFiniteLoss, match=r"iteration 4: .*rank 0, image ids \d+, \d+, \d+, \d+\).*00000002\.pt"):
-        run()
-    state, _ = load_checkpoint(tmp_path / "run" / CHECKPOINTS)
-    assert state["iteration"] == 2
-    assert all(v.isfinite().all() for v in state["model"].values())
-
-
-def test_a_non_finite_gradient_stops_before_the_step(run, monkeypatch, tmp_path):
-    from drloss.detector import objective
-
-    class Poison(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, loss):
-            calls.append(1)
-            return loss.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return gradient * (math.inf if len(calls) == 4 else 1)
-
-    calls = []
-    box_loss = objective.box_loss
-    monkeypatch.setattr(objective, "box_loss", lambda *args: Poison.apply(box_loss(*args)))
-    with pytest.raises(NonFiniteLoss, match=r"iteration 4: the gradient is not finite"):
-        run(checkpoint_every=1)
-    state, _ = load_checkpoint(tmp_path / "run" / CHECKPOINTS)
-    assert state["iteration"] == 3
-    assert all(v.isfinite().all() for v in state["model"].values())
-
-
-def test_a_bad_image_is_named_without_a_workers_traceback(data, tmp_path):
-    def draw(index):
-        raise DataError(f"image {index}.png: cannot be decoded")
-
-    bad = replace(data[0], draw=draw)
-    with pytest.raises(DataError) as raised:
-        fit(replace(TINY, workers=2), bad, None, tmp_path / "run", ALONE, console=Console(quiet=True))
-    assert re.fullmatch(r"image \d+\.png: cannot be decoded", str(raised.value))
-
-
-def test_nothing_to_learn_from_is_refused(data, tmp_path):
-    ignored = replace(data[0], ignore=np.ones(len(data[0].boxes), dtype=bool))
-    with pytest.raises(UserError, match=r"no box in its 24 images but \d+ that are ignored"):
-        fit(replace(TINY, keep_empty=False), ignored, None, tmp_path / "run", ALONE, console=Console(quiet=True))
-
-
 def test_what_does_not_change_the_learning_may_change_on_resume(run):
     whole = losses(run("whole")[0])
     part, _ = run("part")
@@ -454,43 +269,6 @@ def test_how_many_images_a_pooled_loss_takes_at_a_time_decides_what_is_learnt():
             assert changed_settings(two, four, free) == ({"micro_batch": (2, 4)} if decides else {})
 
 
-def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):
-    def interrupted(trainer, *args):
-        if trainer.iteration == 2:
-            signal.raise_signal(signal.SIGINT)
-        return take_step(trainer, *args)
-
-    monkeypatch.setattr("drloss.training.fit.take_step", interrupted)
-    with pytest.raises(Stopped, match="iteration 3"):
-        run()
-    monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "run" / CHECKPOINTS)[0]["iteration"] == 3
-    folder, _ = run(resume=True)
-    assert losses(folder) == losses(run("whole")[0])
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"micro_batch": 3}, "batch_size must be a multiple"),
-        ({"precision": "fp16"}, "fp16 needs a CUDA device"),
-        ({"norm": "frozen"}, "norm frozen needs weights"),
-        ({"weights": "no/such/file.pth"}, r"weights no/such/file\.pth: no such file"),
-    ],
-)
-def test_what_cannot_run_is_refused(run, settings, words):
-    with pytest.raises(UserError, match=words):
-        run(**settings)
-
-
-def test_validation_must_have_the_same_classes(data, tmp_path):
-    other = replace(data[1], class_names=("a", "b", "c", "d"))
-    with pytest.raises(UserError, match="other classes"):
-        fit(TINY, data[0], other, tmp_path / "run", ALONE, console=Console(quiet=True))
-
-
-# ---------------------------------------------------------------------- processes
-
 COMMAND = [
     *("train", "--preset", "cpu", "--workers", "0", "--log-every", "1", "--eval-every", "0", "--device", "cpu"),
     *("--data", "shapes:train=24,val=6", "--batch-size", "8", "--micro-batch", "4", "--no-scale-lr"),
@@ -506,6 +284,7 @@ def drloss(*arguments, launcher=("-m", "drloss")):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_equal_one_to_the_bit(tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "drloss")
     settings = ("--max-iters", "8", "--checkpoint-every", "1000")

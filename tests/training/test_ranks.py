@@ -107,6 +107,7 @@ def test_evaluation_on_any_number_of_ranks_is_that_of_one(detector, tmp_path, so
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_images_with_nothing_to_learn_on_some_ranks_hang_nobody(tmp_path, soak, figure):
     kinds = ("objects", "none", "ignored")
     pairs = [p for p in itertools.product(kinds, repeat=2) if p != ("objects", "objects")]
@@ -169,6 +170,7 @@ DEATHS = {
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_no_rank_waits_for_one_that_is_dead(whole, tmp_path, soak, figure):
     cases = list(itertools.product(DEATHS, (2, 3))) if soak else [("SIGKILL", 2), ("hang", 2)]
     seconds = dict.fromkeys(DEATHS, 0.0)

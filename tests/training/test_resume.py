@@ -73,6 +73,7 @@ def killed(kind, number, folder, seconds, workers):
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_a_run_killed_anywhere_ends_bit_identical(whole, tmp_path, soak, figure):
     expected, seconds = whole
     kinds = ["save", "slow save", "any", "step"]

@@ -21,6 +21,7 @@ def held(pid):
 
 @pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.slow
 def test_a_long_run_grows_neither_in_memory_nor_in_open_files(tmp_path, soak, figure):
     steps, checkpoints = (2000, 50) if soak else (60, 10)
     child = start(

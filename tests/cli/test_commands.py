@@ -11,45 +11,7 @@ from PIL import Image
 
 from drloss import cli
 from drloss.cli import main
-from drloss.detector.config import DetectorConfig
-from drloss.detector.exported import DetectorFile, save_detector
-from drloss.detector.model import RetinaNet
-
-SMALL = [
-    "--max-iters",
-    "4",
-    "--batch-size",
-    "4",
-    "--no-scale-lr",
-    "--workers",
-    "0",
-    "--log-every",
-    "1",
-    "--device",
-    "cpu",
-]
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    """A folder with generated data in COCO layout and a run trained on it."""
-    folder = tmp_path_factory.mktemp("workshop")
-    data = folder / "data"
-    assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=6,test=2,size=64"]) == 0
-    train = [
-        "train",
-        "--data",
-        str(data),
-        "--preset",
-        "cpu",
-        "--out",
-        str(folder / "run"),
-        "--short-side",
-        "64",
-        *SMALL,
-    ]
-    assert main(train) == 0
-    return folder
+from small_training import QUICK
 
 
 def test_data_check_prints_what_it_found(workshop, capsys):
@@ -106,36 +68,7 @@ def test_options_have_one_name_in_every_command_and_older_names_go_on(workshop, 
         assert main([*predict, "--device", "cpu", threshold, "0.1"]) == 0
 
 
-def test_predict_draws_every_image_of_a_folder_with_its_subfolders(workshop, tmp_path, capsys):
-    images = tmp_path / "images"
-    (images / "sub").mkdir(parents=True)
-    Image.new("RGB", (90, 60), "red").save(images / "a.jpg")
-    Image.new("L", (60, 90)).save(images / "a.png")
-    Image.new("RGB", (200, 100)).save(images / "sub" / "b.webp")
-    out = tmp_path / "out"
-    assert main(["predict", str(workshop / "run"), str(images), "--out", str(out), "--device", "cpu"]) == 0
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png")) == [
-        "a.jpg.png",
-        "a.png.png",
-        "sub/b.webp.png",
-    ]
-    records = json.loads((out / "predictions.json").read_text())
-    assert [(r["image"], r["width"], r["height"]) for r in records] == [
-        ("a.jpg", 90, 60),
-        ("a.png", 60, 90),
-        ("sub/b.webp", 200, 100),
-    ]
-
-
-def test_predict_names_what_it_cannot_read_and_writes_the_rest(workshop, tmp_path, capsys):
-    Image.new("RGB", (90, 60)).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"not an image")
-    out = tmp_path / "out"
-    assert main(["predict", str(workshop / "run"), str(tmp_path), "--out", str(out), "--device", "cpu"]) == 2
-    assert "1 of 2 images could not be read" in capsys.readouterr().err
-    assert (out / "good.png.png").exists()
-
-
+@pytest.mark.slow
 def test_demo_writes_one_page_with_both_losses(tmp_path, capsys):
     out = tmp_path / "demo"
     small = "shapes:train=16,val=8,test=1"
@@ -209,7 +142,7 @@ def test_an_image_that_is_cut_off_stops_a_run_before_it_starts(tmp_path, capsys)
     assert main(["make-shapes", str(data), "--data", "shapes:train=12,val=2,test=1,size=64"]) == 0
     image = sorted((data / "train").iterdir())[5]
     image.write_bytes(image.read_bytes()[:-100])
-    train = ["train", "--data", str(data), "--preset", "cpu", "--out", str(out), "--short-side", "64", *SMALL]
+    train = ["train", "--data", str(data), "--preset", "cpu", "--out", str(out), "--short-side", "64", *QUICK]
     assert main(train) == 2
     said = capsys.readouterr().err
     assert image.name in said
@@ -228,65 +161,6 @@ def test_a_split_without_a_box_has_no_ap_in_eval_and_that_is_said(workshop, tmp_
     assert "no boxes in" in said
     assert "AP is undefined there" in said
     assert "nan" not in said
-
-
-def test_long_names_of_images_get_pictures_of_their_own(workshop, tmp_path, capsys):
-    images, out = tmp_path / "images", tmp_path / "out"
-    images.mkdir()
-    names = ["a" * 236 + ".png", "a" * 235 + "b.png", "a" * 251 + ".jpg", "ä" * 120 + ".png", "short.png"]
-    for name in names:
-        Image.new("RGB", (64, 64), "grey").save(images / name, format="PNG")
-    predict = ["predict", str(workshop / "run"), str(images), "--out", str(out), "--device", "cpu"]
-    assert main(predict) == 0
-    assert len(list(out.glob("*.png"))) == len(names)
-    assert (out / "short.png.png").is_file()
-    assert {r["image"] for r in json.loads((out / "predictions.json").read_text())} == set(names)
-    before = {path.name for path in out.iterdir()}
-    assert main(predict) == 0  # one's own are replaced
-    assert {path.name for path in out.iterdir()} == before
-
-
-def test_a_picture_that_cannot_be_written_costs_no_other(workshop, tmp_path, capsys):
-    images, out = tmp_path / "images", tmp_path / "out"
-    images.mkdir()
-    for name in ("a.png", "b.png", "c.png"):
-        Image.new("RGB", (64, 64), "grey").save(images / name)
-    (images / "broken.png").write_bytes(b"x")
-    predict = ["predict", str(workshop / "run"), str(images), "--out", str(out), "--device", "cpu"]
-    assert main(predict) == 2
-    (out / "b.png.png").unlink()
-    (out / "b.png.png").mkdir()
-    (out / "c.png.png").unlink()
-    capsys.readouterr()
-    assert main(predict) == 2
-    said = capsys.readouterr().err
-    assert "1 of 4 images could not be read; the first: " in said
-    assert "1 of 4 pictures could not be written (their detections are in predictions.json)" in said
-    assert "b.png.png: cannot be written: Is a directory" in said
-    assert len(json.loads((out / "predictions.json").read_text())) == 3
-    assert (out / "c.png.png").is_file()
-
-
-@pytest.mark.parametrize("threshold", [0.5, 0.05])
-def test_images_full_of_detections_are_said_by_predict_and_eval(workshop, tmp_path, capsys, threshold):
-    config = DetectorConfig(
-        **{"backbone": "resnet10", "norm": "group", "fpn_channels": 32, "top_level": 5, "head_depth": 1},
-        **{"head_channels": 32, "anchor_scale": 2.5, "short_side": 64, "max_side": 64},
-    )
-    names = ("disc", "square", "triangle", "star")
-    prior = 0.6 if threshold == 0.5 else 0.1
-    state, file = RetinaNet(config, 4, prior).state_dict(), tmp_path / "young.safetensors"
-    save_detector(file, state, DetectorFile(config, names, (1, 2, 3, 4), "dr"))
-    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
-    predict = ["predict", str(file), str(tmp_path / "grey.png"), "--device", "cpu", "--threshold", str(threshold)]
-    assert main([*predict, "--out", str(tmp_path / "out")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"warning: 1 of 1 image(s) have 100 detections of score {threshold:g} or more" in said
-    assert "the training was too short" in said
-    evaluate = ["eval", str(file), "--data", "shapes:train=2,val=3,size=64", "--device", "cpu"]
-    assert main([*evaluate, "--out", str(tmp_path / "eval")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert ("warning: 3 of 3 image(s) have 100 detections" in said) == (threshold == 0.5)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli._COMMANDS)])
@@ -322,7 +196,7 @@ def test_a_run_goes_on_without_an_image_that_turns_out_to_be_damaged(tmp_path, c
     image = sorted((data / "train").iterdir())[5]
     whole = image.read_bytes()
     image.write_bytes(whole[:-100] + bytes(50) + whole[-50:])
-    train = ["train", "--data", str(data), "--preset", "cpu", "--out", out, "--short-side", "64", *SMALL]
+    train = ["train", "--data", str(data), "--preset", "cpu", "--out", out, "--short-side", "64", *QUICK]
     assert main(train) == 2
     said = capsys.readouterr().err
     assert image.name in said
@@ -344,7 +218,7 @@ def test_a_want_of_memory_says_what_to_lower(error, tmp_path, monkeypatch, capsy
         raise error
 
     monkeypatch.setattr("drloss.training.fit.take_step", full)
-    train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *SMALL]
+    train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *QUICK]
     assert main(train) == 2
     assert "more memory than there is: lower --micro-batch" in capsys.readouterr().err
 
@@ -354,38 +228,9 @@ def test_other_errors_of_torch_are_faults_of_ours(tmp_path, monkeypatch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr("drloss.training.fit.take_step", broken)
-    train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *SMALL]
+    train = ["train", "--data", "shapes:train=8,val=2", "--preset", "cpu", "--out", str(tmp_path / "run"), *QUICK]
     with pytest.raises(RuntimeError, match="mat1"):
         main(train)
-
-
-def test_predict_reads_every_kind_of_image_that_training_does(workshop, tmp_path, capsys):
-    for name in ("a.pgm", "b.PPM"):
-        Image.new("L" if name == "a.pgm" else "RGB", (60, 90)).save(tmp_path / name, format="PPM")
-    assert (
-        main(["predict", str(workshop / "run"), str(tmp_path), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 0
-    )
-    assert {p.name for p in (tmp_path / "o").glob("*.png")} == {"a.pgm.png", "b.PPM.png"}
-
-
-def test_predict_counts_what_it_passes_over(workshop, tmp_path, capsys):
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a.jfif", "b.MPO"):
-        Image.new("RGB", (60, 90)).save(images / name, format="JPEG")
-    for name in ("c.heic", "d.heic", "e", ".f.jpg"):
-        (images / name).write_bytes(b"x")
-    (images / "g").symlink_to(tmp_path)
-    arguments = ["predict", str(workshop / "run"), str(images), "--out", str(images / "o"), "--device", "cpu"]
-    for _ in range(2):
-        assert main(arguments) == 0
-        assert [r["image"] for r in json.loads((images / "o/predictions.json").read_text())] == ["a.jfif", "b.MPO"]
-        assert capsys.readouterr().out.splitlines()[:4] == [
-            f"{images}: 1 x hidden image file, not read",
-            f"{images}: 2 x file with suffix .heic, not taken for an image",
-            f"{images}: 1 x file without a suffix, not taken for an image",
-            f"{images}: 1 x folder that is a link, not searched",
-        ]
 
 
 def test_check_data_says_what_a_preset_makes_of_the_objects(tmp_path, capsys):
@@ -408,7 +253,7 @@ def test_train_needs_only_the_splits_that_it_reads(tmp_path, capsys):
     assert main(make) == 0
     text = (data / "data.yaml").read_text()
     (data / "data.yaml").write_text(text.replace("images/test", "../test/images"))
-    run = ["--preset", "cpu", "--short-side", "64", *SMALL]
+    run = ["--preset", "cpu", "--short-side", "64", *QUICK]
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *run]) == 0
     (data / "data.yaml").write_text(text.replace("images/val", "../valid/images"))
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "other"), *run]) == 2
