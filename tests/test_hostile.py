@@ -11,7 +11,18 @@ from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
 from faults import tiny_run
-from hostile_files import archives, as_torch, descriptions, gadgets, saved, sealed, states, tensors
+from hostile_files import (
+    archives,
+    as_torch,
+    as_torch_before_zip,
+    descriptions,
+    gadgets,
+    saved,
+    saved_before_zip,
+    sealed,
+    states,
+    tensors,
+)
 
 TRY = """
 import contextlib, io, json, resource, sys, time
@@ -74,13 +85,16 @@ def train(folder, *more, **settings):
 def test_good_files_are_taken(tmp_path, good, try_all):
     path, weights = good
     torch.save({"model": weights}, tmp_path / "good.pt")
-    commands = [train(tmp_path / f"run{i}", weights=p) for i, p in enumerate((path, tmp_path / "good.pt"))]
+    (tmp_path / "old.pt").write_bytes(saved_before_zip({"model": weights}))
+    files = (path, tmp_path / "good.pt", tmp_path / "old.pt")
+    commands = [train(tmp_path / f"run{i}", weights=p) for i, p in enumerate(files)]
     commands += [["export", str(run), "--out", str(tmp_path / "o.safetensors")] for run in (path, tmp_path / "run0")]
     for command, code, said, *_ in try_all(commands):
         assert code == 0, (command, said)
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_nothing_in_a_hostile_file_runs_and_it_is_refused_in_2_seconds_and_500_megabytes(
     tmp_path, good, try_all, figure
 ):
@@ -88,6 +102,7 @@ def test_nothing_in_a_hostile_file_runs_and_it_is_refused_in_2_seconds_and_500_m
     path, weights = good
     pickles = gadgets(canary)
     pts = {name: as_torch(content) for name, content in pickles.items()} | archives(weights)
+    pts |= {f"{name} before 1.6": as_torch_before_zip(pickles[name]) for name in ("eval", "subprocess.run")}
     described = descriptions(path.read_bytes())
     files = pts | tensors(path.read_bytes()) | described
     commands = []
@@ -123,6 +138,7 @@ def test_nothing_in_a_hostile_file_runs_and_it_is_refused_in_2_seconds_and_500_m
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_a_hostile_state_of_a_run_is_refused_by_field(tmp_path, try_all, figure):
     assert [code for _, code, *_ in try_all([train(tmp_path / "run")])] == [0]
     file = tmp_path / "run" / "checkpoints" / "iteration_00000001.pt"

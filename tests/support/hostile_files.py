@@ -120,6 +120,20 @@ def saved(value):
     return file.getvalue()
 
 
+def saved_before_zip(value):
+    """What torch before 1.6 would have saved."""
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def as_torch_before_zip(pickle_bytes):
+    """A file of torch before 1.6 with this pickle as its content."""
+    empty = saved_before_zip({})
+    content = empty.rindex(b"\x80\x02}q\x00.")
+    return empty[:content] + pickle_bytes + empty[content + len(b"\x80\x02}q\x00.") :]
+
+
 def archives(weights):
     """``.pt`` files by name that say more than they hold, or do not hold what a detector needs."""
     name = "backbone.body.conv1.weight"
@@ -141,8 +155,7 @@ def archives(weights):
         info = tarfile.TarInfo("../storages")
         info.size = 4
         archive.addfile(info, io.BytesIO(b"1234"))
-    legacy = io.BytesIO()
-    torch.save({"model": weights}, legacy, _use_new_zipfile_serialization=False)
+    old = saved_before_zip({"model": weights})
     return {
         "a compressed bomb": bomb,
         "a directory that promises 2 GB": bytes(claims),
@@ -152,7 +165,11 @@ def archives(weights):
         "no pickle": as_zip({"archive/version": b"3\n"}),
         "a pickle of 50 MB": as_torch(b"\x80\x02(" + b"N" * 50_000_000 + b"l."),
         "a tar": tar.getvalue(),
-        "the format before torch 1.6": legacy.getvalue(),
+        "the format before torch 1.6, cut off": old[:-1000],
+        "the format before torch 1.6, without its tensors": old[: len(old) // 2],
+        "the format before torch 1.6, with a tensor of 8 GB": saved_before_zip({"model": torch.zeros(3)}).replace(
+            b"K\x03N", b"J\xff\xff\xff\x7fN", 1
+        ),
         "a bare pickle": pickle_bytes,
         "records missing": as_torch(pickle_bytes),
         "records cut short": as_torch(pickle_bytes, [(f"data/{i}", b"1234") for i in range(200)]),

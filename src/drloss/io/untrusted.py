@@ -1,11 +1,13 @@
 """Reading untrusted files of tensors: no code in them is run, and they need no more memory than their size.
 
-``.safetensors`` files contain only numbers. A ``.pt`` file is a zip archive with a pickle in it. It is read by
-``torch.load(weights_only=True)``, without any fallback, and only after a check of the archive's directory and of
-every instruction of the pickle: with ``weights_only`` alone, a pickle of one megabyte could request any amount of
-memory by copying a value a million times.
+``.safetensors`` files contain only numbers. A ``.pt`` file is a zip archive with a pickle in it, or, from torch
+before 1.6, a few pickles and the tensors behind them. It is read by ``torch.load(weights_only=True)``, without any
+fallback, and only after a check of the archive's directory and of every instruction of the pickles: with
+``weights_only`` alone, a pickle of one megabyte could request any amount of memory by copying a value a million
+times.
 """
 
+import io
 import json
 import os
 import pickletools
@@ -38,6 +40,8 @@ _GLOBALS = re.compile(
     rf"{_ORDERED_DICT}|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
+_MAGIC = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
+"""Beginning of a file that torch wrote before version 1.6: a pickled number."""
 _MOST_BUILDS = 16
 _DEEPEST = 32
 """Deepest nesting of lists, tuples and dicts in a ``.pt`` file; a checkpoint of drloss has 5 levels."""
@@ -119,8 +123,25 @@ def read_pt(path: Path, *, mmap: bool = False) -> Any:
         _measure(content, 0, {})
         return content
     except zipfile.BadZipFile:
-        raise UserError(f"{path}: neither written by torch.save (since torch 1.6) nor whole") from None
+        return _read_before_zip(path)
     except Exception as error:  # from torch, its unpickler or zipfile: in any case the file is at fault
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+def _read_before_zip(path: Path) -> Any:
+    """What ``torch.save`` of torch before 1.6 wrote: five pickles, then the bytes of the tensors."""
+    try:
+        with path.open("rb") as file:
+            pickles = io.BytesIO(file.read(MOST_PICKLE))
+        if not pickles.getvalue().startswith(_MAGIC):
+            raise ValueError("it is not whole, or not written by torch.save")
+        for _ in range(5):
+            _check_pickle(pickles)
+        # From a file of its own, torch would first try to read a tar archive, without such a check.
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        _measure(content, 0, {})
+        return content
+    except Exception as error:  # from torch, its unpickler or the disk: in any case the file is at fault
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
@@ -166,7 +187,7 @@ def _check_directory(archive: zipfile.ZipFile, size: int) -> bytes:
     return archive.read(pickles[0])
 
 
-def _check_pickle(pickled: bytes) -> None:
+def _check_pickle(pickled: bytes | io.BytesIO) -> None:
     """Refuse a pickle with anything but tensors and plain values, or with copies of a value; it is not run."""
     builds = 0
     memo: set[Any] = set()  # numbers under which the pickle stores OrderedDict
