@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/drloss demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) -m slow --slow

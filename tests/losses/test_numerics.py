@@ -65,7 +65,7 @@ def threads():
 
 
 @pytest.mark.parametrize(("loss", "options"), LOSSES)
-@pytest.mark.parametrize(("n", "anchors"), [(1, 40_001), (3, 12_347)])
+@pytest.mark.parametrize(("n", "anchors"), [pytest.param(1, 40_001, marks=pytest.mark.slow), (3, 12_347)])
 def test_the_same_bits_on_any_number_of_threads_and_every_time(loss, options, n, anchors, threads):
     logits, labels = image(anchors, 3, n)
     options = {k: v[:3] if isinstance(v, torch.Tensor) else v for k, v in options.items()}

@@ -104,7 +104,9 @@ def step(loss, x, y):
 
 
 @pytest.mark.parametrize("options", [{}, {"scope": "pooled", "reduction": "none"}])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("dr", "focal") else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+)
 def test_the_compiler_takes_every_loss_in_any_shape(name, options):
     torch.compiler.reset()
     module = LOSSES[name](**options)

@@ -78,6 +78,7 @@ def test_the_same_command_again_repeats_nothing(compared):
     assert again["runs"] == json.loads(report)["runs"]
 
 
+@pytest.mark.slow
 def test_what_was_deleted_or_cut_off_is_made_anew_or_left_out_and_nothing_trained(compared, tmp_path):
     out, arguments = compared
     copy = tmp_path / "copy"

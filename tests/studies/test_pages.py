@@ -17,7 +17,10 @@ from drloss.studies.report.gallery import gallery
 from drloss.studies.report.rendering import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH"),
+]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom", "--enable-logging=stderr"]
 SCHEMES = {"dark": 0, "light": 1}
 WIDTHS = {"phone": 390, "desk": 1200}

@@ -269,6 +269,7 @@ def test_the_multi_scale_test_is_another_evaluation_of_the_same_run():
     assert len({s.key for s in chosen}) == len(chosen)
 
 
+@pytest.mark.slow
 def test_a_run_is_tested_at_one_scale_and_at_many(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "subprocess", Subprocess)
     at = TINY.index("--short-side")

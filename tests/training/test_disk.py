@@ -104,6 +104,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
     tmp_path.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_its_last_checkpoint_and_a_message(tmp_path):
     child = start(tiny_run(tmp_path / "run"), tmp_path / "log", fault(full_disk, save=2, room=10_000_000))
     assert child.wait() == 2

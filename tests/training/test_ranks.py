@@ -197,6 +197,7 @@ def test_no_rank_waits_for_one_that_is_dead(whole, tmp_path, soak, figure):
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_a_signal_to_one_rank_or_all_ends_all_at_one_step(whole, tmp_path, soak, figure):
     moments = [(1, 3), (None, 2), (0, 5), (2, 4), (None, 6)] if soak else [(1, 3)]
     size = 3 if soak else 2

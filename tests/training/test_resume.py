@@ -130,6 +130,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_exit_code_0(whole, tmp_path, 
     )
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_ends_a_run_with_a_checkpoint_unless_it_is_to_go_on(whole, tmp_path):
     terminal, ours = pty.openpty()
     child = start(
@@ -212,6 +213,7 @@ def test_a_finished_run_can_be_forced_to_go_on(begun):
     assert len(rows(begun / METRICS_FILE)) == 6
 
 
+@pytest.mark.slow
 def test_a_validation_split_that_is_gone_may_be_done_without(begun, tmp_path):
     died = fault(before, module="drloss.training.reporting", name="run_detector", do="SIGKILL")
     child = start(tiny_run(begun, "--resume", **RUN), tmp_path / "log", died)
