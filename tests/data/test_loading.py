@@ -9,7 +9,18 @@ import torch
 from drloss.data.batches import EvaluationImages, TrainingImages, collate
 from drloss.data.formats.shapes import open_shapes
 from drloss.data.order import Key, TrainingOrder
-from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
+from drloss.data.transforms import (
+    Augmentation,
+    Rectangle,
+    pad,
+    padded_size,
+    place,
+    place_boxes,
+    resize,
+    resize_placed,
+    resized_size,
+    transform_boxes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +192,58 @@ def test_boxes_of_shapes_frame_their_pixels():
             inside = near[round(top) : round(bottom), round(left) : round(right)]
             assert inside.any(dim=0).float().mean() > 0.7
             assert inside.any(dim=1).float().mean() > 0.7
+
+
+# ---------------------------------------------------------------------- zoom
+
+
+@pytest.mark.parametrize("zoom", [(0.5, 0.5), (2.0, 2.0), (0.6, 1.7), (8.0, 8.0)])
+def test_a_zoomed_image_has_its_objects_where_its_boxes_are(zoom):
+    # One white square on black; the share of white pixels within each box that is learnt is 1, and outside it 0.
+    square = np.array([[20.0, 12.0, 50.0, 36.0]])
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 12:36, 20:50] = 255
+    for index in range(60):
+        window = Augmentation(zoom=zoom).draw_window(0, 3, index, (60, 80))
+        placement = place(window, (60, 80), (90, 120))
+        boxes, lost, seen = place_boxes(square, placement)
+        white = resize_placed(image, placement).float().mean(dim=0) / 255 > 0.75
+        if not seen[0]:
+            assert not white.any()
+            continue
+        rows, columns = white.nonzero().unbind(1)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(np.array([float(v) for v in found]) - boxes[0]).max() <= 1.5 * max(1.0, zoom[1])
+        centre = (square[0, 1] + square[0, 3]) / 2, (square[0, 0] + square[0, 2]) / 2
+        inside = all(
+            first <= c <= first + length
+            for c, first, length in zip(centre, (window.top, window.left), (window.height, window.width), strict=True)
+        )
+        assert lost[0] != inside
+
+
+def test_without_a_zoom_the_window_is_the_image_and_draws_are_as_they_were():
+    plain, zoomed = Augmentation(), Augmentation(zoom=(0.5, 2.0))
+    assert plain.draw_window(1, 2, 3, (40, 60)) == Rectangle(0, 0, 40, 60)
+    assert [plain.draw(1, 2, i) for i in range(20)] == [zoomed.draw(1, 2, i) for i in range(20)]
+    windows = {zoomed.draw_window(1, 2, i, (40, 60)) for i in range(100)}
+    heights = [w.height for w in windows]
+    assert min(heights) < 22
+    assert max(heights) > 75
+    assert {zoomed.draw_window(1, 2, i, (40, 60)) for i in range(100)} == windows
+
+
+def test_training_on_zoomed_images_marks_what_is_cut_and_keeps_the_size():
+    data = open_shapes("shapes:train=12,val=1,size=64").read("train")[0]
+    images = TrainingImages(data, Augmentation((64, 64), 64, 0.5, (0.5, 3.0)), seed=0)
+    cut = 0
+    for epoch in range(6):
+        for index in range(len(data)):
+            image, objects, frame, _ = images[Key(epoch, index, (64, 64))]
+            assert image.shape == (3, 64, 64)
+            assert frame.resized == (64, 64)
+            assert ((objects.boxes >= 0) & (objects.boxes <= 64)).all()
+            assert (objects.boxes[:, 2:] > objects.boxes[:, :2]).all()
+            assert len(objects.boxes) == len(objects.labels) == len(objects.ignore)
+            cut += int(objects.ignore.sum())
+    assert cut > 10

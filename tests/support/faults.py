@@ -271,10 +271,10 @@ def at_image(index, do, rank=None):
 
     original = Annotations.load_image
 
-    def patched(self, wanted):
+    def patched(self, wanted, *more):
         if wanted == index:
             _act(do)
-        return original(self, wanted)
+        return original(self, wanted, *more)
 
     if _mine(rank):
         Annotations.load_image = patched

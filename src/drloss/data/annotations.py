@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from drloss.data.images.cache import ImageCache, load_cached
 from drloss.data.images.decoding import read_image
 
 
@@ -91,17 +92,24 @@ class Annotations:
             draw=None if draw is None else partial(_draw_selected, draw, index),
         )
 
-    def load_image(self, index: int) -> Tensor:
+    def load_image(self, index: int, least: tuple[int, int] | None = None, cache: ImageCache | None = None) -> Tensor:
         """Read or draw one image: uint8 (3, H, W), RGB, of the size that ``sizes`` states.
 
+        Args:
+            index: position of the image.
+            least: the height and width that are needed; the image may be smaller than ``sizes`` states, but not
+                smaller than this.
+            cache: where decoded images are kept.
         Raises:
             DataError: if the file is missing, cannot be decoded or has another size than listed.
         """
         if self.draw is not None:
-            return self.draw(index)
+            return load_cached(cache, index, Path(), partial(self.draw, index))
         assert self.image_root is not None
         height, width = (int(s) for s in self.sizes[index])
-        return read_image(self.image_root / self.image_name(index), height=height, width=width)
+        file = self.image_root / self.image_name(index)
+        read = partial(read_image, file, height=height, width=width, least=least)
+        return load_cached(cache, index, file, read)
 
 
 def _draw_selected(draw: Callable[[int], Tensor], images: npt.NDArray[np.int64], index: int) -> Tensor:

@@ -1,17 +1,32 @@
-"""From images on disk to batches: read, resized, flipped, padded and stacked.
+"""From images on disk to batches: read, zoomed, resized, flipped, padded and stacked.
 
 The augmentation of a training image depends on (seed, epoch, index) only, not on the process that reads it.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from drloss.data.annotations import Annotations
+from drloss.data.images.cache import DiskCache, ImageCache, MemoryCache
+from drloss.data.images.decoding import shrinking
 from drloss.data.order import Key
-from drloss.data.transforms import Augmentation, pad, padded_size, resize, resized_size, transform_boxes
+from drloss.data.transforms import (
+    Augmentation,
+    Rectangle,
+    pad,
+    padded_size,
+    place,
+    place_boxes,
+    resize,
+    resize_placed,
+    resized_size,
+    transform_boxes,
+)
 from drloss.errors import UserError
 from drloss.structures import Frame, Objects
 
@@ -46,18 +61,67 @@ class Batch:
 
 
 class TrainingImages(Dataset[Sample | UserError]):
-    """Images by :class:`Key`, resized and flipped as the augmentation draws for the key's epoch and index."""
+    """Images by :class:`Key`, changed as the augmentation draws for the key's epoch and index.
 
-    def __init__(self, annotations: Annotations, augmentation: Augmentation, seed: int) -> None:
+    Args:
+        annotations: the split to train on.
+        augmentation: what is done to each image.
+        seed: seed of the augmentation.
+        cache: where decoded images are kept; made by :func:`image_cache`.
+    """
+
+    def __init__(
+        self, annotations: Annotations, augmentation: Augmentation, seed: int, cache: ImageCache | None = None
+    ) -> None:
         self.annotations = annotations
         self.augmentation = augmentation
         self.seed = seed
+        self.cache = cache
 
     def __getitem__(self, key: Key) -> Sample | UserError:
         short, flip = self.augmentation.draw(self.seed, key.epoch, key.index)
-        height, width = (int(v) for v in self.annotations.sizes[key.index])
-        size = resized_size(height, width, short, self.augmentation.max_side)
-        return _sample(self.annotations, key, size, flip)
+        original = size_of(self.annotations, key.index)
+        try:
+            image = self.annotations.load_image(key.index, self.augmentation.least(original), self.cache)
+        except UserError as error:
+            return error
+        window = self.augmentation.draw_window(self.seed, key.epoch, key.index, (image.shape[1], image.shape[2]))
+        size = resized_size(*original, short, self.augmentation.max_side)
+        return _sample(self.annotations, key, image, size, flip, window)
+
+
+def image_cache(
+    kind: Literal["none", "ram", "disk"], annotations: Annotations, augmentation: Augmentation, folder: Path
+) -> ImageCache | None:
+    """A cache for the images of a split; None for ``"none"``, and for generated images on the disk.
+
+    Args:
+        kind: where decoded images are kept.
+        annotations: the split.
+        augmentation: decides how large the images are needed.
+        folder: folder of the cache ``"disk"``.
+    """
+    drawn = annotations.draw is not None
+    if kind == "none" or (drawn and kind == "disk"):
+        return None
+    originals = [size_of(annotations, index) for index in range(len(annotations))]
+    least = [augmentation.least(size) for size in originals]
+    if kind == "disk":
+        return DiskCache(folder, least)
+    return MemoryCache(
+        [_decoded(*sizes, annotations.image_name(i)) for i, sizes in enumerate(zip(originals, least, strict=True))]
+    )
+
+
+def _decoded(size: tuple[int, int], least: tuple[int, int], name: str) -> tuple[int, int]:
+    """The size of an image after decoding, as its file's suffix lets expect."""
+    divisor = shrinking(size, least) if name.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif")) else 1
+    return -(-size[0] // divisor), -(-size[1] // divisor)
+
+
+def size_of(annotations: Annotations, index: int) -> tuple[int, int]:
+    """Height and width of an image's file in pixels."""
+    return int(annotations.sizes[index, 0]), int(annotations.sizes[index, 1])
 
 
 class EvaluationImages(Dataset[Sample | UserError]):
@@ -78,29 +142,46 @@ class EvaluationImages(Dataset[Sample | UserError]):
         return sorted(batches, key=len, reverse=True)
 
     def _size(self, index: int) -> tuple[int, int]:
-        height, width = (int(s) for s in self.annotations.sizes[index])
-        return resized_size(height, width, self.short_side, self.max_side)
+        return resized_size(*size_of(self.annotations, index), self.short_side, self.max_side)
 
     def __getitem__(self, key: Key) -> Sample | UserError:
-        return _sample(self.annotations, key, self._size(key.index), flip=False)
+        size = self._size(key.index)
+        try:
+            image = self.annotations.load_image(key.index, size)
+        except UserError as error:
+            return error
+        return _sample(self.annotations, key, image, size)
 
 
-def _sample(annotations: Annotations, key: Key, size: tuple[int, int], flip: bool) -> Sample | UserError:
-    """An image with its objects, resized and padded; or the error, if the image cannot be read."""
-    try:
-        image = annotations.load_image(key.index)
-    except UserError as error:
-        return error
-    frame = Frame((image.shape[1], image.shape[2]), size)
-    image = resize(image, size)
+def _sample(
+    annotations: Annotations,
+    key: Key,
+    image: Tensor,
+    size: tuple[int, int],
+    flip: bool = False,
+    window: Rectangle | None = None,
+) -> Sample:
+    """An image with its objects, zoomed, resized to ``size``, flipped and padded.
+
+    An object whose centre is outside the window is not to be learnt, but what is seen of it is no background either.
+    """
+    frame = Frame(size_of(annotations, key.index), size)
+    decoded = image.shape[1], image.shape[2]
+    own = annotations.boxes_of(key.index)
+    boxes, labels, ignore = annotations.boxes[own], annotations.labels[own], annotations.ignore[own]
+    if window is None or window == Rectangle(0, 0, *decoded):
+        image = resize(image, size)
+        boxes = transform_boxes(boxes, frame.original, size, flip=False)
+    else:
+        placement = place(window, decoded, size)
+        image = resize_placed(image, placement)
+        boxes, lost, seen = place_boxes(transform_boxes(boxes, frame.original, decoded, flip=False), placement)
+        boxes, labels, ignore = boxes[seen], labels[seen], (ignore | lost)[seen]
     if flip:
         image = image.flip(2)
-    own = annotations.boxes_of(key.index)
-    boxes = transform_boxes(annotations.boxes[own], frame.original, size, flip)
+        boxes = transform_boxes(boxes, size, size, flip=True)
     objects = Objects(
-        boxes=torch.from_numpy(boxes).float(),
-        labels=torch.from_numpy(annotations.labels[own]),
-        ignore=torch.from_numpy(annotations.ignore[own]),
+        boxes=torch.from_numpy(boxes).float(), labels=torch.from_numpy(labels), ignore=torch.from_numpy(ignore)
     )
     return pad(image, key.padded), objects, frame, key.index
 

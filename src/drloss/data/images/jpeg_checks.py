@@ -64,35 +64,45 @@ def check_scans(path: Path, image: Image.Image) -> None:
 
     Args:
         path: the JPEG file.
-        image: the decoded image, neither turned nor converted.
+        image: the decoded image, neither turned nor converted; perhaps at a part of its size.
 
     Raises:
         ValueError: if there is such a part.
     """
     pixels = np.asarray(image)
-    if not _has_grey_block(pixels):
+    with Image.open(path, formats=("JPEG",)) as header:
+        whole = header.size
+    side = max(1, _SIDE * image.width // whole[0])
+    if not _has_grey_block(pixels, side):
         return
-    if path.stat().st_size > _LARGEST * pixels.size + _METADATA:
-        raise ValueError(f"damaged: it has {path.stat().st_size} bytes for {pixels.size} values")
-    blocks = -(-pixels.shape[0] // _SIDE) * -(-pixels.shape[1] // _SIDE)
+    values = whole[0] * whole[1] * len(image.getbands())
+    if path.stat().st_size > _LARGEST * values + _METADATA:
+        raise ValueError(f"damaged: it has {path.stat().st_size} bytes for {values} values")
+    blocks = -(-whole[1] // _SIDE) * -(-whole[0] // _SIDE)
     with Image.open(io.BytesIO(_padded(path.read_bytes(), blocks)), formats=("JPEG",)) as again:
+        again.draft(None, (again.width * side // _SIDE, again.height * side // _SIDE))
         again.load()
         if not np.array_equal(np.asarray(again), pixels):
             raise ValueError("truncated or damaged: parts of the image have no data, and would be grey")
 
 
-def _has_grey_block(pixels: npt.NDArray[np.uint8]) -> bool:
-    """Whether the inner pixels of a block all have one of the greys. Its border may have its neighbours' colours."""
-    height, width = (max(1, side // _SIDE) for side in pixels.shape[:2])
-    inner = slice(2, 6)
-    tall = pixels[: height * _SIDE, : width * _SIDE]
-    if tall.shape[:2] != (height * _SIDE, width * _SIDE):
+def _has_grey_block(pixels: npt.NDArray[np.uint8], side: int) -> bool:
+    """Whether the inner pixels of a block all have one of the greys. Its border may have its neighbours' colours.
+
+    Args:
+        pixels: the decoded image.
+        side: side of its blocks in pixels, 8 or less if it was decoded at a part of its size.
+    """
+    height, width = (max(1, length // side) for length in pixels.shape[:2])
+    inner = slice(side // 4, side - side // 4)
+    tall = pixels[: height * side, : width * side]
+    if tall.shape[:2] != (height * side, width * side):
         return bool(np.isin(pixels, _GREYS).any())
-    middle = tall[_SIDE // 2 :: _SIDE, _SIDE // 2 :: _SIDE]
+    middle = tall[side // 2 :: side, side // 2 :: side]
     for grey in _GREYS:
         found = (middle == grey).reshape(height, width, -1).all(axis=2)
         for row, column in np.argwhere(found):
-            block = tall[row * _SIDE : (row + 1) * _SIDE, column * _SIDE : (column + 1) * _SIDE]
+            block = tall[row * side : (row + 1) * side, column * side : (column + 1) * side]
             if (block[inner, inner] == grey).all():
                 return True
     return False
