@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drloss.detector.anchors import anchor_shapes, level_anchors
-from drloss.detector.backbone import BACKBONES, ResNetFPN
+from drloss.detector.backbone import BACKBONES, BackboneFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
@@ -60,14 +60,14 @@ def test_anchors_sit_on_cell_centres_with_the_stated_sizes_and_ratios():
 def test_feature_maps_have_the_strides(name, top_level):
     config = DetectorConfig(backbone=name, norm="frozen", fpn_channels=64, top_level=top_level)
     with torch.no_grad():
-        maps = ResNetFPN(config)(torch.zeros(1, 3, 128, 192))
+        maps = BackboneFPN(config)(torch.zeros(1, 3, 128, 192))
     assert [(m.shape[2], m.shape[3]) for m in maps] == [(128 // s, math.ceil(192 / s)) for s in config.strides]
     assert {m.shape[1] for m in maps} == {64}
 
 
 def test_p6_comes_from_c5_even_where_channels_agree():
     config = DetectorConfig(backbone="resnet18", norm="frozen", fpn_channels=512)
-    pyramid = ResNetFPN(config)
+    pyramid = BackboneFPN(config)
     seen = []
     pyramid.fpn.extra_blocks.p6.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     pyramid.body.layer4.register_forward_hook(lambda _, __, output: seen.append(output))
@@ -128,11 +128,11 @@ def test_every_loss_takes_the_maps_as_they_are(loss):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"backbone": "vgg"}, "backbone"), ({"norm": "auto"}, "norm"), ({"top_level": 6}, "top_level")],
+    [({"norm": "auto"}, "norm"), ({"top_level": 6}, "top_level")],
 )
 def test_unknown_parts_are_named(change, word):
     with pytest.raises(UserError, match=f"{word} must be one of"):
-        ResNetFPN(DetectorConfig(**({"norm": "group"} | change)))
+        BackboneFPN(DetectorConfig(**({"norm": "group"} | change)))
 
 
 def test_every_backbone_of_the_issue_is_there():
@@ -273,7 +273,7 @@ def test_no_detection_has_empty_tensors_of_the_right_shape():
 
 def test_lateral_convolutions_start_kaiming_uniform():
     torch.manual_seed(0)
-    lateral = ResNetFPN(SMALL).fpn.inner_blocks[0][0].weight
+    lateral = BackboneFPN(SMALL).fpn.inner_blocks[0][0].weight
     bound = math.sqrt(3 / lateral[0].numel())
     assert lateral.abs().max().item() <= bound
     assert lateral.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)

@@ -8,10 +8,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from drloss.detector.backbone import IMAGENET
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import detect
 from drloss.detector.exported import DetectorFile, load_detector, save_detector
-from drloss.detector.model import IMAGE_MEAN, HeadOutputs, RetinaNet
+from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective
 from drloss.losses import DRLoss
 from drloss.structures import Frame, Objects
@@ -171,7 +172,7 @@ def test_there_and_back_leaves_the_constants_exact(model, images, dtype):
     model.to(dtype).float()
     assert before.keys() >= {"mean", "std", "shapes"}
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
-    assert model.mean.flatten().tolist() == torch.tensor(IMAGE_MEAN).tolist()
+    assert model.mean.flatten().tolist() == torch.tensor(IMAGENET[0]).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])

@@ -113,8 +113,13 @@ def test_norm_auto_is_frozen_for_torchvisions_detectors(torchvisions, tmp_path, 
 PREFIXES = ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "body.", "model.backbone.body."]
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        *((None, prefix) for prefix in PREFIXES),
+        *((key, "module.") for key in ("model", "state_dict", "model_state_dict")),
+    ],
+)
 def test_wrappings_do_not_matter(tmp_path, prefix, key):
     state = marked(torchvision.models.resnet18(num_classes=7).state_dict())
     wrapped = {prefix + name: tensor for name, tensor in state.items()}

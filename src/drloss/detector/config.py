@@ -8,6 +8,8 @@ from drloss.errors import UserError
 
 LARGEST = {"anchor_octaves": 32, "head_depth": 64, "short_side": 8192, "max_side": 8192, "anchor_ratios": 32}
 """Largest value of some settings, or largest number of values: limits for files from untrusted sources."""
+_MAY_BE_ZERO = ("frozen_stride",)
+_COLOURS = ("image_mean", "image_std")
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,12 @@ class DetectorConfig:
     """RetinaNet's structure and its settings at test time. The defaults are the paper's (§4.1) with ResNet-50."""
 
     backbone: str = "resnet50"
-    """Backbone: resnet10 (for CPUs), resnet18, resnet34, resnet50, resnet101 or resnext101_32x8d."""
+    """Backbone: resnet10 (for CPUs), resnet18, resnet34, resnet50, resnet101 or resnext101_32x8d, or a model of timm
+    that has features at strides 8, 16 and 32, such as tf_efficientnet_lite0 or convnext_tiny."""
     norm: Literal["auto", "frozen", "group"] = "auto"
-    """Norm layers: frozen batch norm, for pretrained weights; group norm, which trains from random weights and does
-    not look at the rest of the batch; auto is frozen where there are pretrained weights, group where not."""
+    """What the backbone's batch norms become: frozen, for pretrained weights; group norm, which trains from random
+    weights and does not look at the rest of the batch; auto is frozen where there are pretrained weights, group where
+    not. Layer norms stay as they are, and train."""
     fpn_channels: int = 256
     """Channels of every pyramid level."""
     top_level: Literal[5, 7] = 7
@@ -49,6 +53,13 @@ class DetectorConfig:
     """Detections that each pyramid level may hand to NMS."""
     max_detections: int = 100
     """Detections kept per image."""
+    frozen_stride: Literal[0, 2, 4, 8, 16, 32] = 4
+    """With frozen norms, backbone stages up to this stride are not trained; 0 trains all. The paper: 4, the stem and
+    the first stage."""
+    image_mean: tuple[float, ...] = ()
+    """Mean of the image's red, green and blue in [0, 1]; empty for the one of the backbone's weights."""
+    image_std: tuple[float, ...] = ()
+    """Deviation of the image's red, green and blue in [0, 1]; empty for the one of the backbone's weights."""
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -65,6 +76,9 @@ def check_detector(config: DetectorConfig) -> None:
     """Raise UserError for the first setting that has the wrong type, is not positive or is too large."""
     for field in fields(DetectorConfig):
         name, value, default = field.name, getattr(config, field.name), field.default
+        if name in _COLOURS:
+            _check_colours(name, value)
+            continue
         numbers = value if isinstance(default, tuple) and isinstance(value, tuple) else (value,)
         kinds = {str: (str,), int: (int,)}.get(type(default), (int, float))
         if not all(type(number) in kinds for number in numbers):
@@ -73,5 +87,15 @@ def check_detector(config: DetectorConfig) -> None:
             continue
         size = len(numbers) if isinstance(default, tuple) else value
         limit = LARGEST.get(name, 1_000_000)
-        if not all(0 < number < inf for number in numbers) or size > limit:
+        least = 0 if name in _MAY_BE_ZERO else 1e-300
+        if not all(least <= number < inf for number in numbers) or size > limit:
             raise UserError(f"{name} must be positive and at most {limit}, got {value!r:.80}")
+
+
+def _check_colours(name: str, value: object) -> None:
+    """Raise UserError unless the value is empty or three numbers in [0, 1]; a deviation is not 0."""
+    numbers = value if isinstance(value, tuple) else (None,)
+    if not (len(numbers) in (0, 3) and all(type(n) in (int, float) and 0 <= n <= 1 for n in numbers)):
+        raise UserError(f"{name} must be empty or three numbers from 0 to 1 (red,green,blue), got {value!r:.80}")
+    if name == "image_std" and 0 in numbers:
+        raise UserError(f"{name} must not be 0, got {value!r:.80}")

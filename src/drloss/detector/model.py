@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drloss.detector.anchors import anchor_shapes, level_anchors
-from drloss.detector.backbone import ResNetFPN
+from drloss.detector.backbone import BackboneFPN, with_image_statistics
 from drloss.detector.config import DetectorConfig
 from drloss.losses.inputs import maps_to_rows
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-"""Mean and deviation of ImageNet's RGB values in [0, 1], which torchvision's weights were trained with."""
 NOTHING = -1e4
 """Logit in the padding of a batch: its score is 0."""
 
@@ -80,7 +77,7 @@ class Head(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """RetinaNet on a ResNet-FPN.
+    """RetinaNet on a backbone with a feature pyramid.
 
     Paper: §4.1, [17]. The heads are RetinaNet's for every loss; only ``prior_probability`` depends on the loss.
 
@@ -101,9 +98,9 @@ class RetinaNet(nn.Module):
         super().__init__()
         if config.norm == "auto":
             config = replace(config, norm="group")
-        self.config = config
+        self.config = config = with_image_statistics(config)
         self.num_classes = num_classes
-        self.backbone = ResNetFPN(config)
+        self.backbone = BackboneFPN(config)
         bias = -log((1 - prior_probability) / prior_probability)
         self.cls_head = Head(config, num_classes, bias)
         self.box_head = Head(config, 4)
@@ -111,7 +108,7 @@ class RetinaNet(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def _constants(self, device: torch.device | None = None) -> dict[str, Tensor]:
-        colours = {"mean": IMAGE_MEAN, "std": IMAGE_STD}
+        colours = {"mean": self.config.image_mean, "std": self.config.image_std}
         tensors = {name: torch.tensor(v, dtype=torch.float32, device=device) for name, v in colours.items()}
         shaped = {name: t.reshape(3, 1, 1) for name, t in tensors.items()}
         return {**shaped, "shapes": anchor_shapes(self.config, device)}
@@ -159,7 +156,7 @@ class RetinaNet(nn.Module):
         """Maps of logits and of deltas, one per level, for images without padding."""
         floats = images.to(torch.promote_types(images.dtype, torch.float32))
         normalised = (floats / 255 - self.mean) / self.std
-        features = self.backbone(normalised.to(self.backbone.body.conv1.weight.dtype))
+        features = self.backbone(normalised.to(self.cls_head.predict.weight.dtype))
         return self.cls_head(features), self.box_head(features)
 
     def _maps_by_size(

@@ -13,6 +13,7 @@ its P6 and P7 do not fit.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch.hub import get_dir
 from torchvision.models import get_model_weights
 
-from drloss.detector.backbone import BACKBONES, ResNetFPN
+from drloss.detector import timm_backbones
+from drloss.detector.backbone import BACKBONES, BackboneFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import check_values, read_description
 from drloss.detector.model import RetinaNet
@@ -41,7 +43,7 @@ PARTS = {
 """Parts of a detector, each with the beginning of the names of its weights."""
 CLASSIFIER = "the last layer of the classifier"
 _DOWNLOAD = {"progress": True, "check_hash": True, "weights_only": True}
-"""Options of torchvision's download of ImageNet weights, the only thing that drloss fetches from the network."""
+"""Options of torchvision's download of ImageNet weights. Nothing but these or timm's is fetched from the network."""
 _COUNTER = "num_batches_tracked"
 """End of the name of batch norm's step counter, which is not a weight."""
 _SHOWN = 4
@@ -116,7 +118,9 @@ def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
     if weights in ("none", "imagenet"):
         return replace(config, norm="frozen" if weights == "imagenet" else "group")
     names = our_names(read_weights(Path(weights)), weights)
-    frozen = any(name.startswith(BODY) and name.endswith("running_mean") for name in names)
+    frozen = config.backbone not in BACKBONES or any(
+        name.startswith(BODY) and name.endswith("running_mean") for name in names
+    )
     return replace(config, norm="frozen" if frozen else "group")
 
 
@@ -133,17 +137,26 @@ def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> 
     if weights == "none":
         return Start("random weights")
     if weights == "imagenet":
-        name = model.config.backbone
-        if name == "resnet10":
-            raise UserError("weights imagenet: there are none for resnet10; use --weights none or another backbone")
-        source = f"ImageNet weights of {name} (torchvision, IMAGENET1K_V1)"
-        return Start(source, _load_parts(model, _imagenet(name), source, ()).details)
+        found, source = _imagenet(model.config.backbone)
+        return Start(source, _load_parts(model, found, source, ()).details)
     file = open_weights(Path(weights))
     skip = () if file.class_names == class_names else (CLASSIFIER,)
     return _load_parts(model, file.tensors, weights, skip)
 
 
-def _imagenet(name: str) -> dict[str, Tensor]:
+def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
+    """ImageNet weights of a backbone, and where they are from: an installed package, or else the network."""
+    if name == "resnet10":
+        raise UserError("weights imagenet: there are none for resnet10; use --weights none or another backbone")
+    if name in BACKBONES:
+        return _of_torchvision(name), f"ImageNet weights of {name} (torchvision, IMAGENET1K_V1)"
+    if file := timm_backbones.packaged_weights(name):
+        tensors = timm_backbones.classifier_names(read_weights(file), name, str(file))
+        return tensors, f"ImageNet weights of {name} (package {file.parent.parent.name}, {file.name})"
+    return timm_backbones.download(name), f"ImageNet weights of {name} (timm)"
+
+
+def _of_torchvision(name: str) -> dict[str, Tensor]:
     found = get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return dict(found.get_state_dict(**_DOWNLOAD))
@@ -158,13 +171,16 @@ def _imagenet(name: str) -> dict[str, Tensor]:
 
 def _load_parts(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip: tuple[str, ...]) -> Start:
     """Load the parts that fit into the detector, without those in ``skip``, and describe what was done."""
-    names = our_names(found, source)
-    there = {ours: found[name] for ours, name in names.items() if not name.endswith(_COUNTER)}
     own = model.state_dict()
+    body = [] if model.config.backbone in BACKBONES else [n.removeprefix(BODY) for n in own if n.startswith(BODY)]
+    if body and timm_backbones.is_packaged(found):
+        found = timm_backbones.classifier_names(found, model.config.backbone, source)
+    names = our_names(found, source, body)
+    there = {ours: found[name] for ours, name in names.items() if not name.endswith(_COUNTER)}
     if not any(re.match(BODY, ours) for ours in there if not ours.startswith(f"{BODY}fc.")):
         raise UserError(
             f"{source}: no weight fits: it has {len(found):,}, {_listed(found)}; wanted are those of a "
-            f"{model.config.backbone} by torchvision's names ({BODY}conv1.weight, or conv1.weight alone)"
+            f"{model.config.backbone} by {'timm' if body else 'torchvision'}'s names, such as {_first_of_body(own)}"
         )
     loaded: dict[str, Tensor] = {}
     taken, left = [], []
@@ -217,13 +233,23 @@ def _other_backbone(
     problem = _misfit(wanted, given)
     message = f"{source}: its backbone is no {config.backbone} with norm {config.norm}: {problem}"
     norms: tuple[Literal["frozen", "group"], ...] = ("frozen", "group")
-    for backbone in BACKBONES:
+    for backbone in dict.fromkeys((config.backbone, *BACKBONES)):
         for norm in norms:
-            with torch.device("meta"):
-                body = ResNetFPN(replace(config, backbone=backbone, norm=norm)).body.state_dict()
-            if shapes == {BODY + name: tensor.shape for name, tensor in body.items()}:
+            if shapes == _body_shapes(backbone, norm):
                 return f"{message}; it fits --backbone {backbone} --norm {norm}"
     return message
+
+
+@cache
+def _body_shapes(backbone: str, norm: Literal["frozen", "group"]) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        body = BackboneFPN(DetectorConfig(backbone=backbone, norm=norm)).body.state_dict()
+    return {BODY + name: tensor.shape for name, tensor in body.items()}
+
+
+def _first_of_body(own: Iterable[str]) -> str:
+    """The first weight of the detector's backbone, alone."""
+    return next(name for name in own if name.startswith(BODY)).removeprefix(BODY)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Our names for the weights of other detectors: torchvision's, and those that wrappers and older versions made."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from drloss.errors import UserError
 
@@ -19,9 +19,13 @@ _RENAMED = (
 _TOWERS = {"classification": "cls_head", "regression": "box_head"}
 
 
-def our_names(names: Iterable[str], source: str) -> dict[str, str]:
+def our_names(names: Iterable[str], source: str, body: Collection[str] = ()) -> dict[str, str]:
     """For the weights of a file, a dict from our name to the name in the file. An unknown weight keeps its name.
 
+    Args:
+        names: names in the file.
+        source: the file, for messages.
+        body: names of the weights of a timm backbone, whose classifier the file may be of.
     Raises:
         UserError: if two weights of the file get the same name.
     """
@@ -31,10 +35,17 @@ def our_names(names: Iterable[str], source: str) -> dict[str, str]:
         for pattern, replacement in _RENAMED:
             ours = re.sub(pattern, replacement, ours)
         ours = _TOWER.sub(_in_tower, ours)
+        ours = _in_body(ours, body)
         if ours in found:
             raise UserError(f"{source}: weights {found[ours]} and {name} have one place in the detector, {ours}")
         found[ours] = name
     return _from_p3(found)
+
+
+def _in_body(name: str, body: Collection[str]) -> str:
+    """Our name of a weight of timm's classifier: timm joins the names of modules that it takes out of a sequence."""
+    known = (own for own in (name, name.replace(".", "_", 1)) if own in body)
+    return next((f"{BODY}{own}" for own in known), name)
 
 
 def _in_tower(match: re.Match[str]) -> str:

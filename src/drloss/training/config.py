@@ -26,7 +26,8 @@ class Config:
     """Classification loss: dr, focal, ce, ohem, qfl or ap, with parameters if wanted, as in
     dr:neg_lambda=0.05,pairing=neg_only. Each brings its own prior probability, weight and normaliser."""
     weights: str = "imagenet"
-    """Weights to start from: imagenet (torchvision's, downloaded), none, or the file of a backbone or a detector."""
+    """Weights to start from: imagenet (from an installed package, or else downloaded by torchvision or timm), none,
+    or the file of a backbone or a detector."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     """The detector's structure and its settings at test time."""
     batch_size: int = 16
@@ -48,6 +49,8 @@ class Config:
     """Weight decay of weights; biases and norm layers have none."""
     bias_lr: float = 2.0
     """Factor on the learning rate of biases."""
+    backbone_lr: float = 1.0
+    """Factor on the learning rate of the backbone. The paper: 1."""
     max_iters: int = 90_000
     """Number of optimiser steps. The paper: 90000 (1x), 135000 (1.5x) or 180000 (2x)."""
     schedule: Literal["step", "cosine"] = "step"
@@ -64,6 +67,9 @@ class Config:
     """Range of the short side of training images in pixels (scale jitter). The paper: 800,800; in Table 4 640,800."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
+    zoom: tuple[float, ...] = (1.0, 1.0)
+    """Range of a random zoom in training: above 1 a random part of the image is enlarged to the whole image's size,
+    below 1 the image is shrunk and placed at random on a plain ground. The paper: 1,1."""
     keep_empty: bool = True
     """Train on images without objects, too. The paper's codebase leaves them out."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -72,6 +78,9 @@ class Config:
     """Compile the model with torch.compile."""
     channels_last: bool = False
     """Keep images and convolution weights in channels-last order, which is faster on many machines."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Where decoded training images are kept for the next epochs: ram (at most a quarter of the free memory), disk
+    (the user's cache folder, for later runs, too), or none. It changes no pixel."""
     workers: int = 2
     """Data-loading processes per device; 0 loads in the training process."""
     seed: int = 0
@@ -89,12 +98,12 @@ class Config:
 
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "data": ("train_short_sides", "flip", "keep_empty", "workers"),
+    "data": ("train_short_sides", "flip", "zoom", "keep_empty", "cache", "workers"),
     "model": ("weights", *(f.name for f in fields(DetectorConfig))),
     "loss": ("loss",),
     "schedule": (
         *("batch_size", "micro_batch", "optimizer", "lr", "reference_batch", "scale_lr", "momentum", "weight_decay"),
-        *("bias_lr", "max_iters", "schedule", "steps", "warmup_iters", "warmup_factor", "clip_norm"),
+        *("bias_lr", "backbone_lr", "max_iters", "schedule", "steps", "warmup_iters", "warmup_factor", "clip_norm"),
     ),
     "run": (
         *("precision", "compile", "channels_last", "seed", "log_every", "eval_every", "eval_batch_size"),
@@ -106,7 +115,10 @@ _TYPES: dict[str, Any] = {f.name: f.type for settings in (Config, DetectorConfig
 OPTIONS: dict[str, Any] = {name: _TYPES[name] for names in GROUPS.values() for name in names}
 """Type of every setting by name; settings of the detector have no prefix."""
 
+LATER = ("zoom", "cache", "frozen_stride", "image_mean", "image_std", "backbone_lr")
+"""Settings that configurations written by version 0.1.0 lack. Their defaults are what that version did."""
 _MAY_BE_ZERO = ("warmup_iters", "clip_norm", "weight_decay", "momentum", "flip", "workers", "seed", "eval_every")
+_MOST_ZOOM = 8
 _SHARES = ("flip", "warmup_factor", "score_threshold", "nms_threshold", "positive_iou", "negative_iou")
 
 
@@ -183,6 +195,8 @@ def check(config: Config) -> None:
     sides = config.train_short_sides
     if len(sides) not in (1, 2) or sides[0] > sides[-1] or sides[0] < 1:
         raise UserError(f"train_short_sides must be one number or a range low,high of pixels, got {sides}")
+    if len(config.zoom) != 2 or not 0 < config.zoom[0] <= config.zoom[1] <= _MOST_ZOOM:
+        raise UserError(f"zoom must be a range low,high above 0 and at most {_MOST_ZOOM}, got {config.zoom}")
     if config.detector.negative_iou > config.detector.positive_iou:
         raise UserError(
             f"negative_iou must not exceed positive_iou, got {config.detector.negative_iou} "
@@ -256,6 +270,11 @@ def flat(config: Config) -> dict[str, Any]:
     return settings
 
 
+def later_settings() -> dict[str, Any]:
+    """The defaults of the settings in :data:`LATER`, by name."""
+    return {name: value for name, value in flat(Config()).items() if name in LATER}
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """The configuration in plain JSON types."""
 
@@ -278,7 +297,7 @@ def from_json(plain: Mapping[str, Any], source: str) -> Config:
         settings = dict(plain)
         expects = settings.pop("expects")
         settings |= settings.pop("detector")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        values = later_settings() | {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         if missing := set(OPTIONS) - set(values):
             raise UserError(f"missing settings: {', '.join(sorted(missing))}")
         return replace(override(Config(), values), expects=expects)

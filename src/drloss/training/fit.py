@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.data.batches import Batch, TrainingImages
+from drloss.data.batches import Batch, TrainingImages, image_cache
 from drloss.data.checks.problems import Report, require_place
+from drloss.data.images.cache import cache_folder
 from drloss.data.order import Key, TrainingOrder
 from drloss.data.transforms import Augmentation
 from drloss.data.workers import load_batches
@@ -47,7 +48,7 @@ def fit(
     force: bool = False,
     reports: Mapping[str, Report] | None = None,
     console: Console | None = None,
-) -> None:
+) -> bool:
     """Train a detector and leave it in ``out``.
 
     Args:
@@ -60,6 +61,8 @@ def fit(
         force: resume even if the data or the settings have changed since the run began.
         reports: reports of what was left out of the splits, by the file name they get in ``out``.
         console: where rank 0 prints.
+    Returns:
+        Whether there was anything to do; False for a run that has ended already.
     Raises:
         UserError: if the settings, the data or the run folder cannot be used.
         NonFiniteLoss: if the loss is not finite on some rank.
@@ -76,9 +79,11 @@ def fit(
     new = new_detector(config, train, out, ranks, resume=resume)
     with stop_signals(console) as stop, only_writer(out) if ranks.first else nullcontext():
         trainer = prepare(new, train, val, out, ranks, console, stop, resume=resume, force=force, reports=reports)
-        if trainer is not None:  # None: the run has already ended
-            _train(trainer)
-            _export(trainer)
+        if trainer is None:
+            return False
+        _train(trainer)
+        _export(trainer)
+    return True
 
 
 def _train(trainer: Trainer) -> None:
@@ -91,7 +96,7 @@ def _train(trainer: Trainer) -> None:
         if not trainer.evaluated:  # the run was stopped during an evaluation
             evaluate_split(trainer)
             save(trainer)
-        last = time.perf_counter()
+        last, steps = time.perf_counter(), 0
         while trainer.iteration < config.max_iters:
             number = trainer.iteration + 1
             done = number == config.max_iters
@@ -100,10 +105,11 @@ def _train(trainer: Trainer) -> None:
             report = take_step(trainer, _load(trainer, batches), logged)
             trainer.iteration = number
             progress.update(bar, completed=number, loss=f"{report.loss:.3f}", ap=f"{trainer.last_ap:.1f}")
+            steps += 1
             if logged:
                 now = time.perf_counter()
-                log_step(trainer, report, now - last)
-                last = now
+                log_step(trainer, report, now - last, steps)
+                last, steps = now, 0
             if trainer.val is not None and (done or (config.eval_every and number % config.eval_every == 0)):
                 trainer.evaluated = False
                 save(trainer)  # save first, so that a kill during evaluation loses no step
@@ -119,7 +125,7 @@ def _export(trainer: Trainer) -> None:
     trainer.ranks.at("saving", slow=True)
     if trainer.ranks.first:
         description = DetectorFile(
-            detector=trainer.config.detector,
+            detector=trainer.model.config,
             class_names=trainer.train.class_names,
             category_ids=tuple(int(i) for i in trainer.train.category_ids),
             loss=trainer.config.loss,
@@ -135,6 +141,7 @@ def own_batches(trainer: Trainer) -> AbstractContextManager[Iterator[Batch]]:
         short_sides=(config.train_short_sides[0], config.train_short_sides[-1]),
         max_side=config.detector.max_side,
         flip=config.flip,
+        zoom=(config.zoom[0], config.zoom[1]),
     )
     order = TrainingOrder(trainer.train, augmentation, config.batch_size, config.seed, config.keep_empty)
     own = range(trainer.ranks.rank * share, (trainer.ranks.rank + 1) * share, trainer.micro_batch)
@@ -144,7 +151,8 @@ def own_batches(trainer: Trainer) -> AbstractContextManager[Iterator[Batch]]:
             for first in own:
                 yield keys[first : first + trainer.micro_batch]
 
-    images = TrainingImages(trainer.train, augmentation, config.seed)
+    cache = image_cache(config.cache, trainer.train, augmentation, cache_folder())
+    images = TrainingImages(trainer.train, augmentation, config.seed, cache)
     return load_batches(images, own_keys(), config.workers, trainer.ranks.device)
 
 

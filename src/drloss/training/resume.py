@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from drloss.errors import UserError, shown
-from drloss.training.config import Config, make_loss, to_json
+from drloss.training.config import Config, later_settings, make_loss, to_json
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS, MODEL
 from drloss.training.state import load_state, versions
 
 HOW_IT_RUNS = (
-    *("expects", "workers", "micro_batch", "compile", "channels_last"),
+    *("expects", "cache", "workers", "micro_batch", "compile", "channels_last"),
     *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
 )
 """Settings that change neither what a run learns nor what its detector finds; but see :func:`is_pooled`."""
@@ -118,4 +118,5 @@ def is_pooled(loss: str) -> bool:
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:
     """A configuration in JSON types with the detector's settings beside the others."""
     detector: dict[str, Any] = plain["detector"]
-    return {k: v for k, v in plain.items() if k != "detector"} | detector
+    later = {name: list(v) if isinstance(v, tuple) else v for name, v in later_settings().items()}
+    return later | {k: v for k, v in plain.items() if k != "detector"} | detector

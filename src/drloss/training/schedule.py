@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from drloss.detector.model import RetinaNet
 from drloss.training.config import Config
 
 
@@ -34,31 +35,36 @@ def learning_rate(config: Config, iteration: int) -> float:
     return rate
 
 
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+def build_optimizer(model: RetinaNet, config: Config) -> torch.optim.Optimizer:
     """Optimiser of the trainable parameters; biases and norms have no weight decay.
 
-    Each group has an ``lr_factor``, by which :func:`set_learning_rate` multiplies the rate: 2 for biases by default.
+    Each group has an ``lr_factor``, by which :func:`set_learning_rate` multiplies the rate: ``bias_lr`` for biases,
+    ``backbone_lr`` for the backbone.
     """
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
+    body = set(model.backbone.body.parameters())
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (kind, in_body): [] for in_body in (False, True) for kind in ("weight", "bias", "norm")
+    }
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            if isinstance(module, nn.GroupNorm):
-                norms.append(parameter)
-            else:
-                (biases if name == "bias" else weights).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_factor": config.bias_lr},
-        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+            if parameter.requires_grad:
+                of_norm = "Norm" in type(module).__name__  # GroupNorm, and timm's and torch's others
+                scale = parameter.ndim < 2 and name != "bias"  # such as ConvNeXt's layer scale
+                kind = "norm" if of_norm or scale else "bias" if name == "bias" else "weight"
+                groups[kind, parameter in body and config.backbone_lr != 1].append(parameter)
+    factors = {"weight": 1.0, "bias": config.bias_lr, "norm": 1.0}
+    of_optimizer: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if kind == "weight" else 0.0,
+            "lr_factor": factors[kind] * (config.backbone_lr if in_body else 1.0),
+        }
+        for (kind, in_body), parameters in groups.items()
+        if parameters
     ]
-    groups = [g for g in groups if g["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.SGD(of_optimizer, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(of_optimizer, lr=config.lr)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
