@@ -236,9 +236,11 @@ def test_other_errors_of_torch_are_faults_of_ours(tmp_path, monkeypatch):
 def test_check_data_says_what_a_preset_makes_of_the_objects(tmp_path, capsys):
     data = tmp_path / "data"
     assert main(["make-shapes", str(data), "--data", "shapes:train=40,val=2,test=1"]) == 0
-    assert main(["check-data", str(data), "--preset", "cpu"]) == 0
-    assert "good: strict reading takes all of it" in capsys.readouterr().out
-    assert main(["check-data", str(data), "--short-side", "32"]) == 0
+    assert main(["check-data", str(data)]) == 0
+    said = capsys.readouterr().out
+    assert "good: strict reading takes all of it" in said
+    assert f"next: drloss train --data {data} --preset laptop --out runs/first" in said
+    assert main(["check-data", str(data), "--preset", "cpu", "--short-side", "32"]) == 0
     said = capsys.readouterr().out
     assert "train: with --preset cpu --short-side 32, " in said
     assert "readable: strict reading takes all of it, but mind the remark above" in said

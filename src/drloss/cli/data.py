@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from drloss.cli.options import Command, preset_name
+from drloss.cli.options import DEFAULT_PRESET, Command, default_preset, preset_name
 from drloss.errors import UserError
 from drloss.training.config import override
 from drloss.training.presets import PRESETS
@@ -14,8 +15,8 @@ from drloss.training.presets import PRESETS
 def add_check_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.add_argument("data", metavar="DATA", help="data set, as for train --data")
     model = parser.add_argument_group("model", "says whether the objects are large enough for the detector's anchors")
-    names = f"{', '.join(PRESETS)} (default: cpu)"
-    model.add_argument("--preset", default="cpu", type=preset_name, metavar="NAME", help=names)
+    names = f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})"
+    model.add_argument("--preset", type=preset_name, metavar="NAME", help=names)
     short = "short side of the images in pixels (default: the preset's)"
     model.add_argument("--short-side", type=int, metavar="INT", help=short)
     run = parser.add_argument_group("run")
@@ -30,7 +31,8 @@ def _check_data(options: argparse.Namespace) -> int:
     from drloss.data.inspection import check_data
     from drloss.io.atomic import write_json
 
-    size = _input_size(options.preset, options.short_side)
+    preset = options.preset or default_preset(options.data)
+    size = _input_size(preset, options.short_side)
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
@@ -42,6 +44,8 @@ def _check_data(options: argparse.Namespace) -> int:
 
         result = check_data(options.data, size=size, progress=advance)
     print(result.text())
+    if result.ok:
+        print(f"next: drloss train --data {quote(options.data)} --preset {preset} --out runs/first")
     if options.report:
         write_json(options.report, result.to_json())
         print(f"all of it is in {options.report}")

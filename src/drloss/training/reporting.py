@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -15,8 +16,15 @@ from drloss.training.step import StepReport
 from drloss.training.trainer import Trainer
 
 
-def log_step(trainer: Trainer, report: StepReport, seconds: float) -> None:
-    """Write a step's losses and statistics to the log, and print a line where there is no progress bar."""
+def log_step(trainer: Trainer, report: StepReport, seconds: float, steps: int) -> None:
+    """Write a step's losses and statistics to the log, and print a line where there is no progress bar.
+
+    Args:
+        trainer: the run after the step.
+        report: result of the step.
+        seconds: time since the last logged step, without evaluations.
+        steps: number of steps in that time.
+    """
     if trainer.log is None or report.statistics is None:
         return
     trainer.ranks.at("logging", slow=True)
@@ -24,10 +32,13 @@ def log_step(trainer: Trainer, report: StepReport, seconds: float) -> None:
     values |= {"lr": learning_rate(trainer.config, trainer.iteration - 1), "seconds": seconds}
     trainer.log.write(METRICS_FILE, trainer.iteration, values)
     if not trainer.console.is_terminal:
+        speed = steps * trainer.config.batch_size / max(seconds, 1e-9)
+        left = timedelta(seconds=round((trainer.config.max_iters - trainer.iteration) * seconds / steps))
         positive = "-" if math.isnan(values["expected_pos"]) else f"{values['expected_pos']:.3f}"
         trainer.console.print(
             f"{trainer.iteration}/{trainer.config.max_iters} loss {report.loss:.4f} (cls {report.cls:.4f}, box "
-            f"{report.box:.4f}) P+ {positive} P- {values['expected_neg']:.3f}"
+            f"{report.box:.4f}) P+ {positive} P- {values['expected_neg']:.3f}, {speed:.3g} images/s, {left} left",
+            soft_wrap=True,
         )
 
 
