@@ -8,8 +8,9 @@ from drloss.detector.config import DetectorConfig
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError
 from drloss.losses import DRLoss, FocalLoss
-from drloss.training.config import OPTIONS, Config, check, from_json, make_loss, override, parse_value, to_json
+from drloss.training.config import LATER, OPTIONS, Config, check, from_json, make_loss, override, parse_value, to_json
 from drloss.training.presets import PRESETS
+from drloss.training.resume import changed_settings
 from drloss.training.schedule import build_optimizer, learning_rate, scaled_lr, set_learning_rate
 
 
@@ -141,6 +142,34 @@ def test_a_configuration_of_another_version_is_refused():
         from_json(plain, "run/config.json")
 
 
+def test_a_configuration_of_version_0_1_means_what_it_meant():
+    plain = to_json(PRESETS["r50_1x"])
+    older = {k: v for k, v in plain.items() if k not in LATER}
+    older["detector"] = {k: v for k, v in plain["detector"].items() if k not in LATER}
+    assert len(older) + len(older["detector"]) == len(plain) + len(plain["detector"]) - len(LATER)
+    assert from_json(older, "config.json") == PRESETS["r50_1x"]
+    assert changed_settings(older, plain) == changed_settings(plain, older) == {}
+    assert changed_settings(older, plain | {"zoom": [0.5, 2]}) == {"zoom": ([1.0, 1.0], [0.5, 2])}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"image_mean": (0.5, 0.5)}, "image_mean must be empty or three numbers from 0 to 1"),
+        ({"image_std": (0.5, 0.0, 0.5)}, "image_std must not be 0"),
+        ({"zoom": (2.0, 0.5)}, "zoom must be a range low,high above 0"),
+        ({"zoom": (1.0,)}, "zoom must be a range low,high"),
+        ({"zoom": (1.0, 9.0)}, "at most 8"),
+        ({"frozen_stride": 3}, "frozen_stride must be one of 0, 2, 4, 8, 16, 32"),
+        ({"backbone_lr": 0.0}, "backbone_lr must be positive"),
+        ({"cache": "tape"}, "cache must be one of none, ram, disk"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, words):
+    with pytest.raises(UserError, match=words):
+        override(PRESETS["cpu"], values)
+
+
 def test_step_schedule_by_hand():
     config = PRESETS["r50_1x"]
     rates = [learning_rate(config, t) for t in (0, 250, 500, 59_999, 60_000, 80_000, 89_999)]
@@ -166,6 +195,23 @@ def test_decay_and_bias_rates_are_the_recipes():
     assert (bias["weight_decay"], bias["lr"]) == (0.0, 1.0)
     assert (norm["weight_decay"], norm["lr"]) == (0.0, 0.5)
     assert isinstance(optimizer, torch.optim.SGD)
+
+
+def test_the_backbone_may_have_a_rate_of_its_own_and_scales_have_no_decay():
+    pytest.importorskip("timm", reason="timm is not installed")
+    config = dataclasses.replace(PRESETS["cpu"], backbone_lr=0.1)
+    detector = dataclasses.replace(config.detector, backbone="convnext_atto", norm="frozen", frozen_stride=0)
+    model = RetinaNet(detector, 2, 0.5)
+    optimizer = build_optimizer(model, config)
+    set_learning_rate(optimizer, 0.5)
+    by_parameter = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    assert len(by_parameter) == sum(1 for _ in model.parameters())
+    body = dict(model.backbone.body.named_parameters())
+    layer, scale = body["stages_0.blocks.0.conv_dw.weight"], body["stages_0.blocks.0.gamma"]
+    norm, bias = body["stages_0.blocks.0.norm.weight"], body["stages_0.blocks.0.conv_dw.bias"]
+    found = [(g["weight_decay"], g["lr"]) for g in (by_parameter[id(p)] for p in (layer, scale, norm, bias))]
+    assert found == [(1e-4, 0.05), (0.0, 0.05), (0.0, 0.05), (0.0, 0.1)]
+    assert by_parameter[id(model.cls_head.predict.weight)]["lr"] == 0.5
 
 
 def test_adamw_scales_with_the_square_root():

@@ -1,6 +1,7 @@
 """The page of a finished run: what it reached, how it got there, and what its detector sees."""
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {"percent": percent}
 
 
 def last_evaluation(out: Path) -> dict[str, float]:
-    """The last evaluation of a run by metric; empty if there was none."""
+    """The last value of each metric of a run's evaluations; empty if there were none."""
     return {name: values[-1] for name, (_, values) in read_scalars(out / EVALUATIONS_FILE).items() if values}
 
 
@@ -45,7 +46,7 @@ def write_run_page(out: Path, val: Annotations | None, device: torch.device) -> 
     """
     model, about = load_run(out)
     evaluations = read_scalars(out / EVALUATIONS_FILE)
-    steps = next(iter(evaluations.values()), ([], []))[0]
+    by_metric = {metric: dict(zip(*evaluations.get(metric, ([], [])), strict=True)) for metric in METRICS}
     scalars = read_scalars(out / METRICS_FILE)
     drawn = []
     for key, label in (*CURVES.items(), ("AP50", "AP50 (%)")):
@@ -69,9 +70,8 @@ def write_run_page(out: Path, val: Annotations | None, device: torch.device) -> 
         else out.name,
         metrics=METRICS,
         evaluations=[
-            (int(step), [evaluations[metric][1][i] if metric in evaluations else float("nan") for metric in METRICS])
-            for i, step in enumerate(steps)
-            if all(len(evaluations.get(metric, ([], [0.0] * len(steps)))[1]) == len(steps) for metric in METRICS)
+            (int(step), [by_metric[metric].get(step, nan) for metric in METRICS])
+            for step in sorted(set().union(*by_metric.values()))
         ],
         drawn=drawn,
         pictures=pictures,
