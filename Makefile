@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+# Which of the slow tests, as for pytest's -k: all by default.
+SLOW ?=
 # One job more than cores: many tests wait for other processes.
 JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)))
 
@@ -31,7 +33,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 slow: setup
-	$(BIN)/python -m pytest -n $(JOBS) -m slow --slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow --slow -k "$(SLOW)"
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures=build/reliability.json

@@ -83,6 +83,17 @@ def test_demo_writes_one_page_with_both_losses(tmp_path, capsys):
     assert different == {"loss", "prior probability"}
 
 
+@pytest.mark.parametrize(("weights", "preset"), [(None, "cpu"), ("a.pth", "demo")])
+def test_demo_starts_from_pretrained_weights_where_there_are_any(weights, preset, monkeypatch, capsys):
+    pytest.importorskip("timm", reason="timm is not installed")
+    begun = []
+    monkeypatch.setattr("drloss.detector.timm_backbones.packaged_weights", lambda name: weights)
+    monkeypatch.setattr("drloss.cli.studies._compare", lambda options: begun.append(options.preset) or 0)
+    assert main(["demo"]) == 0
+    assert begun == [preset]
+    assert ("from random weights" in capsys.readouterr().out) == (weights is None)
+
+
 MISTAKES = [
     (["train"], "the following arguments are required"),
     (["trian"], "invalid choice: 'trian'"),
