@@ -15,6 +15,7 @@ from drloss.cli.data import add_check_data, add_make_shapes
 from drloss.cli.detector import add_config, add_eval, add_export, add_predict, add_train
 from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
 from drloss.cli.studies import add_compare, add_demo, add_reproduce
+from drloss.distributed.host import wait_passively
 from drloss.errors import UserError, nearest
 
 
@@ -35,6 +36,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    wait_passively()
     try:
         return _run(arguments)
     except UserError as error:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from drloss.distributed.host import keep_freed_memory
 from drloss.distributed.watchdog import PATIENCE, SLOW, Watchdog
 from drloss.errors import UserError
 
@@ -101,6 +102,7 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
     chosen = _device(device, local if size > 1 else None)
+    keep_freed_memory()
     if size == 1:
         yield Ranks(0, 1, chosen)
         return
