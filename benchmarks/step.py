@@ -2,12 +2,12 @@
 
     python -m benchmarks.step [--presets cpu laptop] [--data DATA] [--repeats 5] [--device cpu] [--threads N]
 
-A step is what ``drloss train`` does for one batch: decode and augment the images, forward, matching, both losses,
-backward, optimiser. The parts run one after the other, so the sum is the time without loading processes. Three ways
+The parts of what ``drloss train`` does for one batch in fp32, without clipping the gradient: decode and augment the
+images, forward, matching, both losses, backward, optimiser. They run one after the other, so the sum is the time without loading processes. Three ways
 take their turn in each round, and medians over the rounds are shown:
 
 - ``now``: the preset as it is, with the images in the cache;
-- ``first epoch``: the same without the cache;
+- ``first epoch``: the same without the cache, and without writing to it;
 - ``plain``: without a cache, JPEG files decoded at full size, and frozen norms as layers of their own. This is what
   every preset did before version 0.2.
 
@@ -38,7 +38,7 @@ from drloss.data.transforms import Augmentation
 from drloss.detector import backbone
 from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective, assign_batch, box_loss
-from drloss.detector.starting_weights import resolve_norm
+from drloss.detector.starting_weights import resolve_detector
 from drloss.training.config import Config, make_loss
 from drloss.training.presets import PRESETS
 from drloss.training.schedule import build_optimizer
@@ -67,7 +67,7 @@ class Step:
     """The parts of a preset's step, in one of :data:`WAYS`."""
 
     def __init__(self, config: Config, data: Annotations, device: torch.device, way: str) -> None:
-        config = replace(config, detector=resolve_norm(config.detector, config.weights))
+        config = replace(config, detector=resolve_detector(config.detector, config.weights))
         sides = config.train_short_sides
         self.augmentation = Augmentation(
             (sides[0], sides[-1]), config.detector.max_side, config.flip, (config.zoom[0], config.zoom[1])
@@ -76,7 +76,7 @@ class Step:
         self.images = TrainingImages(data, self.augmentation, config.seed, cache)
         if way == "now":
             for index in range(len(data)):
-                data.load_image(index, self.augmentation.least(size_of(data, index)), cache)
+                data.load_image(index, self.augmentation.needed_size(size_of(data, index)), cache)
         order = TrainingOrder(data, self.augmentation, config.batch_size, config.seed)
         self.batches = order.batches()
         self.way = way
@@ -97,7 +97,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         for first in range(0, len(keys), size):
             clock = _clock(seconds, self.device)
-            with mock.patch.object(Augmentation, "least", _whole) if self.way == "plain" else nullcontext():
+            with mock.patch.object(Augmentation, "needed_size", _whole) if self.way == "plain" else nullcontext():
                 batch = collate([self.images[key] for key in keys[first : first + size]])
             assert not isinstance(batch, Exception), batch
             clock("images")

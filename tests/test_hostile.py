@@ -22,6 +22,7 @@ from hostile_files import (
     sealed,
     states,
     tensors,
+    with_zip,
 )
 
 TRY = """
@@ -103,6 +104,7 @@ def test_nothing_in_a_hostile_file_runs_and_it_is_refused_in_2_seconds_and_500_m
     pickles = gadgets(canary)
     pts = {name: as_torch(content) for name, content in pickles.items()} | archives(weights)
     pts |= {f"{name} before 1.6": as_torch_before_zip(pickles[name]) for name in ("eval", "subprocess.run")}
+    pts["eval before 1.6, and a good archive behind it"] = with_zip(pts["eval before 1.6"], saved({"model": weights}))
     described = descriptions(path.read_bytes())
     files = pts | tensors(path.read_bytes()) | described
     commands = []

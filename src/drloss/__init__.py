@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from drloss.adapters.integration import check as check
     from drloss.losses import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "adapt": "adapters",

@@ -1,14 +1,23 @@
 """What ``drloss predict`` reads and writes, and what it says of the rest."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from drloss.cli import main
+from drloss.data.formats.shapes import open_shapes
+from drloss.data.images.decoding import read_image
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
+from drloss.distributed.ranks import Ranks
+from drloss.evaluation.detecting import run_detector
+from drloss.inference.predict import detect_image
+from drloss.training.trained import load_run
 
 
 def test_predict_draws_every_image_of_a_folder_with_its_subfolders(workshop, tmp_path, capsys):
@@ -107,6 +116,26 @@ def test_predict_reads_every_kind_of_image_that_training_does(workshop, tmp_path
         main(["predict", str(workshop / "run"), str(tmp_path), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 0
     )
     assert {p.name for p in (tmp_path / "o").glob("*.png")} == {"a.pgm.png", "b.PPM.png"}
+
+
+def test_predict_finds_in_a_large_photograph_what_eval_finds(workshop, tmp_path):
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    small = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    small.resize((320, 320)).save(images / "a.jpg")
+    model, _ = load_run(workshop / "run")
+    image = read_image(images / "a.jpg")
+    found = detect_image(model, image, torch.device("cpu"), images / "a.jpg")
+    data = open_shapes("shapes:train=1,val=1,size=64").read("val")[0]
+    names, sizes = np.array([b"a.jpg"]), np.array([[320, 320]], dtype=np.int32)
+    data = replace(data, image_root=images, image_names=names, sizes=sizes, draw=None)
+    (wanted,) = run_detector(model, data, Ranks(0, 1, torch.device("cpu")), batch_size=1)
+    assert len(found["scores"]) > 0
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value)
+    whole = detect_image(model, image, torch.device("cpu"))
+    assert not torch.equal(whole["scores"], found["scores"])
 
 
 def test_predict_counts_what_it_passes_over(workshop, tmp_path, capsys):

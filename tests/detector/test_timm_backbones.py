@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from drloss.detector.backbone import IMAGENET, BackboneFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, load_detector, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.starting_weights import initialise
+from drloss.detector.starting_weights import initialise, resolve_detector
 from drloss.errors import UserError
 from hostile_files import saved_before_zip
 
@@ -117,13 +118,47 @@ def test_what_cannot_be_a_backbone_is_refused(name, words):
         detector(name)
 
 
-def test_a_backbone_without_the_strides_is_refused():
-    name = next(n for n in ("inception_v3", "inception_v4") if timm.is_model(n))
-    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-    if {8, 16, 32} <= set(reductions):
-        pytest.skip("today's timm gives it these strides")
-    with pytest.raises(UserError, match="wanted: 8, 16, 32"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("inception_v3", r"features of the sizes .* wanted"),  # no padding: its maps are smaller than the strides say
+        ("mambaout_femto", r"features of the sizes .* wanted"),  # channels last
+        ("halonet26t", "does not take an image of 96 x 160 pixels"),
+        ("nextvit_small", "has a BatchNorm1d, whose statistics cannot be frozen"),
+        ("hrnet_w18_small", "frozen_stride 4: this backbone has no module 'stage1'"),
+    ],
+)
+def test_a_backbone_that_cannot_do_it_is_refused_in_words(name, words):
+    with pytest.raises(UserError, match=words):
         detector(name)
+
+
+def test_features_are_counted_from_the_first_of_timm_not_of_its_choice():
+    model = detector("dla34")  # whose first feature is left out unless it is asked for
+    outputs = model(torch.zeros(1, 3, 96, 160, dtype=torch.uint8))
+    assert [tuple(m.shape[2:]) for m in outputs.maps] == [(12, 20), (6, 10), (3, 5)]
+
+
+def test_a_step_draws_no_random_numbers():
+    model = detector("convnext_atto").train()
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    first = model(images).maps[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model(images).maps[0], first)
+
+
+def test_norm_auto_of_a_detectors_file_is_the_files(tmp_path):
+    for norm in ("group", "frozen"):
+        model = detector("mobilenetv4_conv_small_035", norm=norm)
+        file = tmp_path / f"{norm}.safetensors"
+        save_detector(file, model.state_dict(), DetectorFile(model.config, ("a", "b", "c"), (1, 2, 3), "dr"))
+        assert resolve_detector(replace(model.config, norm="auto"), str(file)).norm == norm
+    torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "a.pth")
+    config = DetectorConfig(backbone="convnext_atto", **SMALL)
+    assert resolve_detector(config, str(tmp_path / "a.pth")).norm == "frozen"
+    assert resolve_detector(config, "none").image_mean == IMAGENET[0]
+    assert resolve_detector(DetectorConfig(), "none").image_mean == ()
 
 
 @pytest.mark.parametrize(("version", "words"), [(None, "pip install timm"), ("0.9.2", "timm 0.9.2 is too old")])

@@ -8,7 +8,9 @@ import torch
 
 from drloss.cli import main
 from drloss.data.formats.shapes import open_shapes
-from drloss.studies.report.run_page import PAGE, last_evaluation, write_run_page
+from drloss.errors import UserError
+from drloss.studies.report.run_page import last_evaluation, write_run_page
+from drloss.training.run_folder import PAGE
 from small_training import QUICK
 
 DATA = "shapes:train=12,val=6,size=64"
@@ -73,3 +75,23 @@ def test_each_line_of_the_log_has_the_speed_and_the_time_left(trained, tmp_path,
     assert len(lines) == 4
     assert all(re.search(r", [\d.e+]+ images/s, \d:\d\d:\d\d left$", line) for line in lines)
     assert lines[-1].endswith("0:00:00 left")
+
+
+def test_a_page_of_another_is_not_overwritten_and_a_page_that_cannot_be_written_costs_no_run(
+    trained, tmp_path, capsys, monkeypatch
+):
+    _, train = trained
+    (tmp_path / "report.html").write_text("mine")
+    assert main([*train, "--out", str(tmp_path)]) == 2
+    assert "report.html is there, which a run would write" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+    def full(*args):
+        raise UserError("report.html: cannot be written: no space left")
+
+    monkeypatch.setattr("drloss.studies.report.run_page.write_run_page", full)
+    assert main([*train, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: report.html: cannot be written" in said
+    assert "  page" not in said
+    assert (tmp_path / "run" / "model.safetensors").is_file()

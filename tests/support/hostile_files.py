@@ -134,6 +134,21 @@ def as_torch_before_zip(pickle_bytes):
     return empty[:content] + pickle_bytes + empty[content + len(b"\x80\x02}q\x00.") :]
 
 
+def without_list(saved):
+    """A file of torch before 1.6 that says of none of its storages that their bytes follow."""
+    start = saved.rindex(b"\x80\x02]q\x00")
+    return saved[:start] + b"\x80\x02]q\x00." + saved[saved.index(b".", start) + 1 :]
+
+
+def with_zip(first, archive):
+    """A file that is the first from its start, and a zip archive from its end."""
+    file = io.BytesIO(first)
+    with zipfile.ZipFile(file, "a") as joined, zipfile.ZipFile(io.BytesIO(archive)) as records:
+        for name in records.namelist():
+            joined.writestr(name, records.read(name))
+    return file.getvalue()
+
+
 def archives(weights):
     """``.pt`` files by name that say more than they hold, or do not hold what a detector needs."""
     name = "backbone.body.conv1.weight"
@@ -170,6 +185,7 @@ def archives(weights):
         "the format before torch 1.6, with a tensor of 8 GB": saved_before_zip({"model": torch.zeros(3)}).replace(
             b"K\x03N", b"J\xff\xff\xff\x7fN", 1
         ),
+        "the format before torch 1.6, without its list of storages": without_list(old),
         "a bare pickle": pickle_bytes,
         "records missing": as_torch(pickle_bytes),
         "records cut short": as_torch(pickle_bytes, [(f"data/{i}", b"1234") for i in range(200)]),

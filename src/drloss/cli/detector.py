@@ -72,20 +72,24 @@ def _train(options: argparse.Namespace) -> int:
 def _close(options: argparse.Namespace, val: Any, device: Any, console: Any, *, trained: bool) -> None:
     """Say what the run reached, where everything is, and what to do next."""
     from drloss.evaluation.coco import percent
-    from drloss.studies.report.run_page import PAGE, last_evaluation, write_run_page
+    from drloss.studies.report.run_page import last_evaluation, write_run_page
+    from drloss.training.messages import warn
+    from drloss.training.run_folder import MODEL, PAGE
 
     out = options.out
-    page = write_run_page(out, val, device) if trained or not (out / PAGE).exists() else out / PAGE
+    if trained:
+        try:
+            write_run_page(out, val, device)
+        except UserError as error:  # the run is whole without it
+            warn(console, str(error))
     last = last_evaluation(out)
     reached = f"AP {percent(last['AP'])}, AP50 {percent(last['AP50'])} on {val.name}" if last and val else "trained"
-    split = options.val_split or "val"
-    lines = {
-        "weights": out / "model.safetensors",
-        "page": page,
-        "next": f"drloss predict {quote(str(out))} IMAGE_OR_FOLDER --out predictions",
-    }
+    lines = {"weights": out / MODEL}
+    lines |= {"page": out / PAGE} if (out / PAGE).is_file() else {}
+    lines |= {"next": f"drloss predict {quote(str(out))} IMAGE_OR_FOLDER --out predictions"}
     if val is not None:
-        lines["or"] = f"drloss eval {quote(str(out))} --data {quote(options.data)} --split {split}"
+        split = options.val_split or "val"
+        lines["then"] = f"drloss eval {quote(str(out))} --data {quote(options.data)} --split {split}"
     console.print(reached, markup=False, soft_wrap=True)
     for name, value in lines.items():
         console.print(f"  {name:8} {value}", markup=False, soft_wrap=True)

@@ -133,7 +133,7 @@ def add_reproduce(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
     )
     _jobs_option(run)
     device_option(run)
-    settings_options(parser, arguments, default="laptop", without=("loss", "seed"))
+    settings_options(parser, arguments, default="cpu", without=("loss", "seed"))
     return _reproduce
 
 

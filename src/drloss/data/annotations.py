@@ -92,13 +92,15 @@ class Annotations:
             draw=None if draw is None else partial(_draw_selected, draw, index),
         )
 
-    def load_image(self, index: int, least: tuple[int, int] | None = None, cache: ImageCache | None = None) -> Tensor:
-        """Read or draw one image: uint8 (3, H, W), RGB, of the size that ``sizes`` states.
+    def load_image(
+        self, index: int, needed: tuple[int, int] | None = None, cache: ImageCache | None = None
+    ) -> Tensor:
+        """Read or draw one image: uint8 (3, H, W), RGB.
 
         Args:
             index: position of the image.
-            least: the height and width that are needed; the image may be smaller than ``sizes`` states, but not
-                smaller than this.
+            needed: the height and width that are needed; the image may be smaller than ``sizes`` states, but not
+                smaller than this. None for the size that ``sizes`` states.
             cache: where decoded images are kept.
         Raises:
             DataError: if the file is missing, cannot be decoded or has another size than listed.
@@ -108,7 +110,7 @@ class Annotations:
         assert self.image_root is not None
         height, width = (int(s) for s in self.sizes[index])
         file = self.image_root / self.image_name(index)
-        read = partial(read_image, file, height=height, width=width, least=least)
+        read = partial(read_image, file, height=height, width=width, needed=needed)
         return load_cached(cache, index, file, read)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from drloss.data.annotations import Annotations
 from drloss.data.images.cache import DiskCache, ImageCache, MemoryCache
-from drloss.data.images.decoding import shrinking
+from drloss.data.images.decoding import jpeg_divisor
 from drloss.data.order import Key
 from drloss.data.transforms import (
     Augmentation,
@@ -82,7 +82,7 @@ class TrainingImages(Dataset[Sample | UserError]):
         short, flip = self.augmentation.draw(self.seed, key.epoch, key.index)
         original = size_of(self.annotations, key.index)
         try:
-            image = self.annotations.load_image(key.index, self.augmentation.least(original), self.cache)
+            image = self.annotations.load_image(key.index, self.augmentation.needed_size(original), self.cache)
         except UserError as error:
             return error
         window = self.augmentation.draw_window(self.seed, key.epoch, key.index, (image.shape[1], image.shape[2]))
@@ -105,17 +105,17 @@ def image_cache(
     if kind == "none" or (drawn and kind == "disk"):
         return None
     originals = [size_of(annotations, index) for index in range(len(annotations))]
-    least = [augmentation.least(size) for size in originals]
+    needed = [augmentation.needed_size(size) for size in originals]
     if kind == "disk":
-        return DiskCache(folder, least)
+        return DiskCache(folder, originals, needed)
     return MemoryCache(
-        [_decoded(*sizes, annotations.image_name(i)) for i, sizes in enumerate(zip(originals, least, strict=True))]
+        [_decoded(*sizes, annotations.image_name(i)) for i, sizes in enumerate(zip(originals, needed, strict=True))]
     )
 
 
-def _decoded(size: tuple[int, int], least: tuple[int, int], name: str) -> tuple[int, int]:
+def _decoded(size: tuple[int, int], needed: tuple[int, int], name: str) -> tuple[int, int]:
     """The size of an image after decoding, as its file's suffix lets expect."""
-    divisor = shrinking(size, least) if name.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif")) else 1
+    divisor = jpeg_divisor(size, needed) if name.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif")) else 1
     return -(-size[0] // divisor), -(-size[1] // divisor)
 
 

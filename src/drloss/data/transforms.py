@@ -38,7 +38,7 @@ class Augmentation:
         short = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
         return short, bool(rng.random() < self.flip)
 
-    def least(self, size: tuple[int, int]) -> tuple[int, int]:
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The height and width that are needed of an image of ``size`` so that it is never enlarged for its zoom."""
         height, width = resized_size(*size, self.short_sides[1], self.max_side)
         zoom = max(1.0, self.zoom[1])

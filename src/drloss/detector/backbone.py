@@ -115,7 +115,10 @@ def _freeze(body: nn.Module, stages: dict[int, str], stride: int) -> None:
         return
     last = stages[max(own for own in stages if own <= stride)]
     modules = dict(body.named_modules())
-    end = max(i for i, name in enumerate(modules) if name == last or name.startswith(f"{last}."))
+    own = [i for i, name in enumerate(modules) if name == last or name.startswith(f"{last}.")]
+    if not own:
+        raise UserError(f"frozen_stride {stride}: this backbone has no module {last!r} to freeze up to; use 0")
+    end = max(own)
     for module in list(modules.values())[: end + 1]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)

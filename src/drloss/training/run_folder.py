@@ -27,6 +27,8 @@ CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints."""
 MODEL = "model.safetensors"
 """File of the exported detector, written when the run has ended."""
+PAGE = "report.html"
+"""Page of a finished run: its evaluations, curves and pictures."""
 LOCK = ".lock"
 """File that a running process locks."""
 
@@ -35,7 +37,7 @@ def require_new_run(out: Path) -> None:
     """Raise UserError if ``out`` holds a run, or a file or folder with a name that a run uses."""
     if settings_of(out) is not None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
-    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD):
+    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE):
         if os.path.lexists(out / name):
             raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
 

@@ -1,6 +1,7 @@
 """The trained detector of a run folder or of an exported file."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from drloss.detector.exported import DetectorFile, build_detector, check_classes, load_detector
@@ -35,4 +36,5 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
     source = str(path / CHECKPOINTS)
     config = from_json(state["config"], source)
     description = DetectorFile(config.detector, *check_classes(state), config.loss)
-    return build_detector(description, dict(state["model"]), source), description
+    model = build_detector(description, dict(state["model"]), source)
+    return model, replace(description, detector=model.config)

@@ -9,14 +9,15 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from multiprocessing import RawArray
+from mmap import mmap
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import gettempdir
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import torch
 from torch import Tensor
 
@@ -28,6 +29,9 @@ MOST_DISK = 20 << 30
 """Largest number of bytes of the disk cache."""
 _LEFT_FREE = 2 << 30
 """Bytes of the disk that the cache leaves free."""
+_CGROUP = Path("/sys/fs/cgroup")
+_RECOUNTED = 256
+"""Number of images after which a process counts anew what the folder holds."""
 _PREFIX = 16
 """Bytes before the pixels of a file: height, width and checksum, 4 each, and 4 that are 0."""
 
@@ -36,7 +40,7 @@ class ImageCache(Protocol):
     """Keeps decoded images, uint8 (3, H, W) with the three values of a pixel as neighbours."""
 
     def get(self, index: int, file: Path) -> Tensor | None:
-        """The image if it is there, and it is that of this file as the file is now."""
+        """The image of this file if it is there."""
         ...
 
     def put(self, index: int, file: Path, image: Tensor) -> None:
@@ -61,25 +65,31 @@ def _pixels_of(image: Tensor) -> npt.NDArray[np.uint8]:
 
 
 class MemoryCache:
-    """Images in memory that is shared with the processes to which the cache is handed when they start.
+    """Images in memory.
+
+    Processes that are forked share it. Those that are started anew get an empty one of the same size each.
 
     Args:
-        sizes: height and width of every image as it is decoded; each has its place, as far as the memory goes.
-        most: largest number of bytes; by default a quarter of what is free.
+        sizes: height and width of every image as it is decoded; each has its place, as far as ``most`` goes.
+        most: largest number of bytes; by default a quarter of the free memory, shared by the ranks of this machine.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], most: int | None = None) -> None:
         self.sizes = sizes
-        room = int(_SHARE * free_memory()) if most is None else most
+        room = int(_SHARE * free_memory()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if most is None else most
         ends = np.cumsum([3 * height * width for height, width in sizes], dtype=np.int64)
         self.kept = int(np.searchsorted(ends, room, side="right"))
         self.starts = np.concatenate([[0], ends])[: self.kept + 1]
-        self._pixels = RawArray("B", max(1, int(self.starts[-1])))
-        self._sums = RawArray("Q", max(1, self.kept))
+        # Pages of such a map take memory only once they are written.
+        self._pixels = mmap(-1, max(1, self.size))
+        self._sums = np.frombuffer(mmap(-1, 8 * max(1, self.kept)), dtype=np.uint64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MemoryCache, (self.sizes, self.size)
 
     @property
     def size(self) -> int:
-        """Bytes of all its images."""
+        """Bytes of all images that have a place."""
         return int(self.starts[-1])
 
     def _place(self, index: int) -> npt.NDArray[np.uint8]:
@@ -88,7 +98,7 @@ class MemoryCache:
         return whole[self.starts[index] : self.starts[index + 1]].reshape(height, width, 3)
 
     def get(self, index: int, file: Path) -> Tensor | None:
-        """See :meth:`ImageCache.get`; the files are taken not to change during the run."""
+        """See :meth:`ImageCache.get`; a file that changes during the run is not looked at again."""
         if index >= self.kept or not self._sums[index]:
             return None
         pixels = self._place(index).copy()
@@ -108,31 +118,40 @@ def _sum(pixels: npt.NDArray[np.uint8]) -> int:
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free, or could be; 4 GB where that is not known."""
+    """Bytes of memory that are free, or could be, within this container; 4 GB where that is not known."""
+    free = 4 << 30
     with suppress(OSError, ValueError, IndexError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
-        return int(next(line for line in file if line.startswith("MemAvailable:")).split()[1]) * 1024
-    return 4 << 30
+        free = int(next(line for line in file if line.startswith("MemAvailable:")).split()[1]) * 1024
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
+    return free
 
 
 class DiskCache:
     """Images in the files of a folder, which later runs and runs at the same time use too.
 
-    The name of a file says which image is in it: the path of the image's file, its size in bytes, its time of change
-    and the size in pixels that was needed. A changed image has another name.
+    The name of a file says which image is in it: the path of the image's file, its size in bytes, its time of change,
+    its size in pixels as the data set lists it, the size that was needed, and the version of the decoder. A changed
+    image has another name. When :data:`MOST_DISK` is reached, nothing more is added: the folder may be removed.
 
     Args:
         folder: the folder, made if it is not there.
-        least: the height and width that are needed of each image.
+        sizes: height and width of each image as the data set lists them.
+        needed: the height and width that are needed of each image.
     """
 
-    def __init__(self, folder: Path, least: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, folder: Path, sizes: Sequence[tuple[int, int]], needed: Sequence[tuple[int, int]]) -> None:
         self.folder = folder
-        self.least = least
+        self.sizes = sizes
+        self.needed = needed
         self._room: int | None = None
+        self._added = 0
 
     def _file(self, index: int, file: Path) -> Path:
         stat = file.stat()
-        text = f"{FORMAT} {file.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.least[index]}"
+        image = (str(file.resolve()), stat.st_size, stat.st_mtime_ns, self.sizes[index], self.needed[index])
+        text = f"{FORMAT} {PIL.__version__} {image}"
         name = sha256(text.encode(errors="surrogateescape")).hexdigest()
         return self.folder / name[:2] / name[2:]
 
@@ -146,7 +165,7 @@ class DiskCache:
             return None
         height, width, checksum, zero = content[:_PREFIX].view("<u4").tolist()
         pixels = content[_PREFIX:]
-        if zero or pixels.size != 3 * height * width or checksum != zlib.crc32(pixels.data):
+        if zero or not pixels.size or pixels.size != 3 * height * width or checksum != zlib.crc32(pixels.data):
             return None
         return torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)
 
@@ -159,12 +178,13 @@ class DiskCache:
         try:
             target = self._file(index, file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self._room is None:
-                self._room = MOST_DISK - sum(f.stat().st_size for f in self.folder.glob("*/*"))
+            if self._room is None or self._added % _RECOUNTED == 0:  # other processes add images, too
+                self._room = max(0, MOST_DISK - _size_of(self.folder))
             if pixels.size > min(self._room, disk_usage(self.folder).free - _LEFT_FREE):
                 self._room = 0
                 return
             self._room -= pixels.size
+            self._added += 1
             beside = target.with_name(f"{target.name}.{os.getpid()}.part")
             try:
                 with beside.open("wb") as out:
@@ -175,6 +195,15 @@ class DiskCache:
                 beside.unlink(missing_ok=True)
         except OSError:
             self._room = 0
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files in the folder's folders."""
+    total = 0
+    for file in folder.glob("*/*"):
+        with suppress(FileNotFoundError):  # another process has just renamed it
+            total += file.stat().st_size
+    return total
 
 
 def cache_folder() -> Path:

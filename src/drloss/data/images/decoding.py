@@ -39,7 +39,7 @@ _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _DIVISORS = (8, 4, 2)
-"""Parts of its size at which libjpeg can decode an image."""
+"""Divisors of an image's height and width with which libjpeg can decode it."""
 _T = Image.Transpose
 _TURNS = {
     2: _T.FLIP_LEFT_RIGHT,
@@ -61,7 +61,7 @@ def read_image(
     *,
     height: int | None = None,
     width: int | None = None,
-    least: tuple[int, int] | None = None,
+    needed: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> Tensor:
     """Decode an image file.
@@ -69,7 +69,7 @@ def read_image(
     Args:
         path: the file.
         height, width: the size that the data set lists, in pixels; None to take the image as it is.
-        least: the height and width that are needed. A JPEG file of at least twice this size is decoded at a half, a
+        needed: the height and width that are needed. A JPEG file of at least twice this size is decoded at a half, a
             quarter or an eighth of its size, which is faster. None for the full size.
         max_pixels: largest number of pixels; by default :func:`pixel_limit`.
 
@@ -80,7 +80,7 @@ def read_image(
         DataError: if the file is missing, no image, damaged, too large, or not of the listed size.
     """
     with pillow_quieted():
-        return decode_quieted(path, height, width, least, max_pixels)
+        return decode_quieted(path, height, width, needed, max_pixels)
 
 
 def image_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
@@ -121,15 +121,15 @@ def decode_quieted(
     path: Path,
     height: int | None,
     width: int | None,
-    least: tuple[int, int] | None = None,
+    needed: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> Tensor:
     """:func:`read_image` for callers that are :func:`pillow_quieted` already."""
     with _opened(path, max_pixels) as image:
         turn = _turn(path, image, height, width)
-        if least and image.format == "JPEG":
-            parts = shrinking(_turned_size(image, turn), least)
-            image.draft(None, (image.width // parts, image.height // parts))
+        if needed and image.format in ("JPEG", "MPO"):
+            divisor = jpeg_divisor(_turned_size(image, turn), needed)
+            image.draft(None, (image.width // divisor, image.height // divisor))
         pixels = _pixels(path, image)
         if pixels is not image:
             image.close()  # which gives back its memory
@@ -138,13 +138,13 @@ def decode_quieted(
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
-def shrinking(size: tuple[int, int], least: tuple[int, int]) -> int:
-    """The part of its size, 1/8, 1/4, 1/2 or 1/1, at which a JPEG file of ``size`` is decoded: its divisor.
+def jpeg_divisor(size: tuple[int, int], needed: tuple[int, int]) -> int:
+    """By what a JPEG file's height and width of ``size`` are divided when it is decoded: 8, 4, 2 or 1.
 
-    >>> shrinking((1080, 1920), (256, 455)), shrinking((480, 640), (256, 341))
+    >>> jpeg_divisor((1080, 1920), (256, 455)), jpeg_divisor((480, 640), (256, 341))
     (4, 1)
     """
-    ratio = min(whole // wanted for whole, wanted in zip(size, least, strict=True))
+    ratio = min(whole // wanted for whole, wanted in zip(size, needed, strict=True))
     return next((divisor for divisor in _DIVISORS if divisor <= ratio), 1)
 
 

@@ -19,7 +19,7 @@ from drloss.data.batches import Batch
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
-from drloss.detector.starting_weights import resolve_norm
+from drloss.detector.starting_weights import resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
 from drloss.evaluation.densities import ScoreHistogram
@@ -130,7 +130,7 @@ def is_finished(folder: Path, config: Config, train: Annotations, val: Annotatio
     try:
         was = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         data = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))[-1]["data"]["fingerprint"]
-        now = to_json(replace(config, detector=resolve_norm(config.detector, config.weights)))
+        now = to_json(replace(config, detector=resolve_detector(config.detector, config.weights)))
         same = data == fingerprint(train) and not changed_settings(was, now, HOW_IT_RUNS)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False

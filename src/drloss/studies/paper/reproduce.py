@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
-from drloss.detector.starting_weights import resolve_norm
+from drloss.detector.starting_weights import resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.densities import ScoreHistogram
@@ -69,7 +69,7 @@ class PlannedRun:
             UserError: if a setting is invalid.
         """
         config = override(PRESETS[self.settings.preset], self.values)
-        return replace(config, detector=resolve_norm(config.detector, config.weights), expects=self.expects)
+        return replace(config, detector=resolve_detector(config.detector, config.weights), expects=self.expects)
 
 
 def chosen_settings(tables: Sequence[str], losses: Sequence[str], scale: str) -> list[Settings]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import isnan
 from statistics import mean, stdev
 
-from drloss.detector.starting_weights import resolve_norm
+from drloss.detector.starting_weights import resolve_detector
 from drloss.evaluation.coco import METRICS
 from drloss.evaluation.densities import ScoreHistogram
 from drloss.studies.compare.differences import TITLES
@@ -120,7 +120,7 @@ def _named(data: Iterable[tuple[str, str | None]]) -> set[str]:
 def _changes(chosen: Settings, record: Record) -> list[str]:
     """The settings of a run that neither its preset nor its row explains."""
     config = override(PRESETS[chosen.preset], {**chosen.values, "seed": record.config["seed"]})
-    wanted = to_json(replace(config, detector=resolve_norm(config.detector, config.weights)))
+    wanted = to_json(replace(config, detector=resolve_detector(config.detector, config.weights)))
     changed = changed_settings(wanted, record.config, HOW_IT_RUNS)
     return [f"{name} is {now}, not {was}" for name, (was, now) in changed.items()]
 

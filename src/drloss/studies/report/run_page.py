@@ -19,10 +19,9 @@ from drloss.io.atomic import write_text
 from drloss.studies.report.gallery import gallery
 from drloss.studies.report.rendering import picture, render
 from drloss.training.log import read_scalars
-from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE
+from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE, PAGE
 from drloss.training.trained import load_run
 
-PAGE = "report.html"
 SHOWN = 6
 """Number of images on the page."""
 CURVES = {"loss": "total loss", "loss_cls": "classification loss", "loss_box": "box loss"}
