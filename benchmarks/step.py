@@ -3,8 +3,8 @@
     python -m benchmarks.step [--presets cpu laptop] [--data DATA] [--repeats 5] [--device cpu] [--threads N]
 
 The parts of what ``drloss train`` does for one batch in fp32, without clipping the gradient: decode and augment the
-images, forward, matching, both losses, backward, optimiser. They run one after the other, so the sum is the time without loading processes. Three ways
-take their turn in each round, and medians over the rounds are shown:
+images, forward, matching, both losses, backward, optimiser. They run one after the other, so the sum is the time
+without loading processes. Three ways take their turn in each round, and medians over the rounds are shown:
 
 - ``now``: the preset as it is, with the images in the cache;
 - ``first epoch``: the same without the cache, and without writing to it;
