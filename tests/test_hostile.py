@@ -83,6 +83,7 @@ def train(folder, *more, **settings):
     return tiny_run(folder, *more, max_iters=1, warmup_iters=1, **settings)
 
 
+@pytest.mark.slow
 def test_good_files_are_taken(tmp_path, good, try_all):
     path, weights = good
     torch.save({"model": weights}, tmp_path / "good.pt")

@@ -197,7 +197,8 @@ def test_no_command_opens_a_connection(tmp_path, monkeypatch, capsys, figure):
 
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
-    monkeypatch.setitem(PRESETS, "cpu", replace(PRESETS["cpu"], workers=0))  # which are spoken to by sockets
+    for preset in ("cpu", "demo"):
+        monkeypatch.setitem(PRESETS, preset, replace(PRESETS[preset], workers=0))  # which are spoken to by sockets
     for study in ("compare.run", "paper.reproduce"):
         monkeypatch.setattr(f"drloss.studies.{study}.train_jobs", train_here)
     run, data = str(tmp_path / "run"), "shapes:train=8,val=4,test=1,size=32"

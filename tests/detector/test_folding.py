@@ -21,7 +21,9 @@ def filled(module):
     return module.eval()
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet50", "tf_efficientnet_lite0", "mobilenetv4_conv_small_035"])
+@pytest.mark.parametrize(
+    "name", ["resnet10", "tf_efficientnet_lite0", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
 def test_outputs_and_gradients_are_those_of_the_layers_apart(name, monkeypatch):
     if not name.startswith("resnet"):
         pytest.importorskip("timm", reason="timm is not installed")

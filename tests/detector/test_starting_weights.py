@@ -13,6 +13,7 @@ from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
 from drloss.detector.starting_weights import PARTS, initialise, resolve_norm
+from drloss.detector.weight_names import our_names
 from drloss.errors import UserError
 from faults import tiny_run
 
@@ -113,12 +114,17 @@ def test_norm_auto_is_frozen_for_torchvisions_detectors(torchvisions, tmp_path, 
 PREFIXES = ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "body.", "model.backbone.body."]
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_prefix_of_a_backbone_is_known(prefix):
+    names = [*torchvision.models.resnet18().state_dict()]
+    assert our_names([prefix + name for name in names], "a file") == {
+        f"backbone.body.{name}": prefix + name for name in names
+    }
+
+
 @pytest.mark.parametrize(
     ("key", "prefix"),
-    [
-        *((None, prefix) for prefix in PREFIXES),
-        *((key, "module.") for key in ("model", "state_dict", "model_state_dict")),
-    ],
+    [(None, ""), ("model", "module._orig_mod."), ("state_dict", "backbone."), ("model_state_dict", "body.")],
 )
 def test_wrappings_do_not_matter(tmp_path, prefix, key):
     state = marked(torchvision.models.resnet18(num_classes=7).state_dict())

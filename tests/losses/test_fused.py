@@ -27,9 +27,15 @@ LOSSES = {
 }
 
 
-# Triton's interpreter takes a second a case: it has the variants of its kernels that differ in more than a number.
+# Triton's interpreter takes a second a case: it has the variants of its kernels that differ in more than a number,
+# and all but one of them are slow.
 EVERY_LOSS = [
-    pytest.param(*backend.values, *loss, marks=backend.marks, id=f"{backend.values[0]}-{name}")
+    pytest.param(
+        *backend.values,
+        *loss,
+        marks=[*backend.marks, *([pytest.mark.slow] if backend is TRITON and name != "weights" else [])],
+        id=f"{backend.values[0]}-{name}",
+    )
     for backend in (CPU, TRITON, pytest.param("chunked"))
     for name, loss in LOSSES.items()
     if backend is not TRITON or name in ("weights", "pooled", "focal")

@@ -129,7 +129,9 @@ def test_the_compiler_takes_parameters_that_change(name):
             near(found, wanted)
 
 
-@pytest.mark.parametrize("loss", [dr_loss, focal_loss, ohem_loss, ap_loss])
+@pytest.mark.parametrize(
+    "loss", [dr_loss, focal_loss, *(pytest.param(loss, marks=pytest.mark.slow) for loss in (ohem_loss, ap_loss))]
+)
 def test_a_label_that_is_no_class_counts_as_ignored_where_it_is_not_looked_at(loss):
     x, y = random_case(5, a=40, dtype=torch.float32)
     wrong = y.clone()

@@ -63,6 +63,7 @@ def test_every_loss_is_trained_with_every_seed_and_the_page_answers(compared):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_repeats_nothing(compared):
     out, arguments = compared
     watched = [*out.glob("runs/*/model.safetensors"), *out.glob("runs/*/measured.json")]

@@ -159,6 +159,7 @@ def test_what_users_wrote_is_escaped(two, tmp_path):
     assert Page(text).text.count(evil) >= 10
 
 
+@pytest.mark.slow
 def test_where_runs_measure_other_expected_scores_that_is_said(two, tmp_path):
     dr = two[1]
     path = tmp_path / "report.html"

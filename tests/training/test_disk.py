@@ -178,6 +178,7 @@ def test_a_checkpoint_that_something_was_added_to_is_found(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_run_says_which_checkpoint_it_does_without(tmp_path):
     child = start(tiny_run(tmp_path / "run", max_iters=4), tmp_path / "log")
     assert child.wait() == 0

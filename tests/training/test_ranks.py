@@ -64,6 +64,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_two_and_four_ranks_learn_what_one_learns(tmp_path, figure):
     # SGD: AdamW divides each gradient by its own size, and the last bit of one that is nearly 0 becomes a step.
     settings = {"batch_size": 4, "micro_batch": 1, "max_iters": 20, "checkpoint_every": 1000}

@@ -203,6 +203,7 @@ def test_force_without_resume_is_refused(tmp_path):
     assert "--force goes with --resume" in child.said
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_forced_to_go_on(begun):
     code, said = resumed(begun, "--force", max_iters=5, warmup_iters=1)
     assert code == 0, said

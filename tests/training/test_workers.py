@@ -25,8 +25,10 @@ SOONER = 3
     [
         ("raise", f"RuntimeError: {NAME}: reading it failed", 1),
         ("SIGKILL", "a data-loading process was killed (signal 9), perhaps for want of memory, while reading", 2),
-        ("SIGSEGV", "a data-loading process was killed (signal 11) while reading", 2),
-        ("hang", "no data-loading process brought a batch for", 2),
+        pytest.param(
+            "SIGSEGV", "a data-loading process was killed (signal 11) while reading", 2, marks=pytest.mark.slow
+        ),
+        pytest.param("hang", "no data-loading process brought a batch for", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_lost_worker_ends_the_run_within_a_minute_and_names_the_image(tmp_path, soak, figure, do, words, code):
