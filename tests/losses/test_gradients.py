@@ -152,6 +152,7 @@ def test_each_images_gradient_scales_with_what_comes_in(loss, options, dtype):
         (ap_loss, {}),
     ],
 )
+@pytest.mark.slow
 def test_functional_transforms_and_the_compiler_see_an_ordinary_function(loss, options):
     logits, labels = random_case(9, dtype=torch.float32)
     wanted = gradient_of(logits, labels, loss=loss, **options)

@@ -96,6 +96,7 @@ def detector(tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_evaluation_on_any_number_of_ranks_is_that_of_one(detector, tmp_path, soak, figure):
     worlds, sizes = ((1, 2, 3, 4), list(range(1, 18))) if soak else ((1, 3), [1, 2, 5])
     for size in worlds:
