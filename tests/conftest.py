@@ -10,16 +10,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import torch
 
-from drloss.io.atomic import write_json
-from drloss.training.records import environment
-
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels are then run on the CPU, by its interpreter
+    # Triton's kernels are then run on the CPU, by its interpreter. Triton reads this once, as it is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton"):
         from drloss.losses.fused import triton
 
-        triton.BLOCK, triton.STEPS = 64, 2  # whose time goes with the size of the blocks
+        triton.BLOCK, triton.STEPS = 64, 2  # the interpreter's time goes with the size of the blocks
+
+from drloss.io.atomic import write_json
+from drloss.training.records import environment
 
 
 def pytest_addoption(parser):

@@ -56,6 +56,8 @@ def reference(logits, labels, *, scope="per_image", **options):
     def part(prior, i):
         return prior[i : i + 1] if isinstance(prior, list) else prior
 
+    if scope.endswith("per_class"):
+        return _by_class(images, rows, priors, pooled=scope.startswith("pooled"), **options)
     if scope == "pooled":
         found = [oracle.family(images, rows, **priors, **options)]
     else:
@@ -66,3 +68,45 @@ def reference(logits, labels, *, scope="per_image", **options):
     losses = torch.tensor([loss for loss, _, _ in found], dtype=torch.float64)
     gradient = torch.tensor([image for _, g, _ in found for image in g], dtype=torch.float64)
     return losses, gradient.reshape(logits.shape), [z for _, _, zs in found for z in zs]
+
+
+def _by_class(images, rows, priors, *, pooled, **options):
+    """As :func:`reference`: each class is a case of one class, and so are the absent classes, in a row."""
+    k = len(images[0][0])
+    gradient = torch.zeros(len(images), len(rows[0]), k, dtype=torch.float64)
+    losses, violations = [], []
+    for group in [range(len(images))] if pooled else [[i] for i in range(len(images))]:
+        rankings = []  # the (image, anchor, class) of the candidates of each, with its labels
+        absent = []
+        for c in range(k):
+            places = [[(i, a, c) for a in range(len(rows[i]))] for i in group]
+            labels = [[min(rows[i][a], 0) if rows[i][a] < 1 else int(rows[i][a] == c + 1) for _, a, _ in of_image]
+                      for of_image in places for i in [of_image[0][0]]]  # fmt: skip
+            weights = priors["pos_prior"] if isinstance(priors["pos_prior"], list) else None
+            if any(
+                y == 1 and (weights is None or weights[i][a][c] > 0)
+                for row, of_image in zip(labels, places, strict=True)
+                for y, (i, a, _) in zip(row, of_image, strict=True)
+            ):
+                rankings.append((places, labels))
+            else:
+                absent += [(place, min(y, 0)) for row, of_image in zip(labels, places, strict=True)
+                           for place, y in zip(of_image, row, strict=True)
+                           if rows[place[0]][place[1]] != c + 1]  # fmt: skip
+        if len(rankings) < k:
+            rankings.append(([[place for place, _ in absent]], [[y for _, y in absent]]))
+        total = 0.0
+        for places, labels in rankings:
+            part = {
+                name: [[[p[i][a][c]] for i, a, c in of_image] for of_image in places] if isinstance(p, list) else p
+                for name, p in priors.items()
+            }
+            scores = [[[images[i][a][c]] for i, a, c in of_image] for of_image in places]
+            loss, slopes, zs = oracle.family(scores, labels, **part, **options)
+            total += loss / len(rankings)
+            violations += zs
+            for of_image, by_anchor in zip(places, slopes, strict=True):
+                for (i, a, c), (slope,) in zip(of_image, by_anchor, strict=True):
+                    gradient[i, a, c] += slope / len(rankings)
+        losses.append(total)
+    return torch.tensor(losses, dtype=torch.float64), gradient, violations

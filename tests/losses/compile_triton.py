@@ -32,8 +32,18 @@ def main():
         ("pos_weights", "neg_weights", "first_pass", "slots", "factors", "coefficients", "losses"), "*fp32"
     )
     options = {"DENSE": False, "POS_WEIGHTS": False, "NEG_WEIGHTS": False, "FIRST_PASS": False, "FOCAL": False}
-    cases = [{}, {"FIRST_PASS": True}, {"FOCAL": True}, {"POS_WEIGHTS": True, "NEG_WEIGHTS": True}, {"DENSE": True}]
+    options |= {"BY_CLASS": False, "WIDTH": 128}
+    cases = [
+        {},
+        {"FIRST_PASS": True},
+        {"FOCAL": True},
+        {"POS_WEIGHTS": True, "NEG_WEIGHTS": True},
+        {"DENSE": True},
+        {"BY_CLASS": True},
+    ]
     for dtype, planes, task, case in product(("fp32", "bf16", "fp16"), (False, True), range(3), cases):
+        if case.get("BY_CLASS") and not task:
+            continue  # no first pass by class
         levels = {f"{which}{i}": f"*{dtype}" for which in "xg" for i in range(kernels.LEVELS)}
         shape = {"K": 80, "PER_PLACE": 9 if planes else 1, "PLANES": planes, "TASK": task, "LEVELS": 5}
         build(kernels.pass_over_logits, fixed | levels, shape | {"BLOCK": 1024, "STEPS": 16} | options | case)

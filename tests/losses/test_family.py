@@ -28,11 +28,14 @@ def variants(draw, *, wide, fused=False):
         "margin": draw(st.sampled_from([0.5, 0.0, 0.8])),
         "regularizer": "kl" if fused else draw(st.sampled_from(["kl", "kl", "kl", "chi2", "cvar"])),
         "weights_grad": draw(st.sampled_from(["exact", "detached", "dual"])),
-        "scope": draw(st.sampled_from(["per_image", "pooled"])),
+        "scope": draw(st.sampled_from(["per_image", "pooled", "per_class", "pooled_per_class"])),
         "pos_lambda": draw(lambdas),
         "neg_lambda": draw(lambdas),
         "backend": "auto" if fused else "torch",
     }
+    by_class = options["scope"].endswith("per_class")
+    if fused and by_class:
+        options |= {name: max(options[name], 1 / 64) for name in ("pos_lambda", "neg_lambda")}
     if options["regularizer"] == "cvar":
         options |= {"pos_alpha": draw(st.floats(0.05, 1)), "neg_alpha": draw(st.floats(0.01, 1))}
     if not fused and options["regularizer"] == "kl" and draw(st.integers(0, 4)) == 0:
@@ -42,6 +45,7 @@ def variants(draw, *, wide, fused=False):
     k = draw(st.sampled_from([1, 3, 8]))
     for name in ("pos_prior", "neg_prior"):
         kind = draw(st.sampled_from(["uniform", "uniform", "mined", "candidate", "anchor", "class"]))
+        kind = "uniform" if kind == "mined" and fused and by_class else kind
         weights = torch.rand(2, 12, k, generator=torch.Generator().manual_seed(seed + 1)).double()
         weights[weights < 0.2] = 0
         options[name] = {

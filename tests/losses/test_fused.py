@@ -21,6 +21,8 @@ LOSSES = {
     "mined": (dr_loss, {"neg_prior": 7, "pos_prior": 2}),
     "weights": (dr_loss, {"neg_prior": "weights", "pos_prior": "weights"}),
     "pooled": (dr_loss, {"scope": "pooled", "neg_prior": 9}),
+    "class": (dr_loss, {"scope": "per_class", "pos_prior": "weights"}),
+    "pooled-class": (dr_loss, {"scope": "pooled_per_class", "weights_grad": "dual"}),
     "focal": (focal_loss, {"gamma": 1.5}),
     "focal-pooled": (focal_loss, {"scope": "pooled"}),
     "cross-entropy": (cross_entropy_loss, {"normalizer": "none"}),
@@ -33,12 +35,15 @@ EVERY_LOSS = [
     pytest.param(
         *backend.values,
         *loss,
-        marks=[*backend.marks, *([pytest.mark.slow] if backend is TRITON and name != "weights" else [])],
+        marks=[
+            *backend.marks,
+            *([pytest.mark.slow] if backend is TRITON and name not in ("weights", "class") else []),
+        ],
         id=f"{backend.values[0]}-{name}",
     )
     for backend in (CPU, TRITON, pytest.param("chunked"))
     for name, loss in LOSSES.items()
-    if backend is not TRITON or name in ("weights", "pooled", "focal")
+    if backend is not TRITON or name in ("weights", "pooled", "class", "focal")
 ]
 
 
@@ -341,7 +346,7 @@ def test_operators_are_registered_as_torch_asks():
     for first_pass in (None, torch.tensor([0.0, 1.0, -1.0, 0.5]).repeat(2, 2, 1)):
         arguments = ([logits, logits[:, :0].contiguous()], labels, None, None, None, first_pass)
         numbers = torch.tensor([1.0, 2.0, 0.5, 6.0], dtype=torch.float64)
-        rest = (numbers, 3, "dr", "chunked", "logistic", "exact", False)
+        rest = (numbers, 3, "dr", "chunked", "logistic", "exact", False, False)
         library.opcheck(torch.ops.drloss.losses.default, (*arguments, *rest))
         backward = (torch.ones(2), torch.ones(2, 2, 2), *arguments, *rest[:4])
         library.opcheck(torch.ops.drloss.gradients.default, backward)

@@ -38,7 +38,7 @@ def test_the_default_loss(values, k):
 @pytest.mark.parametrize(
     ("pairing", "surrogate", "regularizer", "mode", "scope"),
     [
-        *itertools.product(["dr", "neg_only"], SURROGATES, REGULARIZERS, MODES, ["per_image", "pooled"]),
+        *itertools.product(["dr", "neg_only"], SURROGATES, REGULARIZERS, MODES, ["per_image", "pooled", "per_class"]),
         *itertools.product(["all_pairs", "worst_case"], SURROGATES, ["kl"], ["exact"], ["per_image", "pooled"]),
     ],
 )

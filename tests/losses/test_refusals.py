@@ -39,7 +39,7 @@ OPTIONS = [
     ({"surrogate": "square"}, "surrogate", "'square'", "'logistic', 'quadratic', 'hinge'"),
     ({"surrogate": 2}, "surrogate", "2", "'logistic'"),
     ({"weights_grad": "none"}, "weights_grad", "'none'", "'exact', 'detached', 'dual'"),
-    ({"scope": "batch"}, "scope", "'batch'", "'per_image', 'pooled'"),
+    ({"scope": "batch"}, "scope", "'batch'", "'per_image', 'pooled', 'per_class', 'pooled_per_class'"),
     ({"reduction": "average"}, "reduction", "'average'", "'mean', 'sum', 'none'"),
     ({"reduction": None}, "reduction", "None", "'mean'"),
     ({"pairing": "all_pairs", "smoothness": 2000.0}, "smoothness", "2000.0", "at most 1000"),

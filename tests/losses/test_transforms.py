@@ -26,6 +26,7 @@ FUSED = [
     for loss, options in (
         (dr_loss, {}),
         (dr_loss, {"scope": "pooled"}),
+        (dr_loss, {"scope": "per_class"}),
         (dr_loss, {"neg_prior": 4, "neg_lambda": 0.01}),
         (focal_loss, {}),
         (cross_entropy_loss, {}),

@@ -68,6 +68,34 @@ class Candidates:
     negative: CandidateSet
 
 
+@dataclass(frozen=True)
+class ClassCandidates:
+    """The candidates of each class of R images, for one ranking a class (ours; the paper ranks all classes together).
+
+    Attributes:
+        own: R · K rows, the positives and the negatives of class k of image r in row r · K + k.
+        rest: R rows, no positive and the negatives of all classes of the image that have no positive.
+        present: (R, K) bool, whether a class has a positive.
+    """
+
+    own: Candidates
+    rest: Candidates
+    present: Tensor
+
+    def mean(self, own: Tensor, rest: Tensor) -> Tensor:
+        """Mean over the rankings of each image: one a present class, and one for all absent classes if there are any.
+
+        Args:
+            own: (R · K,) losses of the rows of :attr:`own`.
+            rest: (R,) losses of the rows of :attr:`rest`.
+        Returns:
+            (R,) losses.
+        """
+        absent = ~self.present.all(dim=1)
+        of_classes = torch.where(self.present, own.view_as(self.present), 0.0).sum(dim=1)
+        return (of_classes + torch.where(absent, rest, 0.0)) / (self.present.sum(dim=1) + absent)
+
+
 def split_candidates(
     logits: Levels,
     labels: Levels,
@@ -117,6 +145,45 @@ def candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str
         positive=_candidate_set(_without(positive[0].isinf(), positive[0]), *positive[1:], pos_prior, scope),
         negative=_candidate_set(_without(negative[0] == -inf, negative[0]), *negative[1:], neg_prior, scope),
     )
+
+
+def class_candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str) -> ClassCandidates:
+    """As :func:`candidates_of`, for a scope of :data:`~drloss.losses.inputs.CLASS_SCOPES`."""
+    logits = torch.cat(inputs.rows, dim=1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if inputs.labels is not None:
+        known = (inputs.labels >= 0) & (inputs.labels <= inputs.classes)
+        positive = inputs.labels.unsqueeze(2) == torch.arange(1, inputs.classes + 1, device=logits.device)
+    else:
+        assert inputs.targets is not None
+        known = torch.ones_like(inputs.targets[:, :, 0]) if inputs.ignore is None else ~inputs.ignore
+        positive = inputs.targets
+    pooled = scope.startswith("pooled") and len(logits) > 0
+
+    def by_class(x: Tensor) -> Tensor:
+        """(N, A, K) to (R, K, M)."""
+        return (x.permute(2, 0, 1).flatten(1).unsqueeze(0) if pooled else x.transpose(1, 2)).contiguous()
+
+    x = by_class(logits)
+    masks = by_class(positive & known.unsqueeze(2)), by_class(~positive & known.unsqueeze(2))
+    signs = _without(x.isinf(), x), _without(x == inf, -x)
+    weights = [None if w is None else by_class(w) for w in inputs.weights]
+    rows = [[_flat_rows(part) for part in parts] for parts in (signs, masks, weights)]
+    priors = pos_prior, neg_prior
+    own = [_candidate_set(*(part[i] for part in rows), priors[i], "per_image") for i in range(2)]  # type: ignore[arg-type]
+    present = ~own[0].empty.view(x.shape[:2])
+    absent = masks[1] & ~present.unsqueeze(2)
+    nothing = torch.zeros_like(absent)
+    sets = [
+        _candidate_set(part.flatten(1), mask.flatten(1), None if w is None else w.flatten(1), prior, "per_image")
+        for part, mask, w, prior in zip(signs, (nothing, absent), weights, priors, strict=True)
+    ]
+    return ClassCandidates(Candidates(*own), Candidates(*sets), present)
+
+
+def _flat_rows(x: Tensor | None) -> Tensor | None:
+    """(R, K, M) to (R · K, M)."""
+    return None if x is None else x.flatten(0, 1)
 
 
 _Part = tuple[Tensor, Tensor, Tensor | None]  # signed logits, mask, weights of one set, each (N, M)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drloss.losses.candidates import REDUCTIONS, Candidates, CandidateSet, split_candidates
 from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
-from drloss.losses.dr import DRLoss
+from drloss.losses.dr import ALL_SCOPES, DRLoss
 from drloss.losses.inputs import Levels, join
 from drloss.losses.parameters import require_choice
 from drloss.losses.ranking import RankingLoss
@@ -23,6 +23,8 @@ HARD_SHARE = 0.01
 @dataclass(frozen=True)
 class DRStatistics:
     r"""Statistics of the loss in each image; every attribute is (N,), or (1,) if pooled, without a graph.
+
+    With a scope by class they are those of ``"per_image"`` or ``"pooled"``: the scores of all classes together.
 
     Attributes:
         expected_pos: $\hat P_+$, in score units.
@@ -73,6 +75,8 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
     for name in ("backend", "inplace"):
         del settings[name]
     split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
+    require_choice("scope", split["scope"], ALL_SCOPES)
+    split["scope"] = "pooled" if split["scope"].startswith("pooled") else "per_image"
     ranking = RankingLoss.of(**settings)
     with torch.inference_mode(False), torch.enable_grad():
         candidates = _leaves(split_candidates(logits, labels, ignore, **split))

@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 
 from drloss.losses.call_log import record_call
-from drloss.losses.candidates import REDUCTIONS, candidates_of, reduce_images, split_candidates
+from drloss.losses.candidates import (
+    REDUCTIONS,
+    candidates_of,
+    class_candidates_of,
+    reduce_images,
+    split_candidates,
+)
 from drloss.losses.distribution import drifted_weights, expected_easiness
 from drloss.losses.fused.backends import check_backend, choose_backend
 from drloss.losses.fused.loss import fused_losses
-from drloss.losses.fused.rules import DRRule
-from drloss.losses.inputs import Levels, Prior, check_inputs, check_split
+from drloss.losses.fused.rules import MOST_RATE_BY_CLASS, DRRule
+from drloss.losses.inputs import CLASS_SCOPES, SCOPES, Levels, Prior, check_inputs, check_split
 from drloss.losses.module import ImageLoss
 from drloss.losses.parameters import require_choice, require_finite, require_positive
 from drloss.losses.ranking import RankingLoss
@@ -41,6 +47,7 @@ MARGIN = 0.5
 """γ of Corollary 1."""
 CLS_WEIGHT = 4.0
 """τ of §3.3, the weight of the classification loss beside RetinaNet's box loss."""
+ALL_SCOPES = SCOPES + CLASS_SCOPES
 LEAST_FUSED_LAMBDA = 1e-4
 """Least λ of the fused backends: for a smaller one, the rounding of the scores would show in the gradient."""
 
@@ -114,13 +121,17 @@ def dr_loss(
             With a radius or ``"cvar"`` the three are the same: the expectation is the optimum, and by the envelope
             theorem its gradient is q.
         scope: ``"per_image"``, as in the paper; ``"pooled"`` puts the candidates of all images into one distribution,
-            as the authors' code does with the images of a GPU, and returns one loss for all of them.
+            as the authors' code does with the images of a GPU, and returns one loss for all of them. ``"per_class"``
+            and ``"pooled_per_class"`` (ours) rank each class by itself, as average precision does: the positives of a
+            class against the negatives of that class. The classes without positives in the image (or in the images)
+            are one more ranking, all together, against one positive of score 1; the loss is the mean over these
+            rankings. With one class these are ``"per_image"`` and ``"pooled"``.
         reduction: over images, ``"mean"``, ``"sum"`` or ``"none"``.
         backend: ``"torch"`` is the definition. The others are fused (:mod:`drloss.losses.fused`): they give the same
             numbers within float32 rounding, several times as fast, and allocate no memory of the logits' size but the
             gradient. ``"triton"`` needs a CUDA device, ``"cpu"`` a C compiler, ``"chunked"`` only torch. They have
             the pairing ``"dr"`` with KL and λ of at least 1e-4, every prior, surrogate, scope and weights_grad, and
-            logits of 32 or 16 bits. ``"auto"`` is the fastest that can compute this loss, or ``"torch"``.
+            logits of 32 or 16 bits. By class they need λ of at least 1/64, and have no hard mining. ``"auto"`` is the fastest that can compute this loss, or ``"torch"``.
         inplace: whether the backward pass may write the gradient over the logits, whose values are then lost; for
             logits that nothing reads afterwards, such as the output of a last convolution.
     Returns:
@@ -164,8 +175,10 @@ def dr_loss(
         neg_alpha=neg_alpha,
         weights_grad=weights_grad,
     )
-    inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope)
-    chosen = choose_backend(backend, inputs, cannot=_not_fused(ranking), inplace=inplace)
+    inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope, ALL_SCOPES)
+    mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
+    cannot = _not_fused(ranking) or (_not_fused_by_class(ranking, mined) if scope in CLASS_SCOPES else "")
+    chosen = choose_backend(backend, inputs, cannot=cannot, inplace=inplace)
     if chosen != "torch":
         rule = DRRule(
             pos_rate=1 / pos_lambda,
@@ -174,10 +187,13 @@ def dr_loss(
             surrogate=surrogate,
             surrogate_parameter=rho if surrogate == "quadratic" else smoothness,
             weights_grad=weights_grad,
-            pooled=scope == "pooled",
+            pooled=scope.startswith("pooled"),
+            by_class=scope in CLASS_SCOPES,
         )
-        mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
         losses = fused_losses(inputs, rule, (mined[0], mined[1]), chosen, inplace)
+    elif scope in CLASS_SCOPES:
+        classes = class_candidates_of(inputs, pos_prior, neg_prior, scope)
+        losses = classes.mean(ranking.losses(classes.own), ranking.losses(classes.rest))
     else:
         losses = ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope))
     options = {"ignore": ignore, "scope": scope, "reduction": reduction}
@@ -190,9 +206,17 @@ def _not_fused(ranking: RankingLoss) -> str:
         return f"pairing {ranking.pairing!r}"
     if ranking.negative.regularizer != "kl":
         return f"regularizer {ranking.negative.regularizer!r}"
-    if min(ranking.negative.lam, ranking.positive.lam) < LEAST_FUSED_LAMBDA:
+    if ranking.least_lambda < LEAST_FUSED_LAMBDA:
         return f"a λ below {LEAST_FUSED_LAMBDA:g}"
     return "" if ranking.negative.radius is None and ranking.positive.radius is None else "a radius"
+
+
+def _not_fused_by_class(ranking: RankingLoss, mined: list[int]) -> str:
+    """The option of a ranking by class that the fused backends do not have, or ``""``."""
+    if any(mined):
+        return "hard mining in each class"
+    least = 1 / MOST_RATE_BY_CLASS
+    return f"a λ below 1/{MOST_RATE_BY_CLASS:g} in each class" if ranking.least_lambda < least else ""
 
 
 def _check_options(
@@ -206,7 +230,7 @@ def _check_options(
     **of_ranking: Any,
 ) -> None:
     """Raise ValueError for an option of :func:`dr_loss` that is out of range."""
-    check_split(pos_prior, neg_prior, scope)
+    check_split(pos_prior, neg_prior, scope, ALL_SCOPES)
     require_choice("reduction", reduction, REDUCTIONS)
     check_backend(backend, inplace=inplace, cannot=_not_fused(RankingLoss.of(**of_ranking)))
 

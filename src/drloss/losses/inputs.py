@@ -11,6 +11,8 @@ from drloss.losses.derivatives import transformed
 from drloss.losses.parameters import require_choice, require_count
 
 SCOPES = ("per_image", "pooled")
+CLASS_SCOPES = ("per_class", "pooled_per_class")
+"""Scopes with one ranking for each class, of the DR loss only."""
 
 Levels = Tensor | Sequence[Tensor]
 """One tensor, or its parts by pyramid level."""
@@ -53,7 +55,13 @@ def maps_to_rows(maps: Tensor, classes: int) -> Tensor:
 
 
 def check_inputs(
-    logits: Levels, labels: Levels, ignore: Levels | None, pos_prior: Prior, neg_prior: Prior, scope: str
+    logits: Levels,
+    labels: Levels,
+    ignore: Levels | None,
+    pos_prior: Prior,
+    neg_prior: Prior,
+    scope: str,
+    scopes: tuple[str, ...] = SCOPES,
 ) -> Inputs:
     """Check the arguments that all losses share; :func:`drloss.losses.candidates.split_candidates` describes them.
 
@@ -63,7 +71,7 @@ def check_inputs(
             count.
         TypeError: if logits, labels or weights are no tensors.
     """
-    check_split(pos_prior, neg_prior, scope)
+    check_split(pos_prior, neg_prior, scope, scopes)
     levels = _parts("logits", logits)
     labels = join("labels", labels)
     if not all(level.is_floating_point() for level in levels):
@@ -85,14 +93,14 @@ def check_inputs(
     return Inputs(levels, _check_labels(labels, shape).to(levels[0].device), None, None, weights, shape[2])
 
 
-def check_split(pos_prior: Prior, neg_prior: Prior, scope: str) -> None:
+def check_split(pos_prior: Prior, neg_prior: Prior, scope: str, scopes: tuple[str, ...] = SCOPES) -> None:
     """Check the options that say how candidates are split into sets, as far as they do not depend on the inputs.
 
     Raises:
         ValueError: if the scope is unknown, or a prior is a number that is no count.
         TypeError: if a prior is a list of anything but tensors.
     """
-    require_choice("scope", scope, SCOPES)
+    require_choice("scope", scope, scopes)
     for name, prior in (("pos_prior", pos_prior), ("neg_prior", neg_prior)):
         if isinstance(prior, (Tensor, list, tuple)):
             if not _parts(name, prior)[0].ndim:
@@ -193,7 +201,7 @@ def _prior_weights(
     prior = prior.to(device).reshape(views[tuple(prior.shape)])
     prior = prior if prior.dtype == torch.float64 else prior.to(dtype)
     if prior.numel():  # only ratios of weights count, and 1e-50 or 1e50 would be 0 or infinite in float32
-        largest = prior.amax() if scope == "pooled" else prior.amax(dim=(1, 2), keepdim=True)
+        largest = prior.amax() if scope.startswith("pooled") else prior.amax(dim=(1, 2), keepdim=True)
         prior = prior / torch.where(largest > 0, largest, 1.0)
     return prior.to(dtype).expand(n, a, k)
 

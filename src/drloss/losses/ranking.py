@@ -73,6 +73,11 @@ class RankingLoss:
         negative = Drift(regularizer, neg_lambda, neg_radius, neg_alpha, weights_grad)
         return RankingLoss(positive=positive, negative=negative, **rest)
 
+    @property
+    def least_lambda(self) -> float:
+        """The smaller of λ₊ and λ₋."""
+        return min(self.positive.lam, self.negative.lam)
+
     def losses(self, candidates: Candidates) -> Tensor:
         """Loss of each image, (N,) of the dtype of the signed logits."""
         if self.pairing == "all_pairs":

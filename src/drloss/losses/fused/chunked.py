@@ -32,6 +32,12 @@ class Part:
     prior: Tensor | None
     own: Tensor | None
 
+    def of_class(self, values: Tensor) -> Tensor:
+        """(P, ...) the value of each candidate's class, of values (K, ...); any value at the padding."""
+        if self.own is not None:
+            return values[functional.pad(self.own.squeeze(1), (0, len(self.y) - len(self.own)))]
+        return values.repeat(-(-len(self.y) // len(values)), *[1] * (values.ndim - 1))[: len(self.y)]
+
     def y_where_prior(self, other: float) -> Tensor:
         """y, with ``other`` where the prior is 0."""
         return self.y if self.prior is None else torch.where(self.prior != 0, self.y, other)
@@ -94,11 +100,14 @@ def _bound(batch: Batch, chunk: "_Chunk", sign: int) -> Tensor:
 
 def sums(batch: Batch) -> Tensor:
     """(N, 2, 3) float64: Z, S and M of each image's positives and negatives; see :mod:`drloss.losses.fused.rules`."""
-    found = wide(torch.zeros(batch.images, 2, 3, device=batch.labels.device))
+    found = wide(torch.zeros(batch.sums_shape, device=batch.labels.device))
     for chunk in _chunks(batch):
         for sign in range(2):
             part = _part(batch, chunk, sign)
             terms, _, distance = _terms(batch, chunk.image, sign, part)
+            if batch.by_class:
+                found[chunk.image, :, sign] += _sums_by_class(part, terms, distance, batch.classes)
+                continue
             z = terms * functional.softplus(part.y) if batch.kind == "focal" else terms
             mass = z.new_tensor([[len(z)]]) if part.prior is None else total(part.prior.unsqueeze(0))
             of_part = [total(z.unsqueeze(0)), total(distance.mul_(terms).unsqueeze(0)), wide(mass)]
@@ -111,14 +120,15 @@ def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Ten
 
     Args:
         factors: (R,) incoming gradient of each loss; R is N or 1.
-        coefficients: (R, 2, 2), α and β of positives and negatives for a factor of 1.
+        coefficients: (R, 2, 2), α and β of positives and negatives for a factor of 1; (R, K, 2, 2) by class.
     """
-    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(batch.images, 2, 2)
+    coefficients = batch.spread_coefficients(factors, coefficients)
     for chunk in _chunks(batch):
         slopes = []
         positive, negative = _part(batch, chunk, 0), _part(batch, chunk, 1)
         for sign, part in enumerate((positive, negative)):
-            alpha, beta = coefficients[chunk.image, sign].to(part.y.dtype)
+            of_sign = coefficients[chunk.image, ..., sign, :].to(part.y.dtype)
+            alpha, beta = (part.of_class(of_sign) if batch.by_class else of_sign).unbind(-1)
             terms, v, distance = _terms(batch, chunk.image, sign, part)
             if batch.kind == "focal":
                 w, loss = (-part.y).sigmoid_(), functional.softplus(part.y).clamp_(max=_LARGE)
@@ -133,6 +143,16 @@ def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Ten
         else:
             slope.view(-1, batch.classes).scatter_add_(1, positive.own, -slopes[0][: len(positive.own), None])
         seen.copy_(slope.view(seen.shape))
+
+
+def _sums_by_class(part: Part, terms: Tensor, distance: Tensor, classes: int) -> Tensor:
+    """(K, 3) float64: Z, S and M of each class of a chunk."""
+    mass = torch.ones_like(terms) if part.prior is None else part.prior
+    columns = torch.stack([terms, terms * distance, mass], dim=1)
+    if part.own is not None:
+        found = wide(columns.new_zeros(classes, 3))
+        return found.index_add(0, part.own.squeeze(1), wide(columns[: len(part.own)]))
+    return wide(columns[: len(columns) // classes * classes]).view(-1, classes, 3).sum(dim=0)
 
 
 def _terms(batch: Batch, image: int, sign: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,6 +41,7 @@ class _Level(ctypes.Structure):
         ("weights", ctypes.c_void_p * 2),
         ("by_anchor", ctypes.c_int64 * 2),
         ("by_class", ctypes.c_int64 * 2),
+        ("by_class_sums", ctypes.c_int64),
         ("signs", ctypes.POINTER(_Sign)),
     ]
 
@@ -128,15 +129,15 @@ def hardest(batch: Batch) -> Tensor:
 
 def sums(batch: Batch) -> Tensor:
     """As :func:`drloss.losses.fused.chunked.sums`."""
-    found = torch.zeros(batch.images, 6, dtype=torch.float64)
+    found = torch.zeros(batch.sums_shape, dtype=torch.float64)
     for n, level in batch.each_level():
         _call(batch, level, n, _SUMS[batch.kind], out=found[n])
-    return found.view(-1, 2, 3)
+    return found
 
 
 def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Tensor]) -> None:
     """As :func:`drloss.losses.fused.chunked.gradient`."""
-    coefficients = (factors.view(-1, 1, 1) * coefficients).expand(batch.images, 2, 2)
+    coefficients = batch.spread_coefficients(factors, coefficients)
     for n, level in batch.each_level():
         _call(batch, level, n, _SLOPE[batch.kind], coefficients=coefficients[n], into=into[level.number])
 
@@ -152,12 +153,12 @@ def _call(
 ) -> None:
     library = _library()
     assert library is not None
-    signs = (_Sign * 2)()
-    for sign in range(2):
-        first_pass = NO_FIRST_PASS if batch.first_pass is None else batch.first_pass[n, sign].tolist()
-        alpha_beta = (0.0, 0.0) if coefficients is None else coefficients[sign].tolist()
-        signs[sign] = _Sign(batch.rates[sign], *first_pass, *alpha_beta)
+    sets = 2 * (batch.classes if batch.by_class else 1)
+    first_pass = [NO_FIRST_PASS] * 2 if batch.first_pass is None else batch.first_pass[n].tolist()
+    slopes = [(0.0, 0.0)] * sets if coefficients is None else coefficients.reshape(sets, 2).tolist()
+    signs = (_Sign * sets)(*[_Sign(batch.rates[i % 2], *first_pass[i % 2], *slopes[i]) for i in range(sets)])
     described = _Level(level.anchors, batch.classes, level.places if level.planes else 0, level.per_place)
+    described.by_class_sums = batch.by_class
     described.signs = signs
     described.labels = batch.labels[n, level.first :].data_ptr()
     if batch.dense is not None:
@@ -166,7 +167,7 @@ def _call(
         if weights is not None:
             described.weights[sign] = weights[n, level.first :].data_ptr()
             described.by_anchor[sign], described.by_class[sign] = weights.stride(1), weights.stride(2)
-    slots = torch.empty(6 * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
+    slots = torch.empty(3 * sets * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
     library.drloss_level(
         ctypes.byref(described),
         ctypes.c_void_p(level.logits[n].data_ptr()),

@@ -16,6 +16,9 @@
  * An infinite logit counts as NaN, unless it is a masked class (minus infinity at a negative). A label outside of
  * -1 .. K counts as -1: no label makes the kernels read or write outside of their arrays.
  *
+ * With by_class each class has sums, an alpha and a beta of its own. Where anchors are rows, the lanes of a vector are
+ * then of several classes. Every P-th vector has the same ones, P = K / gcd(K, 16), so a run is read in P phases.
+ *
  * Work is divided into blocks whose size does not depend on the number of threads. Each block writes its sums into a
  * slot of its own, and the slots are added in order, so the result is the same bits on any number of threads. Within a
  * block, 16 float32 lanes add up at most 4,096 candidates, and these sums are added in double.
@@ -30,6 +33,7 @@
 #define BLOCK 32768 /* about so many elements in a block */
 #define FLUSH 4096  /* elements added up in float32 */
 #define WIDTH 2048  /* positions of a plane in a block */
+#define TALL 512    /* least anchors in a block of rows by class, so that its sums need little memory */
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
@@ -142,24 +146,33 @@ typedef struct {
     const uint8_t *dense;              /* [anchors * classes]: 0 negative, 1 positive, 2 neither; NULL: use the labels */
     const float *weights[2];           /* of positives and negatives; NULL: uniform */
     int64_t by_anchor[2], by_class[2]; /* strides of the weights */
-    const sign_t *signs;               /* of positives and negatives */
+    int64_t by_class_sums;             /* whether each class has sums and signs of its own */
+    const sign_t *signs;               /* of positives and negatives, of each class if so */
 } level_t;
 
 enum { TOP, DR_SUMS, DR_SLOPE, FOCAL_SUMS, FOCAL_SLOPE }; /* what a pass computes */
 
-/* Computes this for n consecutive candidates of one sign, from element i of x on, and for their weights. A candidate of
- * weight 0 is left out, and its gradient is 0. Without weights, shift or threshold the case is plain. */
+/* Computes this for candidates of one sign and for their weights: of the n elements of x from i on, the vectors that
+ * begin every step elements. A candidate of weight 0 is left out, and its gradient is 0. Without weights, shift or
+ * threshold the case is plain. With classes the first lane is of class k, the next of the next, and so on around;
+ * without, all are of one class, or classes do not matter. */
 FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, const float *weights, const sign_t *p,
-                sums_t *sums, int task, int bf16, int plain) {
+                sums_t *sums, int task, int bf16, int plain, int64_t step, int64_t k, int64_t classes) {
+    vf alpha = splat(p->alpha), beta = splat(p->beta);
+    for (int l = 0; classes && l < LANES; l++) {
+        alpha[l] = p[2 * ((k + l) % classes)].alpha;
+        beta[l] = p[2 * ((k + l) % classes)].beta;
+    }
     const vi flip = (vi){0} + (positive ? (int32_t)0x80000000 : 0);
     const int hard = p->v0 > 0.5f;
     const vf inf = splat(__builtin_inff()), other = positive ? -inf : inf; /* infinite y that are not masked classes */
     vf best = splat(-__builtin_inff());
-    for (int64_t from = 0; from < n; from += FLUSH) {
-        int64_t to = from + FLUSH < n ? from + FLUSH : n;
+    const int64_t flush = FLUSH / LANES * step;
+    for (int64_t from = 0; from < n; from += flush) {
+        int64_t to = from + flush < n ? from + flush : n;
         vf z = {0}, s = {0}, m = {0};
-        for (int64_t j = from; j < to; j += LANES) {
-            int64_t left = to - j;
+        for (int64_t j = from; j < to; j += step) {
+            int64_t left = n - j;
             vi there = left < LANES ? COUNT < (int32_t)left : ONES;
             vf y = left < LANES ? load_part(x, i + j, left, bf16) : load(x, i + j, bf16);
             y = (vf)((vi)y ^ flip);
@@ -183,13 +196,13 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 term = o * exponential(p->rate * (choose(negative, below, splat(0.0f)) - log)); /* log v = -softplus(-y) */
                 vf softplus = choose(negative, splat(0.0f), y) + log;
                 if (task == FOCAL_SUMS) term = term * softplus;
-                else slope = p->alpha * term * (p->rate * w * choose(softplus > splat(1e30f), splat(0.0f), softplus) + v);
+                else slope = alpha * term * (p->rate * w * choose(softplus > splat(1e30f), splat(0.0f), softplus) + v);
             } else {
                 sigmoids(y, &v, &w);
                 d = plain ? v : hard ? p->w0 - w : v - p->v0;
                 if (plain) term = power(v, splat(p->rate * LOG2E)); /* rate is at most 16 */
                 else term = o * exponential(d * p->rate);
-                slope = term * v * w * (p->alpha + p->beta * d);
+                slope = term * v * w * (alpha + beta * d);
             }
             if (task == DR_SLOPE || task == FOCAL_SLOPE) {
                 if (!plain) slope = choose(there, slope, splat(0.0f));
@@ -204,30 +217,46 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 }
                 z += term;
                 if (task == DR_SUMS) s += term * d;
-                if (!plain) m += o;
+                if (!plain || classes) m += o;
             }
         }
         if (task == DR_SUMS || task == FOCAL_SUMS)
             for (int l = 0; l < LANES; l++) {
-                sums->z += z[l];
-                sums->s += s[l];
-                sums->m += m[l];
+                sums_t *of = classes ? sums + 2 * ((k + l) % classes) : sums;
+                of->z += z[l];
+                of->s += s[l];
+                of->m += m[l];
             }
-        if (plain) sums->m += (double)(to - from);
+        if (plain && !classes) sums->m += (double)(to - from);
     }
     for (int l = 0; task == TOP && l < LANES; l++)
         if (!(best[l] <= sums->z)) sums->z = best[l];
 }
 
-typedef void run_t(const void *, void *, int64_t, int64_t, int, const float *, const sign_t *, sums_t *);
+typedef void run_t(const void *, void *, int64_t, int64_t, int, const float *, const sign_t *, sums_t *, int64_t,
+                   int64_t);
 
+static int64_t phases(int64_t classes) {
+    int64_t common = LANES;
+    while (classes % common) common /= 2;
+    return classes / common;
+}
+
+/* n consecutive candidates of one sign from element i of x on; k and classes as in each(). */
 #define RUN(name, task, bf16)                                                                                          \
     static void name(const void *x, void *g, int64_t i, int64_t n, int positive, const float *weights,                 \
-                     const sign_t *signs, sums_t *sums) {                                                              \
+                     const sign_t *signs, sums_t *sums, int64_t k, int64_t classes) {                                  \
         const sign_t *p = &signs[!positive];                                                                           \
-        if (!weights && p->v0 == 0.0f && p->threshold == -__builtin_inff())                                            \
-            each(x, g, i, n, positive, 0, p, &sums[!positive], task, bf16, 1);                                         \
-        else each(x, g, i, n, positive, weights, p, &sums[!positive], task, bf16, 0);                                  \
+        sums += !positive;                                                                                             \
+        int plain = !weights && p->v0 == 0.0f && p->threshold == -__builtin_inff();                                    \
+        if ((task == DR_SUMS || task == DR_SLOPE) && classes) {                                                        \
+            int64_t step = LANES * phases(classes);                                                                    \
+            for (int64_t j = 0; j < step && j < n; j += LANES)                                                         \
+                if (plain) each(x, g, i + j, n - j, positive, 0, p, sums, task, bf16, 1, step, k + j, classes);        \
+                else each(x, g, i + j, n - j, positive, weights ? weights + j : 0, p, sums, task, bf16, 0, step,       \
+                          k + j, classes);                                                                             \
+        } else if (plain) each(x, g, i, n, positive, 0, p, sums, task, bf16, 1, LANES, 0, 0);                          \
+        else each(x, g, i, n, positive, weights, p, sums, task, bf16, 0, LANES, 0, 0);                                 \
     }
 #define RUNS(name, task) RUN(name##_f32, task, 0) RUN(name##_bf16, task, 1)
 RUNS(top, TOP)
@@ -252,8 +281,11 @@ typedef struct {
     int64_t size; /* bytes of an element */
 } work_t;
 
-static void run(const work_t *t, int64_t i, int64_t n, int positive, const float *weights) {
-    t->run(t->x, t->g, i, n, positive, weights, t->level->signs, t->sums);
+/* Candidates of class k and, with dk = 1, of the classes after it. */
+static void run(const work_t *t, int64_t i, int64_t n, int positive, const float *weights, int64_t k, int64_t dk) {
+    int64_t first = t->level->by_class_sums && !dk ? 2 * k : 0;
+    int64_t classes = t->level->by_class_sums && dk ? t->level->classes : 0;
+    t->run(t->x, t->g, i, n, positive, weights, t->level->signs + first, t->sums + first, k, classes);
 }
 
 /* Label of an anchor; -1 for a number that is no label. */
@@ -290,14 +322,17 @@ static void mixed(const work_t *t, int64_t i, int64_t n, int64_t a0, int64_t da,
         /* If g is the memory of x, a positive would be read after its place was written: so its value is kept. */
         char kept[4 * WIDTH];
         memcpy(kept, (const char *)t->x + (i + from) * t->size, (size_t)(count * t->size));
-        run(t, i + from, count, 0, weights);
+        run(t, i + from, count, 0, weights, k0 + from * dk, dk);
+        work_t positives = *t;
+        positives.x = kept;
+        positives.g = t->g ? (char *)t->g + (i + from) * t->size : 0;
         for (int64_t j = 0; j < count; j++)
-            if (own[j] != 0.0f)
-                t->run(kept, t->g ? (char *)t->g + (i + from) * t->size : 0, j, 1, 1, own + j, t->level->signs, t->sums);
+            if (own[j] != 0.0f) run(&positives, j, 1, 1, own + j, k0 + (from + j) * dk, 0);
     }
 }
 
-static int plain(const level_t *l) { return !l->dense && !l->weights[0] && !l->weights[1]; }
+/* Whether the negatives of a background anchor have no weights. */
+static int plain(const level_t *l) { return !l->dense && !l->weights[1]; }
 
 /* Anchors first .. last of a level in rows. */
 static void rows(const work_t *t, int64_t first, int64_t last) {
@@ -305,19 +340,20 @@ static void rows(const work_t *t, int64_t first, int64_t last) {
     int64_t k = l->classes;
     for (int64_t a = first, end; a < last; a = end) {
         end = a + 1;
-        if (!plain(l)) {
+        int64_t label = l->dense ? 0 : label_of(l, a);
+        if (!plain(l) || (label > 0 && l->by_class_sums)) {
             mixed(t, a * k, k, a, 0, 0, 1);
             continue;
         }
-        int64_t label = label_of(l, a);
         if (label > 0) {
-            run(t, a * k, label - 1, 0, 0);
-            run(t, a * k + label - 1, 1, 1, 0);
-            run(t, a * k + label, k - label, 0, 0);
+            float own = weight_of(l, a, label - 1, 1);
+            run(t, a * k, label - 1, 0, 0, 0, 1);
+            run(t, a * k + label - 1, 1, 1, l->weights[0] ? &own : 0, label - 1, 0);
+            run(t, a * k + label, k - label, 0, 0, label, 1);
             continue;
         }
         while (end < last && (label == 0 ? l->labels[end] == 0 : label_of(l, end) < 0)) end++;
-        if (label == 0) run(t, a * k, (end - a) * k, 0, 0);
+        if (label == 0) run(t, a * k, (end - a) * k, 0, 0, 0, 1);
         else if (t->g) memset((char *)t->g + a * k * t->size, 0, (size_t)((end - a) * k * t->size));
     }
 }
@@ -329,7 +365,7 @@ static void planes(const work_t *t, int64_t b, int64_t first, int64_t last) {
     for (int64_t s = first; s < last && background; s++) background = l->labels[s * l->per_place + b] == 0;
     for (int64_t k = 0; k < l->classes; k++) {
         int64_t i = (b * l->classes + k) * l->places + first, n = last - first;
-        if (background) run(t, i, n, 0, 0);
+        if (background) run(t, i, n, 0, 0, k, 0);
         else mixed(t, i, n, first * l->per_place + b, l->per_place, k, 0);
     }
 }
@@ -338,9 +374,15 @@ static int64_t up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* Anchors in a block of rows. */
+static int64_t height(const level_t *l) {
+    int64_t many = up(BLOCK, l->classes);
+    return l->by_class_sums && many < TALL ? TALL : many;
+}
+
 /* Number of blocks of a level: a block is whole anchors in rows, or WIDTH places of all planes of an anchor. */
 int64_t drloss_blocks(const level_t *l) {
-    return l->places ? l->per_place * up(l->places, WIDTH) : up(l->anchors, up(BLOCK, l->classes));
+    return l->places ? l->per_place * up(l->places, WIDTH) : up(l->anchors, height(l));
 }
 
 static void block(const work_t *t, int64_t number) {
@@ -349,27 +391,27 @@ static void block(const work_t *t, int64_t number) {
         int64_t parts = up(l->places, WIDTH), first = number % parts * WIDTH;
         planes(t, number / parts, first, least(first + WIDTH, l->places));
     } else {
-        int64_t many = up(BLOCK, l->classes), first = number * many;
+        int64_t many = height(l), first = number * many;
         rows(t, first, least(first + many, l->anchors));
     }
 }
 
-/* One task over one level of one image. Sums are added to out = {positive z, s, m, negative z, s, m}, where TOP keeps
- * the largest y of each sign in place of z; slopes are written to g, which may be x itself. slots has room for 6
- * doubles a block. */
+/* One task over one level of one image. Sums are added to out = {positive z, s, m, negative z, s, m} of each set of
+ * sums, where TOP keeps the largest y of each sign in place of z; slopes are written to g, which may be x itself. slots
+ * has room for 6 doubles a block and set. */
 void drloss_level(const level_t *l, const void *x, void *g, int task, double *slots, double *out, int bf16,
                   int threads) {
-    int64_t blocks = drloss_blocks(l);
+    int64_t blocks = drloss_blocks(l), size = 6 * (l->by_class_sums ? l->classes : 1);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && blocks > 1)
     for (int64_t number = 0; number < blocks; number++) {
-        sums_t sums[2] = {{0}};
+        sums_t *sums = (sums_t *)(slots + size * number);
+        if (!g) memset(sums, 0, (size_t)size * sizeof(double));
         if (task == TOP) sums[0].z = sums[1].z = -__builtin_inf();
         work_t work = {l, x, g, RUN_OF[task][bf16], sums, bf16 ? 2 : 4};
         block(&work, number);
-        if (!g) memcpy(slots + 6 * number, sums, sizeof sums);
     }
-    for (int64_t i = 0; !g && i < 6 * blocks; i++) {
-        if (task != TOP) out[i % 6] += slots[i];
-        else if (i % 3 == 0 && !(slots[i] <= out[i % 6])) out[i % 6] = slots[i];
+    for (int64_t i = 0; !g && i < size * blocks; i++) {
+        if (task != TOP) out[i % size] += slots[i];
+        else if (i % 3 == 0 && !(slots[i] <= out[i % size])) out[i % size] = slots[i];
     }
 }

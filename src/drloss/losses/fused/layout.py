@@ -85,6 +85,7 @@ class Batch:
         rates: 1/λ₊ and 1/λ₋ of the DR loss, γ of the focal loss.
         classes: K.
         kind: ``"dr"`` or ``"focal"``.
+        by_class: whether each class has sums and coefficients of its own.
     """
 
     levels: list[Level]
@@ -95,6 +96,17 @@ class Batch:
     rates: tuple[float, float]
     classes: int
     kind: str
+    by_class: bool
+
+    @property
+    def sums_shape(self) -> tuple[int, ...]:
+        """Shape of the sums Z, S and M of each image's positives and negatives, by class if so."""
+        return (self.images, self.classes, 2, 3) if self.by_class else (self.images, 2, 3)
+
+    def spread_coefficients(self, factors: Tensor, coefficients: Tensor) -> Tensor:
+        """α and β of each image (N, 2, 2), or (N, K, 2, 2) by class, times the incoming gradient of its loss."""
+        scaled = factors.view(-1, *[1] * (coefficients.ndim - 1)) * coefficients
+        return scaled.expand(self.images, *coefficients.shape[1:])
 
     @property
     def images(self) -> int:
@@ -126,6 +138,8 @@ def make_batch(
     rates: Sequence[float],
     classes: int,
     kind: str,
+    *,
+    by_class: bool = False,
 ) -> Batch:
     """The batch of these logits, one tensor a level, and of the labels of all their anchors."""
     levels, first = [], 0
@@ -141,4 +155,5 @@ def make_batch(
         first += level.anchors
     if labels.shape[1] != first or any(x.shape[0] != labels.shape[0] for x in logits):
         raise ValueError(f"labels must have one entry for each of {first} anchors, got {tuple(labels.shape)}")
-    return Batch(levels, labels, dense, (pos_weights, neg_weights), first_pass, (rates[0], rates[1]), classes, kind)
+    weights = (pos_weights, neg_weights)
+    return Batch(levels, labels, dense, weights, first_pass, (rates[0], rates[1]), classes, kind, by_class)

@@ -46,7 +46,7 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         first_pass = find_first_pass(
             [x.detach() for x in logits], *rest, inputs.classes, mined, rule.shifted, rule.pooled, backend
         )
-    options = _Options(inputs.classes, rule.kind, backend, *rule.choices, rule.pooled)
+    options = _Options(inputs.classes, rule.kind, backend, *rule.choices, rule.by_class, rule.pooled)
     if not differentiated(logits):
         detached = [x.detach() for x in logits]
         alone: Tensor = losses_and_coefficients(detached, *rest, first_pass, numbers, *options.of_losses)[0]
@@ -65,12 +65,14 @@ class _Options:
     backend: str
     first_choice: str
     second_choice: str
+    by_class: bool
     pooled: bool
 
     @property
-    def of_losses(self) -> tuple[int, str, str, str, str, bool]:
+    def of_losses(self) -> tuple[int, str, str, str, str, bool, bool]:
         """The last arguments of ``drloss::losses``."""
-        return self.classes, self.kind, self.backend, self.first_choice, self.second_choice, self.pooled
+        choices = (self.first_choice, self.second_choice, self.by_class, self.pooled)
+        return self.classes, self.kind, self.backend, *choices
 
     @property
     def of_gradients(self) -> tuple[int, str, str]:
@@ -102,7 +104,7 @@ def _times_gradient(
     """(R,) inner products of cotangents or tangents of the levels with the gradient of each loss."""
     # In float32: without the factor that a loss is scaled by, the gradient may be too small for 16 bits.
     widened = [x.detach().float() for x in levels]
-    by_level = gradients(torch.ones_like(coefficients[:, 0, 0]), coefficients, widened, *rest)
+    by_level = gradients(coefficients.new_ones(len(coefficients)), coefficients, widened, *rest)
     products = [
         total((g * v.float()).flatten(1)).squeeze(1)
         for g, v in zip(by_level, of_levels, strict=True)

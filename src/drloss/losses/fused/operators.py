@@ -70,12 +70,18 @@ def losses_and_coefficients(
     backend: str,
     first_choice: str,
     second_choice: str,
+    by_class: bool,
     pooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (R,) and coefficients (R, 2, 2), float32; R is N, or 1 if the images are pooled."""
+    """Losses (R,) and coefficients (R, 2, 2), float32; R is N, or 1 if the images are pooled.
+
+    By class the coefficients are (R, K, 2, 2), from which :func:`gradients` knows it.
+    """
     four = numbers.tolist()
-    batch = make_batch(logits, labels, dense, pos_weights, neg_weights, first_pass, four, classes, kind)
-    rule = read_rule(kind, four, (first_choice, second_choice), pooled)
+    batch = make_batch(
+        logits, labels, dense, pos_weights, neg_weights, first_pass, four, classes, kind, by_class=by_class
+    )
+    rule = read_rule(kind, four, (first_choice, second_choice), pooled=pooled, by_class=by_class)
     module = backend_of(backend, logits[0])
     if hasattr(module, "losses"):
         found: tuple[Tensor, Tensor] = module.losses(batch, rule)
@@ -91,7 +97,8 @@ def losses_and_coefficients(
 def _(logits: Sequence[Tensor], labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     rows = min(labels.shape[0], 1) if rest[-1] else labels.shape[0]  # pooled is the last
     losses = labels.new_empty(rows, dtype=torch.float32)
-    return losses, losses.new_empty(rows, 2, 2)
+    by_class, classes = rest[-2], rest[5]
+    return losses, losses.new_empty(*(rows, classes) if by_class else (rows,), 2, 2)
 
 
 @library.custom_op("drloss::gradients", mutates_args=())
@@ -111,7 +118,18 @@ def gradients(
 ) -> List[Tensor]:  # noqa: UP006
     """Gradient of each level; ``factors`` (R,) are the incoming gradients, one for each loss."""
     into = [torch.empty_like(level) for level in logits]
-    batch = make_batch(logits, labels, dense, pos_weights, neg_weights, first_pass, numbers.tolist(), classes, kind)
+    batch = make_batch(
+        logits,
+        labels,
+        dense,
+        pos_weights,
+        neg_weights,
+        first_pass,
+        numbers.tolist(),
+        classes,
+        kind,
+        by_class=coefficients.ndim == 4,
+    )
     backend_of(backend, logits[0]).gradient(batch, factors, coefficients, into)
     return into
 
@@ -137,7 +155,18 @@ def gradients_in_place(
     backend: str,
 ) -> None:
     """As :func:`gradients`, written over the logits."""
-    batch = make_batch(logits, labels, dense, pos_weights, neg_weights, first_pass, numbers.tolist(), classes, kind)
+    batch = make_batch(
+        logits,
+        labels,
+        dense,
+        pos_weights,
+        neg_weights,
+        first_pass,
+        numbers.tolist(),
+        classes,
+        kind,
+        by_class=coefficients.ndim == 4,
+    )
     backend_of(backend, logits[0]).gradient(batch, factors, coefficients, list(logits))
 
 

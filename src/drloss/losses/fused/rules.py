@@ -15,6 +15,9 @@ held fixed, $\alpha = \ell'(z)/Z$ and $\beta = 0$.
 The shift c is 0 while 1/λ is at most 16: scores lie in (0, 1), so that e^16 · 16 million does not overflow, and their
 rounding divided by λ stays below 1e-6. For a smaller λ a first pass finds the hardest candidate, whose v is c.
 
+**By class** (ours) each class has its sums, and one more ranking has those of all absent classes together. The loss is
+the mean over the rankings, and each class has the coefficients of its ranking.
+
 **Pointwise losses**, the focal loss and the cross-entropy: ``kernels.c`` has the formulas. Z is the sum of the losses
 of one sign, M counts its candidates, S is not used, and α is the weight of the sign.
 """
@@ -30,6 +33,8 @@ from drloss.losses.surrogates import choose_surrogate, surrogate_slope
 
 MOST_RATE = 16.0
 """Largest 1/λ that needs no shift."""
+MOST_RATE_BY_CLASS = 64.0
+"""Largest 1/λ by class: all classes of an image share a shift, and e^-64 of a class that is easy is not 0 yet."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class DRRule:
         surrogate_parameter: ρ of the quadratic surrogate, L of the others.
         weights_grad: see :func:`drloss.dr_loss`.
         pooled: whether the candidates of all images are one set.
+        by_class: whether each class is ranked by itself.
     """
 
     kind: ClassVar[str] = "dr"
@@ -53,6 +59,7 @@ class DRRule:
     surrogate_parameter: float
     weights_grad: str
     pooled: bool
+    by_class: bool
 
     @property
     def numbers(self) -> tuple[float, float, float, float]:
@@ -73,7 +80,28 @@ class DRRule:
         """Losses (R,), and α and β of positives and negatives (R, 2, 2), from sums (R, 2, 3), all float64.
 
         R is N, or 1 if the images are pooled; ``first_pass`` is that of a :class:`drloss.losses.fused.layout.Batch`.
+        By class the sums are (R, K, 2, 3) and the coefficients (R, K, 2, 2).
         """
+        if self.by_class:
+            return self._finish_by_class(sums, first_pass)
+        return self._finish(sums, first_pass)
+
+    def _finish_by_class(self, sums: Tensor, first_pass: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows, classes = sums.shape[:2]
+        present = sums[:, :, 0, 2] > 0
+        rest = torch.where(present[:, :, None, None], 0.0, sums).sum(dim=1)
+        if first_pass is not None:
+            first_pass = torch.cat([first_pass[:rows].repeat_interleave(classes, dim=0), first_pass[:rows]])
+        losses, coefficients = self._finish(torch.cat([sums.flatten(0, 1), rest]), first_pass)
+        absent = ~present.all(dim=1)
+        count = present.sum(dim=1) + absent
+        of_classes = torch.where(present, losses[: rows * classes].view(rows, classes), 0.0).sum(dim=1)
+        of_rest = torch.where(absent, losses[rows * classes :], 0.0)
+        own = coefficients[: rows * classes].view(rows, classes, 2, 2)
+        chosen = torch.where(present[:, :, None, None], own, coefficients[rows * classes :].unsqueeze(1))
+        return (of_classes + of_rest) / count, chosen / count[:, None, None, None]
+
+    def _finish(self, sums: Tensor, first_pass: Tensor | None) -> tuple[Tensor, Tensor]:
         z_sum, s_sum, mass = sums.unbind(2)
         there = mass > 0
         z_sum = torch.where(there, z_sum, 1.0)
@@ -109,6 +137,7 @@ class PointwiseRule:
     """
 
     kind: ClassVar[str] = "focal"
+    by_class: ClassVar[bool] = False
     shifted: ClassVar[list[bool]] = [False, False]
     gamma: float
     pos_weight: float
@@ -138,9 +167,9 @@ class PointwiseRule:
 Rule = DRRule | PointwiseRule
 
 
-def read_rule(kind: str, numbers: list[float], choices: tuple[str, str], pooled: bool) -> Rule:
+def read_rule(kind: str, numbers: list[float], choices: tuple[str, str], *, pooled: bool, by_class: bool) -> Rule:
     """The rule of that kind with these ``numbers`` and ``choices``, which are what an operator is given of it."""
     pos_rate, neg_rate, first, second = numbers
     if kind == "focal":
         return PointwiseRule(pos_rate, first, second, choices[0], pooled)
-    return DRRule(pos_rate, neg_rate, first, choices[0], second, choices[1], pooled)
+    return DRRule(pos_rate, neg_rate, first, choices[0], second, choices[1], pooled, by_class)

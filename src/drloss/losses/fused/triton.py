@@ -1,6 +1,7 @@
 """The sums on a CUDA device, by Triton: each pass over the logits is one kernel over all images and levels.
 
-Every program adds up a block of candidates in float32 and writes the sums into slots of its own. A second, small
+Every program adds up a block of candidates in float32 and writes the sums into slots of its own, one for each class if
+classes are ranked by themselves. A second, small
 kernel adds up the slots of an image in float64, in order, and computes the loss. So there is no atomic addition, two
 runs give the same bits, and nothing is copied to the host. The gradient is a third kernel.
 """
@@ -39,6 +40,12 @@ def losses(batch: Batch, rule: Rule) -> tuple[Tensor, Tensor]:
     """As ``rule.finish`` of the sums of a batch: losses (R,) and coefficients (R, 2, 2), float32."""
     slots = _slots(batch)
     _launch(batch, SUMS, slots=slots)
+    if rule.by_class:
+        sums = slots.double().sum(dim=2).view(batch.sums_shape)
+        found, coefficients = rule.finish(
+            sums.sum(dim=0, keepdim=True) if rule.pooled and batch.images else sums, batch.first_pass
+        )
+        return found.float(), coefficients.float()
     rows = min(batch.images, 1) if rule.pooled else batch.images
     found, coefficients = slots.new_empty(rows), slots.new_empty(rows, 2, 2)
     if rows:
@@ -69,7 +76,7 @@ def gradient(batch: Batch, factors: Tensor, coefficients: Tensor, into: list[Ten
         factors=factors,
         coefficients=coefficients,
         factor_stride=0 if pooled else factors.stride(0),
-        row_stride=0 if pooled else 4,
+        row_stride=0 if pooled else coefficients[0].numel(),
     )
 
 
@@ -79,14 +86,30 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _slots(batch: Batch) -> Tensor:
-    programs = sum(_programs(batch, level) for level in batch.levels)
-    return batch.labels.new_empty(batch.images, programs, 6, dtype=torch.float32)
+    """(N, programs, 6), or (N, K, programs of a class, 6) by class."""
+    sets = (batch.classes,) if batch.by_class else ()
+    programs = sum(_programs(batch, level, of_class=batch.by_class) for level in batch.levels)
+    return batch.labels.new_empty(batch.images, *sets, programs, 6, dtype=torch.float32)
 
 
-def _programs(batch: Batch, level: Level) -> int:
+def _programs(batch: Batch, level: Level, *, of_class: bool = False) -> int:
+    """Programs of a level for each image, or those of them that see one class."""
     if level.planes:
-        return ceil(level.places / BLOCK) * ceil(batch.classes / STEPS) * level.per_place
+        chunks = 1 if of_class else ceil(batch.classes / STEPS)
+        return ceil(level.places / BLOCK) * chunks * level.per_place
+    if batch.by_class:
+        return ceil(level.anchors / (_block(batch) // _width(batch) * STEPS))
     return ceil(level.anchors * batch.classes / (BLOCK * STEPS))
+
+
+def _width(batch: Batch) -> int:
+    """Lanes of one anchor where each lane keeps to one class: K, rounded up to a power of 2."""
+    return 1 << (batch.classes - 1).bit_length()
+
+
+def _block(batch: Batch) -> int:
+    """Candidates that a program reads at a time where anchors are rows."""
+    return max(BLOCK, _width(batch)) if batch.by_class else BLOCK
 
 
 def _launch(
@@ -103,7 +126,7 @@ def _launch(
     unused = batch.labels
     weights = batch.weights
     strides = [(0, 0, 0) if w is None else w.stride() for w in weights]
-    first_program = 0
+    first_slot = 0
     for planes, per_place, levels in _launches(batch):
         programs = [_programs(batch, level) for level in levels]
         begins = [sum(programs[:i]) for i in range(1, len(levels))]
@@ -132,8 +155,8 @@ def _launch(
                 *strides[0],
                 *strides[1],
                 batch.labels.shape[1],
-                0 if slots is None else slots.shape[1],
-                first_program,
+                0 if slots is None else slots.shape[-2],
+                first_slot,
                 factor_stride,
                 row_stride,
                 *batch.rates,
@@ -145,13 +168,15 @@ def _launch(
                 NEG_WEIGHTS=weights[1] is not None,
                 FIRST_PASS=batch.first_pass is not None,
                 FOCAL=batch.kind == "focal",
+                BY_CLASS=batch.by_class,
+                WIDTH=_width(batch),
                 TASK=task,
                 LEVELS=len(levels),
-                BLOCK=BLOCK,
+                BLOCK=BLOCK if planes else _block(batch),
                 STEPS=STEPS,
                 num_warps=4,
             )
-        first_program += sum(programs)
+        first_slot += sum(_programs(batch, level, of_class=batch.by_class) for level in levels)
 
 
 def _launches(batch: Batch) -> list[tuple[bool, int, list[Level]]]:

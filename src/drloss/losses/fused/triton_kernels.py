@@ -26,10 +26,16 @@ def _log_one_plus(t):
     return 2.0 * (s + s * q * p)
 
 
+@triton.jit
+def _by_lane(x, WIDTH: tl.constexpr):
+    """Sums of the lanes that are the same modulo WIDTH."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // WIDTH, WIDTH]), axis=0)
+
+
 # Sizes differ from batch to batch: specialised to each, a kernel would be compiled again and again.
 _SIZES = [f"{name}{i}" for name in "bpf" for i in range(LEVELS)][1:]
 _SIZES += [f"{sign}_by_{what}" for sign in ("pos", "neg") for what in ("image", "anchor", "class")]
-_SIZES += ["anchors", "programs", "first_program", "factor_stride", "row_stride"]
+_SIZES += ["anchors", "programs", "first_slot", "factor_stride", "row_stride"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -42,11 +48,11 @@ def pass_over_logits(
     f0, f1, f2, f3, f4, f5, f6, f7,
     labels, dense, pos_weights, neg_weights, first_pass, slots, factors, coefficients,
     pos_by_image, pos_by_anchor, pos_by_class, neg_by_image, neg_by_anchor, neg_by_class,
-    anchors, programs, first_program, factor_stride, row_stride,
+    anchors, programs, first_slot, factor_stride, row_stride,
     pos_rate, neg_rate,
     K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, DENSE: tl.constexpr,
     POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
-    TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    BY_CLASS: tl.constexpr, WIDTH: tl.constexpr, TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     pid, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     x, g, begin, places, first = x0, g0, 0, p0, f0
@@ -98,10 +104,12 @@ def pass_over_logits(
     if TASK == 2:
         factor = tl.load(factors + image * factor_stride)
         coefficients += image * row_stride
+    if TASK == 2 and not BY_CLASS:
         pos_alpha, pos_beta = tl.load(coefficients) * factor, tl.load(coefficients + 1) * factor
         neg_alpha, neg_beta = tl.load(coefficients + 2) * factor, tl.load(coefficients + 3) * factor
 
-    pos_z, neg_z = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    nothing = tl.zeros([BLOCK], tl.float32)
+    pos_z, neg_z = nothing, nothing
     if TASK == 0:
         pos_z, neg_z = pos_z - float("inf"), neg_z - float("inf")
     pos_s, neg_s = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -111,6 +119,13 @@ def pass_over_logits(
             k = first_class + step
             there = place < tl.where(k < K, places, 0)
             at = (shape * K + k).to(tl.int64) * places + place
+        elif BY_CLASS:  # WIDTH lanes an anchor, so that each lane keeps to one class
+            anchor = (block.to(tl.int64) * STEPS + step) * (BLOCK // WIDTH) + lane // WIDTH
+            k = lane % WIDTH
+            at = anchor * K + k
+            there = (k < K) & (at < size)
+            if not DENSE:
+                label = tl.load(labels + before + anchor, mask=there, other=-1)
         else:
             start = (block.to(tl.int64) * STEPS + step) * BLOCK
             first_anchor = start // K
@@ -174,7 +189,23 @@ def pass_over_logits(
                     neg_s += tl.where(negative, term * distance, 0.0)
                 pos_m += tl.where(positive, o, 0.0)
                 neg_m += tl.where(negative, o, 0.0)
+                if BY_CLASS and PLANES:
+                    if k < K:
+                        slot = first_slot + begin // chunks + shape * parts + block % parts
+                        to = slots + ((image * K + k) * programs + slot) * 6
+                        tl.store(to, tl.sum(pos_z, axis=0))
+                        tl.store(to + 1, tl.sum(pos_s, axis=0))
+                        tl.store(to + 2, tl.sum(pos_m, axis=0))
+                        tl.store(to + 3, tl.sum(neg_z, axis=0))
+                        tl.store(to + 4, tl.sum(neg_s, axis=0))
+                        tl.store(to + 5, tl.sum(neg_m, axis=0))
+                    pos_z, pos_s, pos_m = nothing, nothing, nothing
+                    neg_z, neg_s, neg_m = nothing, nothing, nothing
             else:
+                if BY_CLASS:
+                    own = coefficients + tl.minimum(k, K - 1) * 4
+                    pos_alpha, pos_beta = tl.load(own) * factor, tl.load(own + 1) * factor
+                    neg_alpha, neg_beta = tl.load(own + 2) * factor, tl.load(own + 3) * factor
                 alpha, beta = tl.where(positive, pos_alpha, neg_alpha), tl.where(positive, pos_beta, neg_beta)
                 if FOCAL:
                     slope = alpha * term * (rate * w * tl.minimum(softplus, 1e30) + v)
@@ -182,8 +213,17 @@ def pass_over_logits(
                     slope = term * v * w * (alpha + beta * distance)
                 slope = tl.where(there_with_prior, tl.where(positive, -slope, slope), 0.0)
                 tl.store(g + at, slope.to(g.dtype.element_ty), mask=there)
-    if TASK != 2:
-        slots += (image * programs + first_program + pid) * 6
+    if BY_CLASS and TASK == 1 and not PLANES:
+        column = tl.arange(0, WIDTH)
+        to = slots + ((image * K + column) * programs + first_slot + pid) * 6
+        tl.store(to, _by_lane(pos_z, WIDTH), mask=column < K)
+        tl.store(to + 1, _by_lane(pos_s, WIDTH), mask=column < K)
+        tl.store(to + 2, _by_lane(pos_m, WIDTH), mask=column < K)
+        tl.store(to + 3, _by_lane(neg_z, WIDTH), mask=column < K)
+        tl.store(to + 4, _by_lane(neg_s, WIDTH), mask=column < K)
+        tl.store(to + 5, _by_lane(neg_m, WIDTH), mask=column < K)
+    if TASK != 2 and not BY_CLASS:
+        slots += (image * programs + first_slot + pid) * 6
         if TASK == 0:
             tl.store(slots, tl.max(pos_z, axis=0))
             tl.store(slots + 3, tl.max(neg_z, axis=0))
