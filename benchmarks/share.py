@@ -62,7 +62,7 @@ def main() -> None:
     classes = torch.randint(1, 81, (8,), device=options.device)
     objects = [Objects(boxes=boxes, labels=classes, ignore=torch.zeros_like(classes, dtype=torch.bool))]
     outputs = model(images)
-    labels, _ = assign_batch(outputs, objects, config)
+    labels = assign_batch(outputs, objects, config).labels
     maps = [m.detach().requires_grad_() for m in outputs.maps]
     print(f"{sum(m.numel() for m in maps) / 1e6:.1f} million scores, {int((labels > 0).sum())} positive anchors")
     print(f"{'loss':<28}{'step, s':>9}{'loss, ms':>10}{'share':>8}")

@@ -37,7 +37,7 @@ from drloss.data.order import TrainingOrder
 from drloss.data.transforms import Augmentation
 from drloss.detector import backbone
 from drloss.detector.model import RetinaNet
-from drloss.detector.objective import Objective, assign_batch, box_loss
+from drloss.detector.objective import Objective, assign_batch, box_loss, options_of_batch
 from drloss.detector.starting_weights import resolve_detector
 from drloss.training.config import Config, make_loss
 from drloss.training.presets import PRESETS
@@ -104,11 +104,13 @@ class Step:
             objects = [o.to(self.device) for o in batch.objects]
             outputs = self.model(batch.images.to(self.device), batch.sizes)
             clock("forward")
-            labels, targets = assign_batch(outputs, objects, self.config.detector)
+            targets = assign_batch(outputs, objects, self.config.detector)
             clock("matching")
-            loss = self.objective.loss(outputs.maps, labels)
+            deltas = torch.cat(outputs.deltas, dim=1)
+            of_batch = options_of_batch(self.objective.loss, targets, deltas, torch.cat(outputs.anchors))
+            loss = self.objective.loss(outputs.maps, targets.labels, **of_batch)
             clock("classification loss")
-            box = box_loss(torch.cat(outputs.deltas, dim=1), targets, labels).mean()
+            box = box_loss(deltas, targets.deltas, targets.labels).mean()
             clock("box loss")
             (loss + box).backward()
             clock("backward")

@@ -19,9 +19,6 @@ if not torch.cuda.is_available():
 
         triton.BLOCK, triton.STEPS = 64, 2  # the interpreter's time goes with the size of the blocks
 
-from drloss.io.atomic import write_json
-from drloss.training.records import environment
-
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
@@ -69,6 +66,9 @@ def pytest_terminal_summary(terminalreporter, config):
     for key in sorted(found, key=lambda k: (len(k), k)):
         terminalreporter.write_line(f"{key}: {'; '.join(found[key])}")
     if path := config.getoption("--figures"):
+        from drloss.io.atomic import write_json
+        from drloss.training.records import environment
+
         write_json(path, environment(torch.device("cpu"), 1) | {"figures": found})
 
 

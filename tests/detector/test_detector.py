@@ -148,39 +148,41 @@ ANCHORS = torch.tensor(
 
 
 def test_thresholds_sort_anchors_by_hand_computed_iou():
-    labels, deltas = assign_targets(ANCHORS, objects((0, 0, 10, 10), labels=[3]), DetectorConfig())
+    labels, deltas, own = assign_targets(ANCHORS, objects((0, 0, 10, 10), labels=[3]), DetectorConfig())
     assert labels.tolist() == [3, 3, -1, 0, 0, 0]  # IoU 1, 0.6, 0.45, 0.2, 0, 0
+    assert own.tolist() == [0, 0, -1, -1, -1, -1]
     assert (deltas[2:] == 0).all()
     torch.testing.assert_close(BOX_CODER.decode_single(deltas[:2], ANCHORS[:2]), ANCHORS[[0, 0]])
 
 
 def test_authors_thresholds_have_no_ignored_band():
-    labels, _ = assign_targets(ANCHORS, objects((0, 0, 10, 10)), DetectorConfig(negative_iou=0.5))
+    labels = assign_targets(ANCHORS, objects((0, 0, 10, 10)), DetectorConfig(negative_iou=0.5)).labels
     assert labels.tolist() == [1, 1, 0, 0, 0, 0]
 
 
 def test_an_object_that_fits_no_anchor_takes_its_best_ones_with_ties():
     twice = torch.cat([ANCHORS, ANCHORS[4:5]])
-    labels, _ = assign_targets(twice, objects((50, 50, 53, 53), labels=[2]), DetectorConfig())
+    labels = assign_targets(twice, objects((50, 50, 53, 53), labels=[2]), DetectorConfig()).labels
     assert labels.tolist() == [0, 0, 0, 0, 2, 0, 2]
 
 
 def test_an_object_outside_every_anchor_takes_none():
-    labels, _ = assign_targets(ANCHORS, objects((300, 300, 310, 310)), DetectorConfig())
+    labels = assign_targets(ANCHORS, objects((300, 300, 310, 310)), DetectorConfig()).labels
     assert (labels == 0).all()
 
 
 def test_no_object_makes_everything_background():
-    labels, deltas = assign_targets(ANCHORS, objects(), DetectorConfig())
+    labels, deltas, own = assign_targets(ANCHORS, objects(), DetectorConfig())
     assert (labels == 0).all()
+    assert (own == -1).all()
     assert (deltas == 0).all()
 
 
 def test_crowds_are_neither_target_nor_background():
     crowd = objects((0, 0, 10, 10), (45, 45, 70, 70), labels=[1, 2], ignore=[False, True])
-    labels, _ = assign_targets(ANCHORS, crowd, DetectorConfig())
+    labels = assign_targets(ANCHORS, crowd, DetectorConfig()).labels
     assert labels.tolist() == [1, 1, -1, 0, -1, 0]
-    only_crowd, _ = assign_targets(ANCHORS, objects((45, 45, 70, 70), ignore=[True]), DetectorConfig())
+    only_crowd = assign_targets(ANCHORS, objects((45, 45, 70, 70), ignore=[True]), DetectorConfig()).labels
     assert only_crowd.tolist() == [0, 0, 0, 0, -1, 0]
 
 
@@ -296,7 +298,7 @@ def test_a_loss_that_uses_quality_is_given_it():
     outputs, found = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), [objects((10, 10, 30, 30))]
     plain = QualityFocalLoss()
     terms = Objective(plain, SMALL)(outputs, found)
-    labels, targets = assign_batch(outputs, found, SMALL)
+    labels, targets, _ = assign_batch(outputs, found, SMALL)
     quality = box_quality(torch.cat(outputs.deltas, 1), targets, labels, torch.cat(outputs.anchors))
     assert 0 < quality[labels > 0].min() < quality[labels > 0].max() <= 1
     torch.testing.assert_close(terms.cls, plain(outputs.logits, labels, quality=quality))

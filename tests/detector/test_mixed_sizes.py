@@ -99,9 +99,9 @@ def test_anchors_of_a_neighbour_are_ignored_and_take_no_object():
     model = model_of()
     alone, batch = images_of(SIZES)
     outputs = model(batch, SIZES)
-    labels, deltas = assign_batch(outputs, ANNOTATED, model.config)
+    labels, deltas, _ = assign_batch(outputs, ANNOTATED, model.config)
     for i, image in enumerate(alone):
-        (wanted,), (distances,) = assign_batch(model(image), ANNOTATED[i : i + 1], model.config)
+        (wanted,), (distances,), _ = assign_batch(model(image), ANNOTATED[i : i + 1], model.config)
         own = outputs.inside[i]
         assert torch.equal(labels[i, own], wanted)
         assert torch.equal(deltas[i, own], distances)

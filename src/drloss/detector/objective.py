@@ -9,7 +9,8 @@ from torchvision.ops import box_area
 
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
-from drloss.detector.targets import BOX_CODER, assign_targets
+from drloss.detector.targets import BOX_CODER, Targets, assign_targets
+from drloss.losses import ImageLoss
 from drloss.structures import Objects
 
 SMOOTH_L1_BETA = 0.11
@@ -24,11 +25,13 @@ class LossTerms:
         cls: scalar, the weighted classification loss (τ · ℓ_DR for DR).
         box: scalar, ℓ_Reg.
         labels: (N, A) int64, -1 ignored, 0 background, 1..K.
+        of_batch: what else the classification loss was given with this batch, by the name of its option.
     """
 
     cls: Tensor
     box: Tensor
     labels: Tensor
+    of_batch: dict[str, Tensor]
 
     @property
     def total(self) -> Tensor:
@@ -75,8 +78,8 @@ def box_quality(deltas: Tensor, targets: Tensor, labels: Tensor, anchors: Tensor
     return torch.where(labels > 0, (overlap / union).clamp(0, 1).view_as(labels), 0.0)
 
 
-def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorConfig) -> tuple[Tensor, Tensor]:
-    """Labels (N, A) and box deltas (N, A, 4) of N images over all levels; see :func:`assign_targets`.
+def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorConfig) -> Targets:
+    """Targets of N images over all levels; see :func:`assign_targets`.
 
     Anchors in the padding of an image match nothing and are ignored.
     """
@@ -85,25 +88,42 @@ def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorC
         assigned = [assign_targets(joined, o, config) for o in objects]
     else:
         assigned = [_assign_inside(joined, own, o, config) for own, o in zip(outputs.inside, objects, strict=True)]
-    return torch.stack([labels for labels, _ in assigned]), torch.stack([deltas for _, deltas in assigned])
+    return Targets(*map(torch.stack, zip(*assigned, strict=True)))
 
 
-def _assign_inside(
-    anchors: Tensor, inside: Tensor, objects: Objects, config: DetectorConfig
-) -> tuple[Tensor, Tensor]:
-    """Labels (A,) and box deltas (A, 4) of one image; only its anchors ``inside`` are matched, the others ignored."""
+def _assign_inside(anchors: Tensor, inside: Tensor, objects: Objects, config: DetectorConfig) -> Targets:
+    """Targets of one image; only its anchors ``inside`` are matched, the others are ignored."""
     own = inside.nonzero().squeeze(1)
-    found, distances = assign_targets(anchors[own], objects, config)
-    labels = found.new_full((len(anchors),), -1).index_copy(0, own, found)
-    return labels, torch.zeros_like(anchors).index_copy(0, own, distances)
+    found = assign_targets(anchors[own], objects, config)
+    nothing = found.labels.new_full((len(anchors),), -1)
+    return Targets(
+        nothing.index_copy(0, own, found.labels),
+        torch.zeros_like(anchors).index_copy(0, own, found.deltas),
+        nothing.index_copy(0, own, found.objects),
+    )
+
+
+def options_of_batch(loss: nn.Module, targets: Targets, deltas: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+    """What a loss needs to know of a batch beside its labels: see :attr:`drloss.losses.module.ImageLoss.needs`.
+
+    Args:
+        loss: any module; only an ImageLoss needs anything.
+        targets: of N images.
+        deltas: (N, A, 4) predictions, any floating dtype.
+        anchors: (A, 4) float32 xyxy.
+    """
+    needs = loss.needs if isinstance(loss, ImageLoss) else ()
+    found = {"objects": targets.objects} if "objects" in needs else {}
+    if "quality" in needs:
+        found["quality"] = box_quality(deltas, targets.deltas, targets.labels, anchors)
+    return found
 
 
 class Objective(nn.Module):
     """Classification loss plus box loss of a batch.
 
     Args:
-        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or another one with the same signature. If
-            it has ``uses_quality``, it is also given the IoU of the predicted boxes.
+        loss: a module of :data:`drloss.losses.LOSSES` (mean over images), or another one with the same signature.
         config: matching thresholds.
     """
 
@@ -119,10 +139,9 @@ class Objective(nn.Module):
             outputs: result of :class:`drloss.detector.model.RetinaNet` for the N images.
             objects: the annotated objects of each image.
         """
-        labels, targets = assign_batch(outputs, objects, self.config)
-        box = box_loss(torch.cat(outputs.deltas, dim=1), targets, labels)
-        per_batch = {}
-        if getattr(self.loss, "uses_quality", False):
-            joined = torch.cat(outputs.deltas, dim=1)
-            per_batch["quality"] = box_quality(joined, targets, labels, torch.cat(outputs.anchors))
-        return LossTerms(cls=self.loss(outputs.maps, labels, **per_batch), box=box.mean(), labels=labels)
+        targets = assign_batch(outputs, objects, self.config)
+        deltas = torch.cat(outputs.deltas, dim=1)
+        of_batch = options_of_batch(self.loss, targets, deltas, torch.cat(outputs.anchors))
+        cls = self.loss(outputs.maps, targets.labels, **of_batch)
+        box = box_loss(deltas, targets.deltas, targets.labels)
+        return LossTerms(cls, box.mean(), targets.labels, of_batch)

@@ -104,6 +104,7 @@ def split_candidates(
     pos_prior: Prior = None,
     neg_prior: Prior = None,
     scope: str = "per_image",
+    objects: Levels | None = None,
 ) -> Candidates:
     """Sort the (anchor, class) entries of each image into positive and negative candidates.
 
@@ -116,8 +117,10 @@ def split_candidates(
             bool, 1 where positive and 0 elsewhere. A list or tuple of per-level parts is joined likewise.
         ignore: (N, A) bool, only with dense targets: True where an anchor is in neither set.
         pos_prior, neg_prior: None, the number n̂ of hardest candidates, or weights of shape (K,) per class, (N, A) per
-            anchor or (N, A, K) per candidate, not negative.
+            anchor or (N, A, K) per candidate, not negative; ``pos_prior`` may be a name of
+            :data:`~drloss.losses.inputs.POS_PRIORS`.
         scope: ``"per_image"``, or ``"pooled"``: the candidates of all images in one set.
+        objects: (N, A) integer, with the prior ``"object"`` of the positives; see :func:`drloss.dr_loss`.
     Returns:
         Candidates: M >= A positives for integer labels and >= A * K for dense targets; M >= A * K negatives.
     Raises:
@@ -127,7 +130,10 @@ def split_candidates(
         TypeError: if logits, labels or weights are no tensors.
     """
     return candidates_of(
-        check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope), pos_prior, neg_prior, scope
+        check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope, objects=objects),
+        pos_prior,
+        neg_prior,
+        scope,
     )
 
 
@@ -168,22 +174,21 @@ def class_candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scop
     masks = by_class(positive & known.unsqueeze(2)), by_class(~positive & known.unsqueeze(2))
     signs = _without(x.isinf(), x), _without(x == inf, -x)
     weights = [None if w is None else by_class(w) for w in inputs.weights]
-    rows = [[_flat_rows(part) for part in parts] for parts in (signs, masks, weights)]
-    priors = pos_prior, neg_prior
-    own = [_candidate_set(*(part[i] for part in rows), priors[i], "per_image") for i in range(2)]  # type: ignore[arg-type]
-    present = ~own[0].empty.view(x.shape[:2])
+
+    def split(masks: tuple[Tensor, Tensor], first: int, last: int) -> Candidates:
+        """Sets whose rows are the dimensions ``first`` to ``last``, flattened."""
+        sets = []
+        for signed, mask, w, prior in zip(signs, masks, weights, (pos_prior, neg_prior), strict=True):
+            flat = None if w is None else w.flatten(first, last)
+            sets.append(
+                _candidate_set(signed.flatten(first, last), mask.flatten(first, last), flat, prior, "per_image")
+            )
+        return Candidates(*sets)
+
+    own = split(masks, 0, 1)
+    present = ~own.positive.empty.view(x.shape[:2])
     absent = masks[1] & ~present.unsqueeze(2)
-    nothing = torch.zeros_like(absent)
-    sets = [
-        _candidate_set(part.flatten(1), mask.flatten(1), None if w is None else w.flatten(1), prior, "per_image")
-        for part, mask, w, prior in zip(signs, (nothing, absent), weights, priors, strict=True)
-    ]
-    return ClassCandidates(Candidates(*own), Candidates(*sets), present)
-
-
-def _flat_rows(x: Tensor | None) -> Tensor | None:
-    """(R, K, M) to (R · K, M)."""
-    return None if x is None else x.flatten(0, 1)
+    return ClassCandidates(own, split((torch.zeros_like(absent), absent), 1, 2), present)
 
 
 _Part = tuple[Tensor, Tensor, Tensor | None]  # signed logits, mask, weights of one set, each (N, M)

@@ -55,11 +55,18 @@ class DRStatistics:
         return self.expected_pos - self.expected_neg
 
 
-def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = None, **options: Any) -> DRStatistics:
+def dr_statistics(
+    logits: Levels,
+    labels: Levels,
+    *,
+    ignore: Levels | None = None,
+    objects: Levels | None = None,
+    **options: Any,
+) -> DRStatistics:
     r"""Expected scores of Eq. (6), effective numbers of candidates and shares of the gradient, per image.
 
     Args:
-        logits, labels, ignore: see :func:`drloss.dr_loss`.
+        logits, labels, ignore, objects: see :func:`drloss.dr_loss`.
         options: the other options of :func:`drloss.dr_loss`; ``reduction``, ``backend`` and ``inplace`` have no
             effect. The expectations are those of the derived distributions for any pairing; the gradient is that of
             the loss with these options.
@@ -79,7 +86,7 @@ def dr_statistics(logits: Levels, labels: Levels, *, ignore: Levels | None = Non
     split["scope"] = "pooled" if split["scope"].startswith("pooled") else "per_image"
     ranking = RankingLoss.of(**settings)
     with torch.inference_mode(False), torch.enable_grad():
-        candidates = _leaves(split_candidates(logits, labels, ignore, **split))
+        candidates = _leaves(split_candidates(logits, labels, ignore, objects=objects, **split))
         gradient = torch.autograd.grad(ranking.losses(candidates).sum(), candidates.negative.signed)[0]
     with torch.no_grad():
         parts = [
@@ -129,7 +136,7 @@ def _hard_mass(negative: CandidateSet, size: Tensor) -> Tensor:
     return total(size.gather(1, hardest) * among) / torch.where(whole > 0, whole, 1.0)
 
 
-def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: int) -> str | None:
+def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: int, **of_batch: Any) -> str | None:
     r"""A sentence that says what is wrong with the first loss of a training run; None if it is as expected.
 
     Paper: §4.2. With every score at 0.5, where the classifier starts, each image with both kinds of candidates has
@@ -142,6 +149,7 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: 
         loss: the module that the training loop calls.
         labels: those of the batch, (N, A) integers or dense targets, or their levels; see :func:`drloss.dr_loss`.
         num_classes: K.
+        of_batch: what else the loss was called with, such as ``objects``.
     Raises:
         TypeError: if ``loss`` is no DRLoss.
         ValueError: if ``labels`` do not fit.
@@ -150,7 +158,9 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: 
         raise TypeError(f"loss must be a DRLoss, whose first value the theory knows, got {type(loss).__name__}")
     labels = join("labels", labels)
     with torch.no_grad():
-        expected = float(loss(torch.zeros(*labels.shape[:2], num_classes, device=labels.device), labels).mean())
+        expected = float(
+            loss(torch.zeros(*labels.shape[:2], num_classes, device=labels.device), labels, **of_batch).mean()
+        )
     if expected / 2 <= value <= expected * 2:
         return None
     hint = "is it a mean over images, and does the classifier start from scores of 0.5 (bias 0)?"
@@ -165,13 +175,13 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: 
     return f"the first classification loss is {value:.4g}, where scores of 0.5 give {expected:.4g}; {hint}"
 
 
-def check_first_loss(value: float, loss: DRLoss, labels: Levels, num_classes: int) -> bool:
+def check_first_loss(value: float, loss: DRLoss, labels: Levels, num_classes: int, **of_batch: Any) -> bool:
     """Call this once in a training loop: it warns if :func:`first_loss_problem` finds something.
 
     Returns:
         True where there is no problem.
     """
-    problem = first_loss_problem(value, loss, labels, num_classes)
+    problem = first_loss_problem(value, loss, labels, num_classes, **of_batch)
     if problem:
         warnings.warn(problem, stacklevel=2)
     return problem is None

@@ -57,6 +57,7 @@ def dr_loss(
     labels: Levels,
     *,
     ignore: Levels | None = None,
+    objects: Levels | None = None,
     pairing: str = "dr",
     surrogate: str = "logistic",
     smoothness: float = SMOOTHNESS,
@@ -92,6 +93,8 @@ def dr_loss(
         labels: (N, A) integer: -1 ignored, 0 background, 1..K the class. Or dense targets (N, A, K), float or
             bool, 1 where positive. Or a list or tuple of either, one part per level.
         ignore: (N, A) bool, with dense targets only: True where an anchor counts in neither set.
+        objects: (N, A) integer, with ``pos_prior="object"`` only: index of the object in its image that a positive
+            anchor is matched to; any number elsewhere.
         pairing: ``"dr"``, Eq. (9); ``"neg_only"``, which moves only the negatives and ranks each positive (Table 3);
             ``"all_pairs"``, Eq. (4); ``"worst_case"``, Eq. (5).
         surrogate: ``"logistic"``, Eq. (8); ``"quadratic"``, Eq. (7); ``"hinge"``, §3.1.
@@ -108,6 +111,11 @@ def dr_loss(
             (or positive) mining, uniform over the n̂ hardest candidates; a tensor holds weights, not negative, of
             shape (K,) per class, (N, A) per anchor or (N, A, K) per candidate. They are normalised per image and are
             constants of the gradient. A set whose weights are all 0 counts as empty.
+
+            Two priors of the positives are ours: ``"object"`` gives each object the same mass, spread evenly over its
+            positive anchors, and ``"class"`` does so for each class of the image (or of all images, if pooled). With
+            the uniform prior an object with twenty positive anchors counts ten times as much as one with two. Both
+            need integer labels.
         weights_grad: how gradients pass the derived distributions of ``"dr"`` and ``"neg_only"``.
 
             ``"exact"`` is the paper's (Appendix A): the expectation is differentiated with its weights, and the slope
@@ -131,7 +139,8 @@ def dr_loss(
             numbers within float32 rounding, several times as fast, and allocate no memory of the logits' size but the
             gradient. ``"triton"`` needs a CUDA device, ``"cpu"`` a C compiler, ``"chunked"`` only torch. They have
             the pairing ``"dr"`` with KL and λ of at least 1e-4, every prior, surrogate, scope and weights_grad, and
-            logits of 32 or 16 bits. By class they need λ of at least 1/64, and have no hard mining. ``"auto"`` is the fastest that can compute this loss, or ``"torch"``.
+            logits of 32 or 16 bits. By class they need λ of at least 1/64, and have no hard mining. ``"auto"`` is the
+            fastest that can compute this loss, or ``"torch"``.
         inplace: whether the backward pass may write the gradient over the logits, whose values are then lost; for
             logits that nothing reads afterwards, such as the output of a last convolution.
     Returns:
@@ -175,7 +184,7 @@ def dr_loss(
         neg_alpha=neg_alpha,
         weights_grad=weights_grad,
     )
-    inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope, ALL_SCOPES)
+    inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope, ALL_SCOPES, objects)
     mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
     cannot = _not_fused(ranking) or (_not_fused_by_class(ranking, mined) if scope in CLASS_SCOPES else "")
     chosen = choose_backend(backend, inputs, cannot=cannot, inplace=inplace)
@@ -236,7 +245,7 @@ def _check_options(
 
 
 class DROptions(TypedDict, total=False):
-    """The options that :class:`DRLoss` passes on to :func:`dr_loss`: all but ``ignore``, which belongs to a batch."""
+    """The options that :class:`DRLoss` passes on to :func:`dr_loss`: all but those that belong to a batch."""
 
     pairing: str
     surrogate: str
@@ -283,6 +292,7 @@ class DRLoss(ImageLoss):
 
     def __init__(self, cls_weight: float = CLS_WEIGHT, **options: Unpack[DROptions]) -> None:
         super().__init__(cls_weight, **options)
+        self.needs = ("objects",) if self.pos_prior == "object" else ()
 
 
 def expectation_gradient(easiness: Tensor, weights: Tensor, *, lam: float) -> Tensor:

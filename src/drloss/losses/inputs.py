@@ -16,8 +16,13 @@ CLASS_SCOPES = ("per_class", "pooled_per_class")
 
 Levels = Tensor | Sequence[Tensor]
 """One tensor, or its parts by pyramid level."""
-Prior = Tensor | Sequence[Tensor] | int | None
-"""Original distribution: None is uniform, an integer n̂ keeps the n̂ hardest candidates, a tensor holds weights."""
+Prior = Tensor | Sequence[Tensor] | int | str | None
+"""Original distribution: None is uniform, an integer n̂ keeps the n̂ hardest candidates, a tensor holds weights, and a
+name is one of :data:`POS_PRIORS`."""
+POS_PRIORS = ("object", "class")
+"""Priors of the positives (ours) in which each object, or each class, has the same mass."""
+MOST_OBJECTS = 10_000
+"""Objects that an image may have, if it has no more anchors than that."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def check_inputs(
     neg_prior: Prior,
     scope: str,
     scopes: tuple[str, ...] = SCOPES,
+    objects: Levels | None = None,
 ) -> Inputs:
     """Check the arguments that all losses share; :func:`drloss.losses.candidates.split_candidates` describes them.
 
@@ -78,11 +84,14 @@ def check_inputs(
         raise ValueError(f"logits must be floating point, got {', '.join(str(x.dtype) for x in levels)}")
     shape = _shape(levels, labels)
     dtype = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
+    integers = None if labels.ndim == 3 else _check_labels(labels, shape).to(levels[0].device)
+    if isinstance(pos_prior, str):
+        pos_prior = _equal_masses(pos_prior, integers, objects, scope, shape)
     weights = (
         _prior_weights("pos_prior", pos_prior, shape, levels[0].device, dtype, scope),
         _prior_weights("neg_prior", neg_prior, shape, levels[0].device, dtype, scope),
     )
-    if labels.ndim == 3:
+    if integers is None:
         targets = _check_targets(labels, shape).to(levels[0].device)
         ignore = None if ignore is None else _check_ignore(join("ignore", ignore), shape).to(levels[0].device)
         return Inputs(levels, None, targets, ignore, weights, shape[2])
@@ -90,7 +99,7 @@ def check_inputs(
         raise ValueError(
             "ignore goes with dense targets (N, A, K), got it with integer labels, which mark ignored anchors by -1"
         )
-    return Inputs(levels, _check_labels(labels, shape).to(levels[0].device), None, None, weights, shape[2])
+    return Inputs(levels, integers, None, None, weights, shape[2])
 
 
 def check_split(pos_prior: Prior, neg_prior: Prior, scope: str, scopes: tuple[str, ...] = SCOPES) -> None:
@@ -105,6 +114,10 @@ def check_split(pos_prior: Prior, neg_prior: Prior, scope: str, scopes: tuple[st
         if isinstance(prior, (Tensor, list, tuple)):
             if not _parts(name, prior)[0].ndim:
                 raise ValueError(f"{name} as weights must have shape (K,), (N, A) or (N, A, K), got ()")
+        elif isinstance(prior, str):
+            if name == "neg_prior":
+                raise ValueError(f"neg_prior must be None, a count or weights, got {prior!r}: it has no objects")
+            require_choice(name, prior, POS_PRIORS)
         elif prior is not None:
             require_count(**{name: prior})
 
@@ -178,7 +191,7 @@ def _prior_weights(
     name: str, prior: Prior, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, scope: str
 ) -> Tensor | None:
     """Weights (N, A, K) of a prior that is a tensor, the largest of each distribution scaled to 1; else None."""
-    if prior is None or isinstance(prior, int):
+    if prior is None or isinstance(prior, (int, str)):
         return None
     prior = join(name, prior).detach()
     n, a, k = shape
@@ -204,6 +217,45 @@ def _prior_weights(
         largest = prior.amax() if scope.startswith("pooled") else prior.amax(dim=(1, 2), keepdim=True)
         prior = prior / torch.where(largest > 0, largest, 1.0)
     return prior.to(dtype).expand(n, a, k)
+
+
+def _equal_masses(
+    prior: str, labels: Tensor | None, objects: Levels | None, scope: str, shape: tuple[int, int, int]
+) -> Tensor:
+    """Weights (N, A) float32 of the positive anchors: 1 over their number in each object, or in each class."""
+    if labels is None:
+        raise ValueError(f"pos_prior {prior!r} goes with integer labels (N, A), got dense targets")
+    positive = (labels > 0) & (labels <= shape[2])
+    if prior == "class":
+        groups, count = labels.clamp(0, shape[2]), shape[2] + 1
+        if scope.startswith("pooled"):
+            groups, positive = groups.reshape(1, -1), positive.reshape(1, -1)
+    else:
+        groups, count = _check_objects(objects, positive) + 1, max(shape[1], MOST_OBJECTS) + 1
+    found = positive.float()
+    number = found.new_zeros(groups.shape[0], count).scatter_add(1, groups, found)
+    return (found / number.gather(1, groups).clamp(min=1)).view(labels.shape)
+
+
+def _check_objects(objects: Levels | None, positive: Tensor) -> Tensor:
+    """Index of each anchor's object (N, A) int64, -1 where an anchor is not positive."""
+    if objects is None:
+        raise ValueError("objects (N, A) must be given with pos_prior 'object': the index of each anchor's object")
+    objects = join("objects", objects)
+    if objects.is_floating_point() or objects.is_complex() or objects.dtype == torch.bool:
+        raise ValueError(f"objects (N, A) must be integers, got {objects.dtype}")
+    if objects.shape != positive.shape:
+        raise ValueError(f"objects must have shape (N, A) = {tuple(positive.shape)}, got {tuple(objects.shape)}")
+    objects = torch.where(positive, objects.to(positive.device, torch.int64), -1)
+    most = max(positive.shape[1], MOST_OBJECTS) - 1
+    if values_can_be_checked(objects):
+        of_positives = objects[positive]
+        if len(of_positives) and (of_positives.min() < 0 or of_positives.max() > most):
+            raise ValueError(
+                f"objects must be 0..{most} at the positive anchors, got values from {int(of_positives.min())} to "
+                f"{int(of_positives.max())}"
+            )
+    return objects.clamp(-1, most)
 
 
 def _parts(name: str, parts: Levels) -> list[Tensor]:

@@ -13,7 +13,7 @@ from drloss.losses.call_log import not_recorded, record_weight
 from drloss.losses.inputs import Levels, join
 from drloss.losses.parameters import require_positive
 
-_PER_BATCH = ("ignore", "quality")  # options that belong to the images and are given with each batch
+_PER_BATCH = ("ignore", "quality", "objects")  # options that belong to the images and are given with each batch
 
 
 class ImageLoss(nn.Module):
@@ -37,6 +37,8 @@ class ImageLoss(nn.Module):
     """Score that the classifier starts from."""
     defaults: ClassVar[dict[str, Any]]
     """The function's options with their defaults."""
+    needs: tuple[str, ...] = ()
+    """Options of a batch that each call must be given: ``"objects"``, ``"quality"``; see the function."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

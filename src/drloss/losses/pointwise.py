@@ -353,7 +353,7 @@ class QualityFocalLoss(ImageLoss):
     function = staticmethod(quality_focal_loss)
     check_options = staticmethod(_check_options)
     prior_probability = 0.01
-    uses_quality = True
+    needs = ("quality",)
 
     def __init__(self, cls_weight: float = 1.0, **options: Unpack[QualityFocalOptions]) -> None:
         super().__init__(cls_weight, **options)

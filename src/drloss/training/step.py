@@ -134,7 +134,8 @@ def _statistics(trainer: Trainer, outputs: HeadOutputs, terms: LossTerms) -> Ten
     """
     loss = trainer.objective.loss
     options = {k: v for k, v in loss.options.items() if k != "reduction"} if isinstance(loss, DRLoss) else {}
-    s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **options)
+    of_batch = terms.of_batch if isinstance(loss, DRLoss) else {}
+    s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **options, **of_batch)
     positives = (terms.labels > 0).sum(dim=1).float()
     some = positives > 0
     of_positives = (torch.where(some, v, 0.0) for v in (s.expected_pos, s.effective_pos))
@@ -163,6 +164,8 @@ def _check_first_loss(trainer: Trainer, terms: LossTerms) -> None:
     """Warn if a DR loss does not start at the value that follows from the theory."""
     loss, bias = trainer.objective.loss, trainer.model.cls_head.predict.bias
     if trainer.ranks.first and isinstance(loss, DRLoss) and bias is not None and not bool(bias.any()):
-        problem = first_loss_problem(terms.cls.item(), loss, terms.labels, len(trainer.train.class_names))
+        problem = first_loss_problem(
+            terms.cls.item(), loss, terms.labels, len(trainer.train.class_names), **terms.of_batch
+        )
         if problem:
             warn(trainer.console, problem)

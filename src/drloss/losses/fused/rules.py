@@ -15,8 +15,8 @@ held fixed, $\alpha = \ell'(z)/Z$ and $\beta = 0$.
 The shift c is 0 while 1/λ is at most 16: scores lie in (0, 1), so that e^16 · 16 million does not overflow, and their
 rounding divided by λ stays below 1e-6. For a smaller λ a first pass finds the hardest candidate, whose v is c.
 
-**By class** (ours) each class has its sums, and one more ranking has those of all absent classes together. The loss is
-the mean over the rankings, and each class has the coefficients of its ranking.
+**By class** (ours) each class has its sums, and one more ranking has those of all absent classes together. The loss
+is the mean over the rankings, and each class has the coefficients of its ranking.
 
 **Pointwise losses**, the focal loss and the cross-entropy: ``kernels.c`` has the formulas. Z is the sum of the losses
 of one sign, M counts its candidates, S is not used, and α is the weight of the sign.

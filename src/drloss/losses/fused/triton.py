@@ -1,9 +1,9 @@
 """The sums on a CUDA device, by Triton: each pass over the logits is one kernel over all images and levels.
 
-Every program adds up a block of candidates in float32 and writes the sums into slots of its own, one for each class if
-classes are ranked by themselves. A second, small
+Every program adds up a block of candidates in float32 and writes the sums into slots of its own. A second, small
 kernel adds up the slots of an image in float64, in order, and computes the loss. So there is no atomic addition, two
-runs give the same bits, and nothing is copied to the host. The gradient is a third kernel.
+runs give the same bits, and nothing is copied to the host. The gradient is a third kernel. By class each class has
+slots of its own, and torch adds them up and computes the loss.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -52,7 +52,8 @@ def pass_over_logits(
     pos_rate, neg_rate,
     K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, DENSE: tl.constexpr,
     POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
-    BY_CLASS: tl.constexpr, WIDTH: tl.constexpr, TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    BY_CLASS: tl.constexpr, WIDTH: tl.constexpr,
+    TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     pid, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     x, g, begin, places, first = x0, g0, 0, p0, f0

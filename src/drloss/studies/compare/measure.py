@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from drloss.data.annotations import Annotations
 from drloss.data.batches import Batch
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
-from drloss.detector.objective import Objective, assign_batch
+from drloss.detector.objective import Objective, assign_batch, options_of_batch
 from drloss.detector.starting_weights import resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
@@ -220,22 +219,18 @@ def _cost(
 
     with torch.no_grad():
         outputs = forward()
-    labels, _ = assign_batch(outputs, objects, model.config)
+    targets = assign_batch(outputs, objects, model.config)
+    of_batch = options_of_batch(loss, targets, torch.cat(outputs.deltas, dim=1), torch.cat(outputs.anchors))
     maps = [m.detach().requires_grad_() for m in outputs.maps]
-    quality = {"quality": (labels > 0).float()} if getattr(loss, "uses_quality", False) else {}
 
     def loss_alone() -> None:
-        _forward_backward(loss, maps, labels, quality)
+        loss(maps, targets.labels, **of_batch).backward()
+        for m in maps:
+            m.grad = None
 
     found = {"step_ms": _milliseconds(step, device), "loss_ms": _milliseconds(loss_alone, device)}
     model.zero_grad(set_to_none=True)  # else the step starts by freeing these gradients
     return found | {"peak_mb": _peak_mb(step, device), "images": float(n)}
-
-
-def _forward_backward(loss: nn.Module, maps: list[Tensor], labels: Tensor, quality: dict[str, Tensor]) -> None:
-    loss(maps, labels, **quality).backward()
-    for m in maps:
-        m.grad = None
 
 
 def _milliseconds(run: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
