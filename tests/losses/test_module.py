@@ -44,7 +44,7 @@ def test_a_modules_signature_is_its_functions():
     parameters = inspect.signature(DRLoss).parameters
     assert parameters["cls_weight"].default == 4.0
     of_function = inspect.signature(dr_loss).parameters
-    assert list(parameters)[1:] == [n for n in of_function if n not in ("logits", "labels", "ignore")]
+    assert list(parameters)[1:] == [n for n in of_function if n not in ("logits", "labels", "ignore", "objects")]
     assert all(parameters[n].default == of_function[n].default for n in list(parameters)[1:])
 
 
