@@ -174,6 +174,21 @@ def test_bad_options_are_refused(losses, seeds, words):
         configurations(losses, seeds, PRESETS["cpu"])
 
 
+def test_a_loss_may_have_a_learning_rate_of_its_own():
+    losses = ["focal", "focal:lr=0.0005", "dr:neg_lambda=0.1,lr=0.004", "dr:neg_lambda=0.1"]
+    found = configurations(losses, [3], PRESETS["cpu"])
+    rates = [found[spec, 3].lr for spec in losses]
+    assert rates == [PRESETS["cpu"].lr, 0.0005, 0.004, PRESETS["cpu"].lr]
+    assert [found[spec, 3].loss for spec in losses] == ["focal", "focal", *["dr:neg_lambda=0.1"] * 2]
+    assert len({slug(spec, 3) for spec in losses}) == 4
+    with pytest.raises(UserError, match="lr must be of type float, got 'fast'"):
+        configurations(["dr:lr=fast"], [0], PRESETS["cpu"])
+    with pytest.raises(UserError, match="lr must be positive"):
+        configurations(["dr:lr=0"], [0], PRESETS["cpu"])
+    with pytest.raises(UserError, match="are the same loss"):
+        configurations(["dr", f"dr:lr={PRESETS['cpu'].lr}"], [0], PRESETS["cpu"])
+
+
 class Run:
     """As much of a run as a difference looks at: one detection for each of N objects, right or wrong."""
 

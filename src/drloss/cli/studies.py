@@ -34,7 +34,10 @@ def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
     parser.usage = "%(prog)s --data DATA --out OUT [--losses LOSS ...] [--seeds INT ...] [options and settings]"
     split_options(data_options(parser), val_default="val")
     compared = parser.add_argument_group("what is compared")
-    losses = "losses, with parameters if wanted: dr:neg_lambda=0.05; the first is the one to beat (default: focal dr)"
+    losses = (
+        "losses, with parameters if wanted, and with a learning rate of their own: dr:neg_lambda=0.05,lr=0.002; the "
+        "first is the one to beat (default: focal dr)"
+    )
     compared.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
     _seeds_option(compared)
     preset_option(parser, required=False)

@@ -234,6 +234,8 @@ def slug(spec: str, seed: int) -> str:
 def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) -> dict[tuple[str, int], Config]:
     """The configuration of each loss and seed; all else is as in ``base``.
 
+    A parameter ``lr`` of a loss is the learning rate of its runs: ``dr:lr=0.002``.
+
     Raises:
         UserError: if a loss (in any spelling) or a seed is given twice, or a loss is unknown.
     """
@@ -242,12 +244,20 @@ def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) ->
             raise UserError(f"{option}: {twice[0]} is given twice")
     if not losses or not seeds:
         raise UserError("--losses and --seeds need at least one each")
-    spelled: dict[str, str] = {}
+    spelled: dict[tuple[str, float], str] = {}
+    found: dict[tuple[str, int], Config] = {}
     for spec in losses:
-        if (same := spelled.setdefault(repr(make_loss(spec)), spec)) != spec:
+        try:
+            loss = LossSpec.parse(spec)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        lr = loss.parameters.get("lr", base.lr)
+        alone = str(LossSpec(loss.name, {k: v for k, v in loss.parameters.items() if k != "lr"}))
+        config = override(replace(base, expects=""), {"loss": alone, "lr": lr})
+        if (same := spelled.setdefault((repr(make_loss(alone)), config.lr), spec)) != spec:
             raise UserError(f"--losses: {same} and {spec} are the same loss")
-    base = replace(base, expects="")
-    return {(spec, seed): override(base, {"loss": spec, "seed": seed}) for spec in losses for seed in seeds}
+        found |= {(spec, seed): replace(config, seed=seed) for seed in seeds}
+    return found
 
 
 def difference(ahead: Contender, behind: Contender, resamples: int = RESAMPLES) -> Difference:
