@@ -39,7 +39,7 @@ soak: setup
 	$(BIN)/python -m pytest -m soak --soak -n $(JOBS) --figures=build/reliability.json
 
 hosts: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[transformers,effdet,ultralytics,mmdet]' six
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[transformers,effdet,ultralytics,mmdet,monai,libreyolo]' six
 	$(BIN)/python -m pytest -n $(JOBS) tests/adapters -rs
 
 check: setup

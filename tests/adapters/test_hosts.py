@@ -46,6 +46,23 @@ def test_each_set_of_candidates_is_one_call_with_all_images_and_the_object_class
             assert value.item() == pytest.approx(4 * again.item(), rel=1e-5)
 
 
+def test_each_positive_has_the_index_of_its_object(host):
+    if isinstance(host.make(), small_hosts.OneHead):  # mmdetection's
+        with pytest.raises(ValueError, match="must not need objects"):
+            adapt(host, loss="dr:pos_prior=object")
+        return
+    model = adapt(host, loss="dr:pos_prior=object")
+    with record_calls() as calls:
+        host.step(model, host.batch())
+    assert len(calls) == host.sets
+    for call in calls:
+        labels, objects = (torch.cat(as_list(x), dim=1) for x in (call.labels, call.options["objects"]))
+        for image, own in enumerate(LABELS):
+            pairs = {(int(y), int(index)) for y, index in zip(labels[image], objects[image], strict=True) if y > 0}
+            assert sorted(y for y, _ in pairs) == sorted(c + 1 for c in own)  # as many objects as there are boxes
+            assert len({index for _, index in pairs}) == len(own)
+
+
 def test_the_other_losses_are_the_hosts(host):
     plain = host.make()
     adapted = adapt(host, copy.deepcopy(plain), reset=False)

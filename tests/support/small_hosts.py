@@ -266,6 +266,95 @@ def effdet_batch():
     return large, {"bbox": swapped, "cls": [(own + 1).float() for own in labels()]}
 
 
+# ------------------------------------------------------------------------ MONAI
+
+
+class PlainNetwork(nn.Module):
+    """What MONAI's RetinaNet needs of a feature extractor: one level of stride 8."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.out_channels = 16
+        self.convolution = (nn.Conv2d, nn.Conv3d)[dimensions - 2](3, 16, 8, stride=8)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"0": nn.functional.relu(self.convolution(x))}
+
+
+def monai(dimensions: int) -> nn.Module:
+    needs("monai")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+        from monai.apps.detection.networks.retinanet_network import RetinaNet
+        from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+    torch.manual_seed(0)
+    generator = AnchorGeneratorWithAnchorShape((1,), ((16,) * dimensions, (32,) * dimensions))
+    network = RetinaNet(dimensions, CLASSES, 2, PlainNetwork(dimensions), size_divisible=8)
+    detector = RetinaNetDetector(network, generator)
+    detector.set_regular_matcher(0.5, 0.4)
+    return detector.train()
+
+
+def monai_batch(dimensions: int) -> tuple[Any, Any]:
+    """In three dimensions the boxes reach from the front to half of the depth."""
+    if dimensions == 2:
+        pictures, found = images(), boxes()
+    else:
+        pictures = images().unsqueeze(-1).expand(-1, -1, -1, -1, SIZE).contiguous()
+        depth = torch.tensor([[0.0, SIZE / 2]])
+        found = [
+            torch.cat([b[:, :2], depth[:, :1].expand(len(b), 1), b[:, 2:], depth[:, 1:].expand(len(b), 1)], dim=1)
+            for b in boxes()
+        ]
+    targets = [{"boxes": b, "labels": y} for b, y in zip(found, labels(), strict=True)]
+    return list(pictures), targets
+
+
+def _monai(dimensions: int) -> Host:
+    return Host(
+        make=lambda: monai(dimensions),
+        batch=lambda: monai_batch(dimensions),
+        step=lambda model, batch: model(*batch),
+        cls="classification",
+        layers=lambda model: [model.network.classification_head.cls_logits],
+    )
+
+
+# ------------------------------------------------------------------------ LibreYOLO
+
+
+def libreyolo(*, auxiliary: bool = False) -> nn.Module:
+    needs("libreyolo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from libreyolo.models.yolo9.nn import LibreYOLO9Model
+    torch.manual_seed(0)
+    model = LibreYOLO9Model(config="t", nb_classes=CLASSES)
+    return (model.enable_aux() if auxiliary else model).train()
+
+
+def libreyolo_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Class and box in shares of the image; images with fewer objects have rows of 0."""
+    targets = torch.zeros(len(BOXES), 2, 5)
+    for row, own, classes in zip(targets, boxes(), labels(), strict=True):
+        row[: len(own)] = torch.cat([classes.float().unsqueeze(1), own / SIZE], dim=1)
+    return images(), targets
+
+
+def _libreyolo(sets: int) -> Host:
+    return Host(
+        make=lambda: libreyolo(auxiliary=sets == 2),
+        batch=libreyolo_batch,
+        step=lambda model, batch: {
+            k: v for k, v in model(*batch).items() if k in ("box_loss", "dfl_loss", "cls_loss")
+        },
+        cls="cls_loss",
+        layers=lambda model: [t[-1] for head in (model.head, model.aux_head) if head is not None for t in head.cv3],
+        sets=sets,
+    )
+
+
 HOSTS = {
     "mmdet-retina": _mmdet("RetinaHead", "retina_cls"),
     "mmdet-atss": _mmdet("ATSSHead", "atss_cls"),
@@ -276,6 +365,10 @@ HOSTS = {
     "deformable-detr": _detr("deformable_detr", "loss_ce", 2),
     "yolov8": Host(lambda: yolo("yolov8n"), yolo_batch, yolo_step, "loss_cls", yolo_layers),
     "yolo26": Host(lambda: yolo("yolo26n"), yolo_batch, yolo_step, "loss_cls", yolo_layers, sets=2),
+    "libreyolo": _libreyolo(1),
+    "libreyolo-auxiliary": _libreyolo(2),
+    "monai-2d": _monai(2),
+    "monai-3d": _monai(3),
     "effdet": Host(
         effdet,
         effdet_batch,

@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from drloss.losses import ImageLoss
 
-HOSTS = ("torchvision", "mmdet", "detectron2", "transformers", "ultralytics", "effdet")
+HOSTS = ("torchvision", "mmdet", "detectron2", "transformers", "ultralytics", "effdet", "monai", "libreyolo")
 """Libraries that have an adapter, by the name of their package."""
 
 

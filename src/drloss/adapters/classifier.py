@@ -1,7 +1,7 @@
 """Helpers of the adapters: the loss, the start of a host's classifier, its background channel, its labels."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ SILENT = -20.0
 """Logit of a background channel that no loss trains: its score is 2e-9."""
 
 
-def as_loss(loss: str | ImageLoss, *, inplace: bool = True) -> ImageLoss:
+def as_loss(loss: str | ImageLoss, *, inplace: bool = True, gives: tuple[str, ...] = ("objects",)) -> ImageLoss:
     """The loss module of that name, or the module itself.
 
     Args:
         loss: the module or its name.
         inplace: whether the loss may overwrite the logits, because nothing else in the host's step reads them.
+        gives: what the adapter gives the loss with each batch beside the labels.
     Raises:
         TypeError: if it is neither a loss module nor a name.
         ValueError: if the name is unknown, or a parameter is out of range.
@@ -29,8 +30,38 @@ def as_loss(loss: str | ImageLoss, *, inplace: bool = True) -> ImageLoss:
         raise TypeError(f"loss must be a loss module, such as DRLoss(), or its name, such as 'dr', got {name}")
     if not inplace and getattr(chosen, "inplace", False):
         raise ValueError("inplace must be False for this model: other parts of its step read the logits, too")
+    if unknown := set(chosen.needs) - set(gives):
+        raise ValueError(
+            f"loss must not need {', '.join(sorted(unknown))} with each batch, which the adapter of this model does "
+            f"not know, got {chosen}"
+        )
     module: ImageLoss = chosen
     return module
+
+
+def of_batch(loss: ImageLoss, objects: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """What the loss needs with each batch beside the labels.
+
+    Args:
+        loss: that of :func:`as_loss`.
+        objects: computes the index (N, A) of each positive anchor's object in its image.
+    """
+    return {"objects": objects()} if "objects" in loss.needs else {}
+
+
+def objects_of_boxes(boxes: Tensor, labels: Tensor) -> Tensor:
+    """Index (N, A) int64 of each positive anchor's object, told by the box that the anchor is to find.
+
+    Args:
+        boxes: (N, A, 4); those of one object are equal.
+        labels: (N, A), positive where above 0.
+    """
+    positive = labels > 0
+    image = torch.arange(len(labels), device=labels.device).unsqueeze(1).expand_as(labels)
+    found = torch.cat([torch.stack([image, labels], dim=2).to(boxes), boxes], dim=2)[positive]
+    objects = torch.full_like(labels, -1)
+    objects[positive] = torch.unique(found, dim=0, return_inverse=True)[1]
+    return objects
 
 
 def become(module: Any, own: type, adapted: type) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drloss.adapters.classifier import as_loss, become, is_untrained, start_from
+from drloss.adapters.classifier import as_loss, become, is_untrained, objects_of_boxes, of_batch, start_from
 from drloss.losses import ImageLoss
 
 try:
@@ -55,11 +55,17 @@ def step(model: Any, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
     return losses
 
 
-def _loss(loss: ImageLoss, logits: list[Tensor], gt_labels: list[Tensor], classes: int) -> Tensor:
-    """Loss of levels (N, A, K) and labels (A,) of each image over all levels: -1 ignored, 0..K-1, K background."""
+def _loss(
+    loss: ImageLoss, logits: list[Tensor], gt_labels: list[Tensor], gt_boxes: list[Tensor], classes: int
+) -> Tensor:
+    """Loss of levels (N, A, K), and of labels (A,) and boxes (A, 4) of each image over all levels.
+
+    A label is -1 for ignored, 0..K-1, or K for background.
+    """
     labels = torch.stack(gt_labels)
     labels = torch.where(labels == classes, 0, torch.where(labels < 0, -1, labels + 1))
-    value: Tensor = loss(logits, list(torch.split(labels, [level.shape[1] for level in logits], dim=1)))
+    extra = of_batch(loss, lambda: objects_of_boxes(torch.stack(gt_boxes), labels))
+    value: Tensor = loss(logits, list(torch.split(labels, [level.shape[1] for level in logits], dim=1)), **extra)
     return value
 
 
@@ -74,7 +80,7 @@ class DRRetinaNet(RetinaNet):  # type: ignore[misc]
         """The host's losses, with ``loss_cls`` replaced."""
         silent = [level.detach() for level in pred_logits]
         own: dict[str, Tensor] = super().losses(anchors, silent, gt_labels, *args)
-        return {**own, "loss_cls": _loss(self.drloss, pred_logits, gt_labels, self.num_classes)}
+        return {**own, "loss_cls": _loss(self.drloss, pred_logits, gt_labels, args[1], self.num_classes)}
 
 
 class DRFCOS(FCOS):  # type: ignore[misc]
@@ -88,4 +94,4 @@ class DRFCOS(FCOS):  # type: ignore[misc]
         """The host's losses, with ``loss_fcos_cls`` replaced."""
         silent = [level.detach() for level in pred_logits]
         own: dict[str, Tensor] = super().losses(anchors, silent, gt_labels, *args)
-        return {**own, "loss_fcos_cls": _loss(self.drloss, pred_logits, gt_labels, self.num_classes)}
+        return {**own, "loss_fcos_cls": _loss(self.drloss, pred_logits, gt_labels, args[1], self.num_classes)}

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drloss.adapters.classifier import as_loss, become, is_untrained, start_from
+from drloss.adapters.classifier import as_loss, become, is_untrained, objects_of_boxes, of_batch, start_from
 from drloss.losses import ImageLoss
 
 try:
     from effdet import DetBenchTrain
     from effdet.loss import DetectionLoss
+    from effdet.object_detection import BoxList, FasterRcnnBoxCoder
 except ImportError as error:
     raise ImportError("drloss.adapters.effdet needs effdet: pip install effdet") from error
 
@@ -39,6 +40,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
         raise TypeError(f'model must be a DetBenchTrain, of bench_task="train", got {type(model).__name__}')
     become(model.loss_fn, DetectionLoss, DRDetectionLoss)
     model.loss_fn.add_module("drloss", chosen)
+    model.loss_fn.anchors = (model.anchors,)
     predict: Any = model.model.class_net.predict
     layer = [module for module in predict.modules() if isinstance(module, nn.Conv2d)][-1]
     if is_untrained([layer]) if reset is None else reset:
@@ -51,6 +53,7 @@ class DRDetectionLoss(DetectionLoss):  # type: ignore[misc]
     """effdet's loss, with a loss of drloss for the classes; the box loss is effdet's."""
 
     drloss: ImageLoss
+    anchors: tuple[Any]  # no module of its own, whose buffers would be in the state dict twice
 
     def forward(
         self,
@@ -65,5 +68,15 @@ class DRDetectionLoss(DetectionLoss):  # type: ignore[misc]
         silent = [c.detach() for c in cls_outputs]
         _, _, box = super().forward(silent, box_outputs, cls_targets, box_targets, num_positives)
         labels = torch.cat([t.flatten(1) for t in cls_targets], dim=1)
-        cls = self.drloss(cls_outputs, torch.where(labels == -2, -1, labels + 1))
+        labels = torch.where(labels == -2, -1, labels + 1)
+        extra = of_batch(self.drloss, lambda: objects_of_boxes(self._boxes(box_targets), labels))
+        cls = self.drloss(cls_outputs, labels, **extra)
         return cls + self.box_loss_weight * box, cls, box
+
+    def _boxes(self, box_targets: list[Tensor]) -> Tensor:
+        """(N, A, 4) boxes in whole pixels, of which the targets (N, H, W, A·4) are the distances from the anchors."""
+        images = len(box_targets[0])
+        codes = torch.cat([level.reshape(images, -1, 4) for level in box_targets], dim=1)
+        anchors = BoxList(self.anchors[0].boxes.repeat(images, 1))
+        boxes: Tensor = FasterRcnnBoxCoder().decode(codes.reshape(-1, 4), anchors).boxes()
+        return boxes.round().view_as(codes)

@@ -39,7 +39,7 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
         TypeError: if the head has any other class.
         ValueError: if the head has no sigmoid for each class or weights its positives, or the loss does not fit.
     """
-    chosen = as_loss(loss, inplace=False)
+    chosen = as_loss(loss, inplace=False, gives=())
     head: Any = getattr(model, "bbox_head", model)
     kinds = {RetinaHead: DRRetinaHead, ATSSHead: DRATSSHead, FCOSHead: DRFCOSHead}
     own = next((kind for kind, ours in kinds.items() if type(head) in (kind, ours)), None)

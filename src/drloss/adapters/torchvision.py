@@ -14,7 +14,7 @@ from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetClassificationHead
 from torchvision.models.detection.ssd import SSD
 
-from drloss.adapters.classifier import SILENT, as_loss, become, is_untrained, labels_of, start_from
+from drloss.adapters.classifier import SILENT, as_loss, become, is_untrained, labels_of, of_batch, start_from
 from drloss.losses import ImageLoss
 
 Targets = list[dict[str, Tensor]]
@@ -113,7 +113,8 @@ class DRRetinaNetHead(RetinaNetClassificationHead):  # type: ignore[misc]
         labels = [
             labels_of(m, c, ignored=self.BETWEEN_THRESHOLDS) for m, c in zip(matched_idxs, classes, strict=True)
         ]
-        loss: Tensor = self.drloss(logits, torch.stack(labels))
+        extra = of_batch(self.drloss, lambda: torch.stack(matched_idxs))
+        loss: Tensor = self.drloss(logits, torch.stack(labels), **extra)
         return loss
 
 
@@ -143,7 +144,8 @@ class DRFCOSHead(FCOSHead):  # type: ignore[misc]
         one_class = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
         outputs = {**head_outputs, "cls_logits": logits.new_zeros(*logits.shape[:2], 1)}
         losses: dict[str, Tensor] = super().compute_loss(one_class, outputs, anchors, matched_idxs)
-        return {**losses, "classification": self.drloss(logits, torch.stack(labels))}
+        extra = of_batch(self.drloss, lambda: torch.stack(matched_idxs))
+        return {**losses, "classification": self.drloss(logits, torch.stack(labels), **extra)}
 
 
 class DRSSD(SSD):  # type: ignore[misc]
@@ -170,7 +172,8 @@ class DRSSD(SSD):  # type: ignore[misc]
         outputs = {**head_outputs, "cls_logits": logits.new_zeros(*logits.shape[:2], 2)}
         one_class = [{**target, "labels": torch.ones_like(target["labels"])} for target in targets]
         losses: dict[str, Tensor] = super().compute_loss(one_class, outputs, anchors, matched_idxs)
-        return {**losses, "classification": self.drloss(logits, torch.stack(labels))}
+        extra = of_batch(self.drloss, lambda: torch.stack(matched_idxs))
+        return {**losses, "classification": self.drloss(logits, torch.stack(labels), **extra)}
 
 
 def log_odds(logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drloss.adapters.classifier import as_loss, bias_of, is_untrained, start_from
+from drloss.adapters.classifier import as_loss, bias_of, is_untrained, of_batch, start_from
 from drloss.losses import ImageLoss
 
 try:
@@ -219,11 +219,13 @@ class _ClassLoss:
         """
         logits = outputs["logits"]
         labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-        for row, target, (queries, objects) in zip(labels, targets, indices, strict=True):
+        own = torch.full_like(labels, -1)
+        for row, of_row, target, (queries, objects) in zip(labels, own, targets, indices, strict=True):
             row[queries] = target["class_labels"][objects].to(row) + 1
+            of_row[queries] = objects.to(of_row)
         if "padding" in outputs:
             labels[outputs["padding"]] = -1
-        loss: Tensor = self.drloss(logits, labels)
+        loss: Tensor = self.drloss(logits, labels, **of_batch(self.drloss, lambda: own))
         return loss
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drloss.adapters.classifier import as_loss, become, is_untrained, start_from
+from drloss.adapters.classifier import as_loss, become, is_untrained, of_batch, start_from
 from drloss.losses import ImageLoss
 
 try:
@@ -110,7 +110,11 @@ class DRv8DetectionLoss(v8DetectionLoss):  # type: ignore[misc]
             assigned, loss, items = super().get_assigned_targets_and_loss(preds, batch, **options)
         finally:
             self.bce = own
-        cls = self.drloss(preds["scores"].transpose(1, 2), (seen[0] > 0).to(seen[0].dtype))
+        positive = seen[0] > 0
+        extra = of_batch(self.drloss, lambda: assigned[1])
+        # Objects go with integer labels; the host assigns an anchor to one object, so that they say the same.
+        labels = torch.where(positive.any(dim=2), seen[0].argmax(dim=2) + 1, 0) if extra else positive.to(seen[0])
+        cls = self.drloss(preds["scores"].transpose(1, 2), labels, **extra)
         return assigned, torch.stack([loss[0], cls, loss[2]]), {**items, "cls_loss": cls.detach()}
 
 

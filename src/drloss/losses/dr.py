@@ -206,6 +206,8 @@ def dr_loss(
     else:
         losses = ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope))
     options = {"ignore": ignore, "scope": scope, "reduction": reduction}
+    if objects is not None:
+        options["objects"] = objects
     return record_call(logits, labels, options, reduce_images(losses, reduction))
 
 
