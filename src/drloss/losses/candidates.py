@@ -154,7 +154,7 @@ def candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str
 
 
 def class_candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scope: str) -> ClassCandidates:
-    """As :func:`candidates_of`, for a scope of :data:`~drloss.losses.inputs.CLASS_SCOPES`."""
+    """As :func:`candidates_of`, for a scope of :data:`~drloss.losses.inputs.CLASS_SCOPES` (ours)."""
     logits = torch.cat(inputs.rows, dim=1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if inputs.labels is not None:

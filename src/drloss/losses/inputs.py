@@ -86,7 +86,7 @@ def check_inputs(
     dtype = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
     integers = None if labels.ndim == 3 else _check_labels(labels, shape).to(levels[0].device)
     if isinstance(pos_prior, str):
-        pos_prior = _equal_masses(pos_prior, integers, objects, scope, shape)
+        pos_prior = equal_masses(pos_prior, integers, objects, scope, shape)
     weights = (
         _prior_weights("pos_prior", pos_prior, shape, levels[0].device, dtype, scope),
         _prior_weights("neg_prior", neg_prior, shape, levels[0].device, dtype, scope),
@@ -219,10 +219,22 @@ def _prior_weights(
     return prior.to(dtype).expand(n, a, k)
 
 
-def _equal_masses(
+def equal_masses(
     prior: str, labels: Tensor | None, objects: Levels | None, scope: str, shape: tuple[int, int, int]
 ) -> Tensor:
-    """Weights (N, A) float32 of the positive anchors: 1 over their number in each object, or in each class."""
+    """Weights of a prior of :data:`POS_PRIORS` (ours): 1 over the number of positive anchors of an object, or a class.
+
+    Args:
+        prior: ``"object"`` or ``"class"``.
+        labels: (N, A) int64, or None if targets are dense.
+        objects: (N, A) integer, or None; see :func:`drloss.dr_loss`.
+        scope: with a pooled one, a class is counted over all images.
+        shape: (N, A, K).
+    Returns:
+        (N, A) float32, 0 where an anchor is not positive.
+    Raises:
+        ValueError: if targets are dense, or the objects are missing or do not fit.
+    """
     if labels is None:
         raise ValueError(f"pos_prior {prior!r} goes with integer labels (N, A), got dense targets")
     positive = (labels > 0) & (labels <= shape[2])
