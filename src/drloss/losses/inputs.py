@@ -222,7 +222,7 @@ def _prior_weights(
 def equal_masses(
     prior: str, labels: Tensor | None, objects: Levels | None, scope: str, shape: tuple[int, int, int]
 ) -> Tensor:
-    """Weights of a prior of :data:`POS_PRIORS` (ours): 1 over the number of positive anchors of an object, or a class.
+    """Weights of a prior of :data:`POS_PRIORS` (ours): 1 over the positive anchors of an object, or of a class.
 
     Args:
         prior: ``"object"`` or ``"class"``.
