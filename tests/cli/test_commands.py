@@ -110,7 +110,7 @@ MISTAKES = [
     (["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--device", "cuda:99"], "CUDA devices"),
     (
         ["train", "--data", "shapes", "--preset", "cpu", "--out", "x", "--loss", "l2"],
-        "loss must be one of dr, focal, ce",
+        "loss must be one of dr, dr+, focal, ce",
     ),
     (["eval", "no/run", "--data", "shapes"], "no/run"),
     (["eval", "no/run", "--data", "shapes", "--eval-batch-size", "0"], "--eval-batch-size must be at least 1"),

@@ -10,7 +10,7 @@ from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch
-from drloss.losses import LOSSES
+from drloss.losses import LOSSES, make_loss
 from drloss.structures import Frame, Objects
 
 SMALL = DetectorConfig(
@@ -81,8 +81,7 @@ def test_images_of_one_size_are_a_plain_batch():
 def test_an_image_teaches_the_same_beside_any_neighbour(loss):
     model = model_of()
     alone, batch = images_of(SIZES)
-    options = {"scope": "per_image"} if loss == "ap" else {}  # or it ranks all images of a batch as one
-    objective = Objective(LOSSES[loss](**options), model.config)
+    objective = Objective(make_loss(f"{loss}:scope=per_image"), model.config)
     gradients = []
     for outputs in ([model(batch, SIZES)], [model(image) for image in alone]):
         model.zero_grad()

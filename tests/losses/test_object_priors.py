@@ -89,7 +89,7 @@ def test_levels_of_objects_are_joined():
         ({"objects": torch.zeros(2, 29, dtype=torch.int64)}, r"shape \(N, A\) = \(2, 30\), got \(2, 29\)"),
         ({"objects": torch.full((2, 30), -1)}, "0..9999 at the positive anchors, got values from -1 to -1"),
         ({"objects": torch.full((2, 30), MOST_OBJECTS)}, "got values from 10000 to 10000"),
-        ({"pos_prior": "objects"}, "pos_prior must be one of 'object', 'class', got 'objects'"),
+        ({"pos_prior": "objects"}, "weights or one of 'object', 'class', got 'objects'"),
         ({"neg_prior": "object"}, "neg_prior must be None, a count or weights, got 'object'"),
     ],
 )
@@ -115,8 +115,9 @@ def test_objects_of_other_anchors_do_not_matter():
 
 def test_modules_say_what_they_need():
     assert DRLoss().needs == DRLoss(pos_prior="class").needs == ()
-    loss = make_loss("dr:pos_prior=object")
-    assert loss.needs == ("objects",)
+    loss = make_loss("dr+")
+    assert loss.needs == make_loss("dr:pos_prior=object").needs == ("objects",)
+    assert repr(loss) == repr(make_loss("dr:pos_prior=object"))
     logits, labels, objects = case(8)
     wanted = 4 * dr_loss(logits, labels, objects=objects, pos_prior="object")
     torch.testing.assert_close(loss(logits, labels, objects=objects), wanted)

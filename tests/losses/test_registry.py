@@ -34,7 +34,9 @@ def test_a_complete_specification_makes_the_same_loss():
 
 
 def test_a_name_that_is_nearly_right_is_answered_by_the_right_one():
-    with pytest.raises(ValueError, match=r"loss must be one of dr, focal, .* got 'focl', did you mean 'focal'\?"):
+    with pytest.raises(
+        ValueError, match=r"loss must be one of dr, dr\+, focal, .* got 'focl', did you mean 'focal'\?"
+    ):
         make_loss("focl")
     with pytest.raises(ValueError, match=r"DRLoss has no option 'neg_lamda', did you mean 'neg_lambda'\?; it has"):
         make_loss("dr:neg_lamda=0.1")

@@ -38,7 +38,8 @@ TINY += ["--workers", "0"]
 def compared(tmp_path_factory, warm):
     """A comparison of two losses with two seeds, and when each run's weights were written."""
     out = tmp_path_factory.mktemp("compare")
-    arguments = ["compare", "--data", "shapes:size=64,train=8,val=6", "--out", str(out), "--seeds", "0", "1", *TINY]
+    arguments = ["compare", "--data", "shapes:size=64,train=8,val=6", "--out", str(out), "--seeds", "0", "1"]
+    arguments += ["--losses", "focal", "dr", *TINY]
     assert main(arguments) == 0
     return out, arguments
 

@@ -66,7 +66,7 @@ def test_configurations_are_frozen():
         ({"loss": "dr:reduction=none"}, "reduction cannot be set"),
         ({"loss": "dr:margin=0.3,inplace=True"}, "inplace cannot be set"),
         ({"loss": "dr:margin=0.3,margin=0.4"}, "margin is given twice"),
-        ({"loss": "hinge"}, "loss must be one of dr, focal, ce"),
+        ({"loss": "hinge"}, "loss must be one of dr, dr\\+, focal, ce"),
         ({"loss": "dr:neg_lambda=-1"}, "neg_lambda must be positive"),
         ({"loss": "dr:lambda=1"}, "has no option 'lambda'"),
         ({"loss": "focal:alpha=x"}, "loss focal:alpha=x"),

@@ -210,7 +210,7 @@ def test_accumulation_and_batch_give_the_same_losses(run):
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["focal", "ce", "dr:neg_lambda=0.05"])
+@pytest.mark.parametrize("loss", ["focal", "ce", "dr:neg_lambda=0.05", "dr+", "dr:scope=per_class"])
 def test_every_loss_trains(run, loss):
     folder, _ = run(loss=loss, max_iters=2)
     assert np.isfinite(losses(folder)).all()
@@ -263,7 +263,12 @@ def test_what_does_not_change_the_learning_may_change_on_resume(run):
 
 
 def test_how_many_images_a_pooled_loss_takes_at_a_time_decides_what_is_learnt():
-    for loss, decides in (("dr", False), ("dr:scope=pooled", True), ("focal:scope=pooled", True)):
+    for loss, decides in (
+        ("dr", False),
+        ("dr:scope=pooled", True),
+        ("dr:scope=pooled_per_class", True),
+        ("focal:scope=pooled", True),
+    ):
         two, four = (to_json(replace(TINY, loss=loss, micro_batch=n)) for n in (2, 4))
         for free in (HOW_IT_RUNS, FREE_ON_RESUME):
             assert changed_settings(two, four, free) == ({"micro_batch": (2, 4)} if decides else {})

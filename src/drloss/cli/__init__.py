@@ -104,6 +104,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]
     "compare": ("Train several losses on your data and say in one page which is ahead.", add_compare),
     "check-data": ("Read a data set once and say what is in it and what is wrong.", add_check_data),
     "make-shapes": ("Write the generated data set to a folder.", add_make_shapes),
-    "demo": ("Train focal and DR on generated data and write a report.", add_demo),
+    "demo": ("Train focal, DR and DR+ on generated data and write a report.", add_demo),
     "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", add_reproduce),
 }

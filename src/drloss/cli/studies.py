@@ -27,6 +27,9 @@ from drloss.training.presets import PRESETS
 if TYPE_CHECKING:
     from drloss.distributed.ranks import Ranks
 
+CONTEST = ("focal", "dr", "dr+")
+"""Losses that are compared if none are named."""
+
 # ---------------------------------------------------------------------- compare
 
 
@@ -36,9 +39,9 @@ def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
     compared = parser.add_argument_group("what is compared")
     losses = (
         "losses, with parameters if wanted, and with a learning rate of their own: dr:neg_lambda=0.05,lr=0.002; the "
-        "first is the one to beat (default: focal dr)"
+        "first is the one to beat (default: focal dr dr+)"
     )
-    compared.add_argument("--losses", nargs="+", default=["focal", "dr"], metavar="LOSS", help=losses)
+    compared.add_argument("--losses", nargs="+", default=list(CONTEST), metavar="LOSS", help=losses)
     _seeds_option(compared)
     preset_option(parser, required=False)
     run = parser.add_argument_group("run")
@@ -88,16 +91,16 @@ def add_demo(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
     run.add_argument(
         "--max-iters", type=int, metavar="INT", help=f"iterations of each run (default: {PRESETS['demo'].max_iters})"
     )
-    run.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of both runs (default: 0)")
+    run.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of the runs (default: 0)")
     device_option(run)
     return _demo
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """A comparison of focal and DR with one seed, from pretrained weights if they are installed."""
+    """A comparison of focal, DR and DR+ with one seed, from pretrained weights if they are installed."""
     from drloss.detector.timm_backbones import packaged_weights
 
-    options.losses, options.seeds = ["focal", "dr"], [options.seed]
+    options.losses, options.seeds = list(CONTEST), [options.seed]
     pretrained = find_spec("timm") and packaged_weights(PRESETS["demo"].detector.backbone)
     options.preset, options.config = "demo" if pretrained else "cpu", None
     if not pretrained:

@@ -28,7 +28,7 @@ from drloss.losses import LossSpec
 
 # The colour-blind can tell these apart, and they have about the same contrast on white and on near-black.
 PALETTE = {
-    **{"dr": "#2B83D6", "focal": "#D96B00", "ce": "#0E9A74"},
+    **{"dr": "#2B83D6", "dr+": "#7B61D9", "focal": "#D96B00", "ce": "#0E9A74"},
     **{"ohem": "#B25C9E", "qfl": "#708C4D", "ap": "#D90034"},
 }
 OTHER = "#8A7F78"

@@ -117,7 +117,11 @@ def check_split(pos_prior: Prior, neg_prior: Prior, scope: str, scopes: tuple[st
         elif isinstance(prior, str):
             if name == "neg_prior":
                 raise ValueError(f"neg_prior must be None, a count or weights, got {prior!r}: it has no objects")
-            require_choice(name, prior, POS_PRIORS)
+            if prior not in POS_PRIORS:
+                raise ValueError(
+                    f"{name} must be None, an integer of at least 1, weights or one of 'object', 'class', got "
+                    f"{prior!r}"
+                )
         elif prior is not None:
             require_count(**{name: prior})
 

@@ -12,6 +12,7 @@ from drloss.losses.pointwise import CrossEntropyLoss, FocalLoss, OHEMLoss, Quali
 
 LOSSES: dict[str, type[ImageLoss]] = {
     "dr": DRLoss,
+    "dr+": DRLoss,
     "focal": FocalLoss,
     "ce": CrossEntropyLoss,
     "ohem": OHEMLoss,
@@ -19,8 +20,14 @@ LOSSES: dict[str, type[ImageLoss]] = {
     "ap": APLoss,
 }
 """Loss modules by the name that the command line gives them."""
-BEST_KNOWN: dict[str, dict[str, Any]] = {name: {"scope": "pooled"} for name in ("focal", "ce", "qfl")}
+BEST_KNOWN: dict[str, dict[str, Any]] = {
+    "dr+": {"pos_prior": "object"},
+    **{name: {"scope": "pooled"} for name in ("focal", "ce", "qfl")},
+}
 """Parameters that a loss made by name has in place of the defaults of its function.
+
+``"dr"`` is the paper's loss. ``"dr+"`` (ours) is the paper's with the same mass for each object in place of the same
+mass for each positive anchor (docs/comparisons.md).
 
 Detectron, and the codebases after it, divide the focal loss of all images of a step by the number of all their
 positives. Divided image by image, an image with one object counts as much as an image with many, and training is far

@@ -23,7 +23,7 @@ class Config:
     """
 
     loss: str = "dr"
-    """Classification loss: dr, focal, ce, ohem, qfl or ap, with parameters if wanted, as in
+    """Classification loss: dr, dr+, focal, ce, ohem, qfl or ap, with parameters if wanted, as in
     dr:neg_lambda=0.05,pairing=neg_only. Each brings its own prior probability, weight and normaliser."""
     weights: str = "imagenet"
     """Weights to start from: imagenet (from an installed package, or else downloaded by torchvision or timm), none,

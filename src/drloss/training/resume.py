@@ -112,7 +112,7 @@ def changed_settings(
 
 def is_pooled(loss: str) -> bool:
     """Whether a loss ranks the images of a micro-batch together, so that ``micro_batch`` changes what is learnt."""
-    return getattr(make_loss(loss), "scope", None) == "pooled"
+    return str(getattr(make_loss(loss), "scope", "")).startswith("pooled")
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:

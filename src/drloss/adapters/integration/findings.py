@@ -128,8 +128,12 @@ def called(step: Step) -> Finding:
 def per_image(step: Step) -> Finding:
     """Whether each image has a distribution of its own."""
     name = "per image"
-    if any(s.scope == "pooled" for s in step.sets):
-        return Finding(name, False, 'scope="pooled" ranks all images in one distribution: leave it at "per_image"')
+    if pooled := [s.scope for s in step.sets if s.scope.startswith("pooled")]:
+        return Finding(
+            name,
+            False,
+            f'scope="{pooled[0]}" ranks all images in one distribution: leave it at "per_image" or "per_class"',
+        )
     images = step.images
     seen = next((len(s.logits) for s in step.sets if len(s.logits) != images), images)
     if images is None:

@@ -23,6 +23,7 @@ from drloss.training.config import Config, make_loss, override
 
 TITLES = {
     "dr": "DR",
+    "dr+": "DR+",
     "focal": "Focal",
     "ce": "Cross-entropy",
     "ohem": "OHEM",
@@ -228,7 +229,7 @@ def title(spec: str) -> str:
 
 def slug(spec: str, seed: int) -> str:
     """Name of the run folder of a loss and a seed."""
-    return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', spec)}-seed{seed}"
+    return f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', spec)}-seed{seed}"
 
 
 def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) -> dict[tuple[str, int], Config]:

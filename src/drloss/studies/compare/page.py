@@ -112,7 +112,7 @@ def write_page(path: Path, comparison: Comparison, gallery: Image.Image) -> None
 def _has_own_expectations(spec: str) -> bool:
     """Whether a run logs expected scores with other parameters than DR's defaults."""
     loss = LossSpec.parse(spec)
-    return loss.name == "dr" and bool(loss.parameters)
+    return loss.name == "dr+" or (loss.name == "dr" and bool(loss.parameters.keys() - {"lr"}))
 
 
 def _drawings(columns: Sequence[_Column]) -> dict[str, Any]:
