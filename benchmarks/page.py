@@ -2,7 +2,7 @@
 
 python -m benchmarks.page
 
-docs/speed.md, docs/reproduction.md and docs/reliability.md are generated as a whole. In README.md,
+docs/speed.md, docs/reproduction.md, docs/reliability.md and docs/trials.md are generated as a whole. In README.md,
 docs/comparisons.md and docs/adapters/torchvision.md only the text between ``<!-- begin NAME -->`` and
 ``<!-- end NAME -->`` is.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import hosts, reliability, studies
+from benchmarks import hosts, reliability, studies, trials
 from benchmarks.loss import FOCAL, RESULTS
 from drloss.losses import make_loss
 from drloss.studies.paper.records import read_records
@@ -233,6 +233,7 @@ def main() -> None:
         DOCS / "speed.md": speed_page(records),
         DOCS / "reproduction.md": reproduction(),
         DOCS / "reliability.md": reliability.page(),
+        DOCS / "trials.md": trials.page(),
     }
     for path, text in (written | {path: fill(path.read_text()) for path in FILLED}).items():
         path.write_text(text)

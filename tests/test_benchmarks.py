@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import page, reliability, studies
+from benchmarks import page, reliability, studies, trials
 from drloss.errors import UserError
+from drloss.io.atomic import write_json
 from drloss.studies.paper.records import read_records, write_records
 
 
@@ -14,6 +15,27 @@ def test_the_page_of_speeds_is_that_of_the_records():
 
 def test_the_page_of_reliability_is_that_of_its_record():
     assert (page.DOCS / "reliability.md").read_text() == reliability.page()
+
+
+def test_the_page_of_trials_is_that_of_the_records():
+    assert (page.DOCS / "trials.md").read_text() == trials.page()
+
+
+def test_a_record_of_trials_has_the_last_evaluation_of_each_run(tmp_path):
+    for lr, ap in ((0.001, 40.0), (0.002, 50.0)):
+        run = tmp_path / f"run{lr}"
+        run.mkdir()
+        config = {"loss": "dr", "lr": lr, "seed": 0, "max_iters": 10, "batch_size": 4}
+        config["detector"] = {"short_side": 64, "backbone": "resnet10"}
+        write_json(run / "config.json", config)
+        start = {"started": "2026-01-01T00:00:00", "platform": "P", "python": "3", "versions": {"torch": "2"}}
+        write_json(run / "environment.json", [start])
+        (run / "evaluations.csv").write_text(f"iteration,AP,APs\n5,1.0,\n10,{ap},\n")
+    record = trials.collect("T", sorted(tmp_path.iterdir()), "data", "", {"dr": "the paper's"})
+    assert [(run["loss"], run["lr"], run["metrics"]) for run in record["runs"]] == [
+        ("the paper's", 0.001, {"AP": 40.0}),
+        ("the paper's", 0.002, {"AP": 50.0}),
+    ]
 
 
 def test_the_page_of_the_reproduction_is_that_of_its_records():
