@@ -84,9 +84,14 @@ def losses(device: str) -> dict[str, _Loss | str]:
         )
     backend = "triton" if device.startswith("cuda") else "cpu"
     if backend == "cpu" and not cpu.available():
-        return found | dict.fromkeys(("DR", "DR, in place", "focal", "cross-entropy"), "there is no C compiler")
+        return found | dict.fromkeys(
+            ("DR", "DR+", "DR, per class", "DR, in place", "focal", "cross-entropy"), "there is no C compiler"
+        )
     return found | {
         "DR": _ours(dr_loss, backend=backend),
+        # The labels themselves tell objects apart, as far as the time goes.
+        "DR+": lambda x, labels, targets: dr_loss(x, labels, objects=labels, pos_prior="object", backend=backend),
+        "DR, per class": _ours(dr_loss, backend=backend, scope="per_class"),
         "DR, in place": lambda x, labels, targets: dr_loss(
             _Intermediate.apply(x), labels, backend=backend, inplace=True
         ),
