@@ -9,7 +9,7 @@ from torchvision import models
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, load_detector, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.starting_weights import initialise, resolve_norm
+from drloss.detector.starting_weights import initialise, resolve_detector
 from drloss.errors import UserError
 
 SMALL = DetectorConfig(
@@ -69,7 +69,7 @@ def test_backbone_weights_of_a_classifier_file_are_used(tmp_path, suffix):
         classifier.state_dict(), path
     )
     config = replace(SMALL, backbone="resnet18", norm="auto")
-    config = resolve_norm(config, str(path))
+    config = resolve_detector(config, str(path))
     assert config.norm == "frozen"
     model = RetinaNet(config, 2, 0.5)
     initialise(model, str(path), NAMES)
@@ -80,10 +80,10 @@ def test_backbone_weights_of_a_classifier_file_are_used(tmp_path, suffix):
 def test_norm_follows_the_weights(tmp_path):
     auto = replace(SMALL, norm="auto")
     path, _ = exported(tmp_path)
-    assert resolve_norm(auto, "none").norm == "group"
-    assert resolve_norm(auto, "imagenet").norm == "frozen"
-    assert resolve_norm(auto, str(path)).norm == "group"
-    assert resolve_norm(replace(SMALL, norm="frozen"), "none").norm == "frozen"
+    assert resolve_detector(auto, "none").norm == "group"
+    assert resolve_detector(auto, "imagenet").norm == "frozen"
+    assert resolve_detector(auto, str(path)).norm == "group"
+    assert resolve_detector(replace(SMALL, norm="frozen"), "none").norm == "frozen"
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

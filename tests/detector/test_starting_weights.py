@@ -12,7 +12,7 @@ from drloss.cli import main
 from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
-from drloss.detector.starting_weights import PARTS, initialise, resolve_norm
+from drloss.detector.starting_weights import PARTS, initialise, resolve_detector
 from drloss.detector.weight_names import our_names
 from drloss.errors import UserError
 from faults import tiny_run
@@ -108,7 +108,7 @@ def test_a_tower_with_norms_is_another_tower(torchvisions, tmp_path):
 @pytest.mark.parametrize("name", ["retinanet", "fasterrcnn"])
 def test_norm_auto_is_frozen_for_torchvisions_detectors(torchvisions, tmp_path, name):
     torch.save(torchvisions[name], tmp_path / "a.pth")
-    assert resolve_norm(DetectorConfig(), str(tmp_path / "a.pth")).norm == "frozen"
+    assert resolve_detector(DetectorConfig(), str(tmp_path / "a.pth")).norm == "frozen"
 
 
 PREFIXES = ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "body.", "model.backbone.body."]

@@ -111,27 +111,25 @@ def open_weights(path: Path) -> WeightsFile:
     return WeightsFile({str(k): v for k, v in content.items()}, tuple(names) if known else None)
 
 
-def resolve_norm(config: DetectorConfig, weights: str) -> DetectorConfig:
-    """Replace the norm ``"auto"``: frozen batch norm if ``weights`` have its statistics, otherwise group norm."""
-    if config.norm != "auto":
-        return config
-    if weights in ("none", "imagenet"):
-        return replace(config, norm="frozen" if weights == "imagenet" else "group")
-    names = our_names(read_weights(Path(weights)), weights)
-    ours = any(name.startswith("cls_head.") for name in names)
-    if config.backbone not in BACKBONES and not ours:  # a classifier of timm, perhaps without batch norms
-        return replace(config, norm="frozen")
-    frozen = any(name.startswith(BODY) and name.endswith("running_mean") for name in names)
-    return replace(config, norm="frozen" if frozen else "group")
-
-
 def resolve_detector(config: DetectorConfig, weights: str) -> DetectorConfig:
     """The settings of a new detector with its norm chosen and, for a timm backbone, its image's mean and deviation.
 
-    The latter are kept with the run because another version of timm may give the backbone other weights.
+    The norm ``"auto"`` becomes frozen batch norm if ``weights`` have its statistics, otherwise group norm. The mean and
+    the deviation are kept with the run because another version of timm may give the backbone other weights.
     """
-    config = resolve_norm(config, weights)
+    if config.norm == "auto":
+        config = replace(config, norm="frozen" if _has_statistics(config.backbone, weights) else "group")
     return config if config.backbone in BACKBONES else with_image_statistics(config)
+
+
+def _has_statistics(backbone: str, weights: str) -> bool:
+    """Whether weights have the statistics of batch norms, or of a backbone that needs none."""
+    if weights in ("none", "imagenet"):
+        return weights == "imagenet"
+    names = our_names(read_weights(Path(weights)), weights)
+    if backbone not in BACKBONES and not any(name.startswith("cls_head.") for name in names):
+        return True  # a classifier of timm, perhaps without batch norms
+    return any(name.startswith(BODY) and name.endswith("running_mean") for name in names)
 
 
 def initialise(model: RetinaNet, weights: str, class_names: tuple[str, ...]) -> Start:
