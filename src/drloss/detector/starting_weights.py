@@ -114,8 +114,8 @@ def open_weights(path: Path) -> WeightsFile:
 def resolve_detector(config: DetectorConfig, weights: str) -> DetectorConfig:
     """The settings of a new detector with its norm chosen and, for a timm backbone, its image's mean and deviation.
 
-    The norm ``"auto"`` becomes frozen batch norm if ``weights`` have its statistics, otherwise group norm. The mean and
-    the deviation are kept with the run because another version of timm may give the backbone other weights.
+    The norm ``"auto"`` becomes frozen batch norm if ``weights`` have its statistics, otherwise group norm. The mean
+    and the deviation are kept with the run because another version of timm may give the backbone other weights.
     """
     if config.norm == "auto":
         config = replace(config, norm="frozen" if _has_statistics(config.backbone, weights) else "group")
