@@ -35,7 +35,7 @@ def one(seed: int) -> None:
     first_pass = torch.randn(n, 2, 4) if random.random() < 0.3 else None
     numbers = torch.tensor([1.0, 12.0, 0.5, 6.0], dtype=torch.float64)
     kind, pooled = random.choice(["dr", "focal"]), random.random() < 0.3
-    by_class = kind == "dr" and first_pass is None and random.random() < 0.5
+    by_class = kind == "dr" and random.random() < 0.5
     ending = ("positives", "") if kind == "focal" else ("logistic", "exact")
     rest = (labels, dense, *weights, first_pass, numbers)
     losses, coefficients = torch.ops.drloss.losses(logits, *rest, k, kind, "cpu", *ending, by_class, pooled)

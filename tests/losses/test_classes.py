@@ -88,6 +88,21 @@ def test_what_the_fused_backends_lack_is_told(options, told):
     torch.testing.assert_close(found, dr_loss(logits, labels, scope="per_class", backend="torch", **options))
 
 
+def test_a_backend_that_cannot_is_refused_with_the_module():
+    with pytest.raises(ValueError, match="hard mining in each class"):
+        DRLoss(scope="per_class", neg_prior=3, backend="chunked")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_ratios_of_weights_within_a_class_count(dtype):
+    logits, labels = random_case(10, dtype=dtype)
+    tiny = torch.tensor([1.0, 1e-50, 1.0], dtype=torch.float64)
+    wanted = dr_loss(logits, labels, scope="per_class", reduction="none")
+    for name in ("neg_prior", "pos_prior"):
+        found = dr_loss(logits, labels, scope="per_class", reduction="none", **{name: tiny})
+        torch.testing.assert_close(found, wanted)
+
+
 def test_other_losses_have_no_scope_by_class():
     from drloss import focal_loss
 

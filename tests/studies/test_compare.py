@@ -182,6 +182,10 @@ def test_a_loss_may_have_a_learning_rate_of_its_own():
     assert rates == [PRESETS["cpu"].lr, 0.0005, 0.004, PRESETS["cpu"].lr]
     assert [found[spec, 3].loss for spec in losses] == ["focal", "focal", *["dr:neg_lambda=0.1"] * 2]
     assert len({slug(spec, 3) for spec in losses}) == 4
+    said = compare_page.fairness(losses)
+    assert "schedule and number of iterations" in said
+    assert "a learning rate of its own where one is named. Focal is summed" in said
+    assert "schedule, learning rate and number" in compare_page.fairness(["focal", "dr:scope=per_class"])
     with pytest.raises(UserError, match="lr must be of type float, got 'fast'"):
         configurations(["dr:lr=fast"], [0], PRESETS["cpu"])
     with pytest.raises(UserError, match="lr must be positive"):
@@ -383,3 +387,12 @@ def test_images_are_ranked_by_how_differently_two_runs_do():
 def test_names():
     assert title("dr:neg_lambda=0.05,margin=0.3") == "DR (neg_lambda=0.05, margin=0.3)"
     assert slug("dr:neg_lambda=0.05,margin=0.3", 2) == "dr_neg_lambda=0.05_margin=0.3-seed2"
+    assert slug("dr+:neg_lambda=1e+1", 0) == "dr+_neg_lambda=1e_1-seed0"
+
+
+def test_a_parameter_is_kept_as_it_was_written():
+    # Or the runs of an earlier comparison would be those of another loss.
+    assert (
+        configurations(["dr:neg_lambda=5e-2"], [0], PRESETS["cpu"])["dr:neg_lambda=5e-2", 0].loss
+        == "dr:neg_lambda=5e-2"
+    )

@@ -49,18 +49,22 @@ def of_batch(loss: ImageLoss, objects: Callable[[], Tensor]) -> dict[str, Tensor
     return {"objects": objects()} if "objects" in loss.needs else {}
 
 
-def objects_of_boxes(boxes: Tensor, labels: Tensor) -> Tensor:
-    """Index (N, A) int64 of each positive anchor's object, told by the box that the anchor is to find.
+def objects_of_boxes(boxes: Tensor, labels: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Index (N, A) int64 of each positive anchor's object in its image, told by the box that the anchor is to find.
 
     Args:
-        boxes: (N, A, 4); those of one object are equal.
+        boxes: (N, A, 4).
         labels: (N, A), positive where above 0.
+        tolerance: most by which the coordinates of one object's boxes differ.
     """
-    positive = labels > 0
-    image = torch.arange(len(labels), device=labels.device).unsqueeze(1).expand_as(labels)
-    found = torch.cat([torch.stack([image, labels], dim=2).to(boxes), boxes], dim=2)[positive]
     objects = torch.full_like(labels, -1)
-    objects[positive] = torch.unique(found, dim=0, return_inverse=True)[1]
+    for of_image, row, classes in zip(objects, boxes, labels, strict=True):
+        positive = classes > 0
+        told = torch.cat([classes.unsqueeze(1).to(row), row], dim=1)[positive]
+        if tolerance:  # an object is known by the first of its anchors
+            of_image[positive] = (torch.cdist(told, told, p=torch.inf) <= tolerance).int().argmax(dim=1)
+        else:
+            of_image[positive] = torch.unique(told, dim=0, return_inverse=True)[1]
     return objects
 
 

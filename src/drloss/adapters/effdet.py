@@ -69,14 +69,14 @@ class DRDetectionLoss(DetectionLoss):  # type: ignore[misc]
         _, _, box = super().forward(silent, box_outputs, cls_targets, box_targets, num_positives)
         labels = torch.cat([t.flatten(1) for t in cls_targets], dim=1)
         labels = torch.where(labels == -2, -1, labels + 1)
-        extra = of_batch(self.drloss, lambda: objects_of_boxes(self._boxes(box_targets), labels))
+        extra = of_batch(self.drloss, lambda: objects_of_boxes(self._boxes(box_targets), labels, tolerance=0.05))
         cls = self.drloss(cls_outputs, labels, **extra)
         return cls + self.box_loss_weight * box, cls, box
 
     def _boxes(self, box_targets: list[Tensor]) -> Tensor:
-        """(N, A, 4) boxes in whole pixels, of which the targets (N, H, W, A·4) are the distances from the anchors."""
+        """(N, A, 4) boxes in pixels, of which the targets (N, H, W, A·4) are the distances from the anchors."""
         images = len(box_targets[0])
         codes = torch.cat([level.reshape(images, -1, 4) for level in box_targets], dim=1)
         anchors = BoxList(self.anchors[0].boxes.repeat(images, 1))
         boxes: Tensor = FasterRcnnBoxCoder().decode(codes.reshape(-1, 4), anchors).boxes()
-        return boxes.round().view_as(codes)
+        return boxes.view_as(codes)

@@ -39,26 +39,21 @@ def adapt(model: nn.Module, loss: str | ImageLoss = "dr", *, reset: bool | None 
         ValueError: if the loss does not fit, or the classifier is no head of MONAI's and ``reset`` is not False.
     """
     chosen = as_loss(loss)
-    become(model, RetinaNetDetector, DRRetinaNetDetector)
     adapted: Any = model
+    head: Any = getattr(getattr(model, "network", None), "classification_head", None)
+    own_head = isinstance(head, RetinaNetClassificationHead)
+    if isinstance(model, RetinaNetDetector) and reset is not False and not own_head:
+        raise ValueError(
+            "model.network has no classification_head of MONAI's: set the bias of its last layer so that scores "
+            f"start at {chosen.prior_probability:g}, and say adapt(model, reset=False)"
+        )
+    become(model, RetinaNetDetector, DRRetinaNetDetector)
     adapted.drloss = chosen
-    if reset is not False:
-        head = getattr(adapted.network, "classification_head", None)
-        if not isinstance(head, RetinaNetClassificationHead):
-            raise ValueError(
-                "model.network has no classification_head of MONAI's: set the bias of its last layer so that scores "
-                f"start at {chosen.prior_probability:g}, and say adapt(model, reset=False)"
-            )
+    if own_head and reset is not False:
         layer: Any = head.cls_logits
         if reset or is_untrained([layer]):
             start_from([layer], chosen.prior_probability, classes=adapted.num_classes)
     return model
-
-
-def step(model: nn.Module, batch: tuple[Any, Any]) -> dict[str, Tensor]:
-    """Losses of a training step on a batch of images and targets."""
-    losses: dict[str, Tensor] = model(*batch)
-    return losses
 
 
 class DRRetinaNetDetector(RetinaNetDetector):  # type: ignore[misc]

@@ -111,7 +111,7 @@ class DRv8DetectionLoss(v8DetectionLoss):  # type: ignore[misc]
         finally:
             self.bce = own
         positive = seen[0] > 0
-        extra = of_batch(self.drloss, lambda: assigned[1])
+        extra = of_batch(self.drloss, assigned[1].long)
         # Objects go with integer labels; the host assigns an anchor to one object, so that they say the same.
         labels = torch.where(positive.any(dim=2), seen[0].argmax(dim=2) + 1, 0) if extra else positive.to(seen[0])
         cls = self.drloss(preds["scores"].transpose(1, 2), labels, **extra)

@@ -185,9 +185,8 @@ def dr_loss(
         weights_grad=weights_grad,
     )
     inputs = check_inputs(logits, labels, ignore, pos_prior, neg_prior, scope, ALL_SCOPES, objects)
-    mined = [prior if isinstance(prior, int) else 0 for prior in (pos_prior, neg_prior)]
-    cannot = _not_fused(ranking) or (_not_fused_by_class(ranking, mined) if scope in CLASS_SCOPES else "")
-    chosen = choose_backend(backend, inputs, cannot=cannot, inplace=inplace)
+    mined = _mined(pos_prior, neg_prior)
+    chosen = choose_backend(backend, inputs, cannot=_not_fused(ranking, scope, mined), inplace=inplace)
     if chosen != "torch":
         rule = DRRule(
             pos_rate=1 / pos_lambda,
@@ -199,7 +198,7 @@ def dr_loss(
             pooled=scope.startswith("pooled"),
             by_class=scope in CLASS_SCOPES,
         )
-        losses = fused_losses(inputs, rule, (mined[0], mined[1]), chosen, inplace)
+        losses = fused_losses(inputs, rule, mined, chosen, inplace)
     elif scope in CLASS_SCOPES:
         classes = class_candidates_of(inputs, pos_prior, neg_prior, scope)
         losses = classes.mean(ranking.losses(classes.own), ranking.losses(classes.rest))
@@ -211,7 +210,12 @@ def dr_loss(
     return record_call(logits, labels, options, reduce_images(losses, reduction))
 
 
-def _not_fused(ranking: RankingLoss) -> str:
+def _mined(pos_prior: Prior, neg_prior: Prior) -> tuple[int, int]:
+    """Numbers n̂ of hard mining of positives and of negatives, 0 for none."""
+    return pos_prior if isinstance(pos_prior, int) else 0, neg_prior if isinstance(neg_prior, int) else 0
+
+
+def _not_fused(ranking: RankingLoss, scope: str, mined: tuple[int, int]) -> str:
     """The option of this ranking that the fused backends do not have, or ``""``."""
     if ranking.pairing != "dr":
         return f"pairing {ranking.pairing!r}"
@@ -219,15 +223,13 @@ def _not_fused(ranking: RankingLoss) -> str:
         return f"regularizer {ranking.negative.regularizer!r}"
     if ranking.least_lambda < LEAST_FUSED_LAMBDA:
         return f"a λ below {LEAST_FUSED_LAMBDA:g}"
-    return "" if ranking.negative.radius is None and ranking.positive.radius is None else "a radius"
-
-
-def _not_fused_by_class(ranking: RankingLoss, mined: list[int]) -> str:
-    """The option of a ranking by class that the fused backends do not have, or ``""``."""
-    if any(mined):
+    if ranking.negative.radius is not None or ranking.positive.radius is not None:
+        return "a radius"
+    if scope in CLASS_SCOPES and any(mined):
         return "hard mining in each class"
-    least = 1 / MOST_RATE_BY_CLASS
-    return f"a λ below 1/{MOST_RATE_BY_CLASS:g} in each class" if ranking.least_lambda < least else ""
+    if scope in CLASS_SCOPES and ranking.least_lambda < 1 / MOST_RATE_BY_CLASS:
+        return f"a λ below 1/{MOST_RATE_BY_CLASS:g} in each class"
+    return ""
 
 
 def _check_options(
@@ -243,7 +245,9 @@ def _check_options(
     """Raise ValueError for an option of :func:`dr_loss` that is out of range."""
     check_split(pos_prior, neg_prior, scope, ALL_SCOPES)
     require_choice("reduction", reduction, REDUCTIONS)
-    check_backend(backend, inplace=inplace, cannot=_not_fused(RankingLoss.of(**of_ranking)))
+    ranking = RankingLoss.of(**of_ranking)
+    cannot = _not_fused(ranking, scope, _mined(pos_prior, neg_prior))
+    check_backend(backend, inplace=inplace, cannot=cannot)
 
 
 class DROptions(TypedDict, total=False):

@@ -86,7 +86,7 @@ def check_inputs(
     dtype = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
     integers = None if labels.ndim == 3 else _check_labels(labels, shape).to(levels[0].device)
     if isinstance(pos_prior, str):
-        pos_prior = equal_masses(pos_prior, integers, objects, scope, shape)
+        pos_prior = equal_masses(pos_prior, integers, objects, scope, shape, dtype)
     weights = (
         _prior_weights("pos_prior", pos_prior, shape, levels[0].device, dtype, scope),
         _prior_weights("neg_prior", neg_prior, shape, levels[0].device, dtype, scope),
@@ -218,13 +218,20 @@ def _prior_weights(
     prior = prior.to(device).reshape(views[tuple(prior.shape)])
     prior = prior if prior.dtype == torch.float64 else prior.to(dtype)
     if prior.numel():  # only ratios of weights count, and 1e-50 or 1e50 would be 0 or infinite in float32
-        largest = prior.amax() if scope.startswith("pooled") else prior.amax(dim=(1, 2), keepdim=True)
+        together = [0, 1] if scope.startswith("pooled") else [1]
+        together += [] if scope in CLASS_SCOPES else [2]
+        largest = prior.amax(dim=together, keepdim=True)
         prior = prior / torch.where(largest > 0, largest, 1.0)
     return prior.to(dtype).expand(n, a, k)
 
 
 def equal_masses(
-    prior: str, labels: Tensor | None, objects: Levels | None, scope: str, shape: tuple[int, int, int]
+    prior: str,
+    labels: Tensor | None,
+    objects: Levels | None,
+    scope: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
 ) -> Tensor:
     """Weights of a prior of :data:`POS_PRIORS` (ours): 1 over the positive anchors of an object, or of a class.
 
@@ -234,8 +241,9 @@ def equal_masses(
         objects: (N, A) integer, or None; see :func:`drloss.dr_loss`.
         scope: with a pooled one, a class is counted over all images.
         shape: (N, A, K).
+        dtype: of the result.
     Returns:
-        (N, A) float32, 0 where an anchor is not positive.
+        (N, A) weights, 0 where an anchor is not positive.
     Raises:
         ValueError: if targets are dense, or the objects are missing or do not fit.
     """
@@ -248,7 +256,7 @@ def equal_masses(
             groups, positive = groups.reshape(1, -1), positive.reshape(1, -1)
     else:
         groups, count = _check_objects(objects, positive) + 1, max(shape[1], MOST_OBJECTS) + 1
-    found = positive.float()
+    found = positive.to(dtype)
     number = found.new_zeros(groups.shape[0], count).scatter_add(1, groups, found)
     return (found / number.gather(1, groups).clamp(min=1)).view(labels.shape)
 

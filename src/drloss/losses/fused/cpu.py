@@ -30,7 +30,7 @@ _TOP, _SUMS, _SLOPE = 0, {"dr": 1, "focal": 3}, {"dr": 2, "focal": 4}  # the enu
 
 
 class _Sign(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_float) for name in ("rate", "v0", "w0", "threshold", "share", "alpha", "beta")]
+    _fields_ = [(name, ctypes.c_float) for name in ("rate", "v0", "w0", "threshold", "share")]
 
 
 class _Level(ctypes.Structure):
@@ -41,8 +41,9 @@ class _Level(ctypes.Structure):
         ("weights", ctypes.c_void_p * 2),
         ("by_anchor", ctypes.c_int64 * 2),
         ("by_class", ctypes.c_int64 * 2),
-        ("by_class_sums", ctypes.c_int64),
         ("signs", ctypes.POINTER(_Sign)),
+        ("slopes", ctypes.c_void_p),
+        ("by_class_sums", ctypes.c_int64),
     ]
 
 
@@ -153,13 +154,14 @@ def _call(
 ) -> None:
     library = _library()
     assert library is not None
-    sets = 2 * (batch.classes if batch.by_class else 1)
     first_pass = [NO_FIRST_PASS] * 2 if batch.first_pass is None else batch.first_pass[n].tolist()
-    slopes = [(0.0, 0.0)] * sets if coefficients is None else coefficients.reshape(sets, 2).tolist()
-    signs = (_Sign * sets)(*[_Sign(batch.rates[i % 2], *first_pass[i % 2], *slopes[i]) for i in range(sets)])
+    signs = (_Sign * 2)(*[_Sign(rate, *found) for rate, found in zip(batch.rates, first_pass, strict=True)])
     described = _Level(level.anchors, batch.classes, level.places if level.planes else 0, level.per_place)
     described.by_class_sums = batch.by_class
     described.signs = signs
+    if coefficients is not None:
+        coefficients = coefficients.float().contiguous()
+        described.slopes = coefficients.data_ptr()
     described.labels = batch.labels[n, level.first :].data_ptr()
     if batch.dense is not None:
         described.dense = batch.dense[n, level.first :].data_ptr()
@@ -167,7 +169,8 @@ def _call(
         if weights is not None:
             described.weights[sign] = weights[n, level.first :].data_ptr()
             described.by_anchor[sign], described.by_class[sign] = weights.stride(1), weights.stride(2)
-    slots = torch.empty(3 * sets * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
+    sets = batch.classes if batch.by_class else 1
+    slots = torch.empty(6 * sets * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
     library.drloss_level(
         ctypes.byref(described),
         ctypes.c_void_p(level.logits[n].data_ptr()),

@@ -134,7 +134,6 @@ typedef struct {
 typedef struct {
     float rate, v0, w0;     /* DR: 1 / lambda; v and w at the shift c, 0 and 1 for none. Focal: gamma */
     float threshold, share; /* hard mining: the prior is 0 below the threshold, times share at it; -inf and 1 */
-    float alpha, beta;      /* backward only */
 } sign_t;
 
 /* One pyramid level of one image. */
@@ -146,8 +145,10 @@ typedef struct {
     const uint8_t *dense;              /* [anchors * classes]: 0 negative, 1 positive, 2 neither; NULL: use the labels */
     const float *weights[2];           /* of positives and negatives; NULL: uniform */
     int64_t by_anchor[2], by_class[2]; /* strides of the weights */
-    int64_t by_class_sums;             /* whether each class has sums and signs of its own */
-    const sign_t *signs;               /* of positives and negatives, of each class if so */
+    const sign_t *signs;               /* of positives and negatives */
+    const float *slopes;               /* backward only: alpha and beta of positives, then of negatives, of each class
+                                          if by_class_sums */
+    int64_t by_class_sums;             /* whether each class has sums and slopes of its own */
 } level_t;
 
 enum { TOP, DR_SUMS, DR_SLOPE, FOCAL_SUMS, FOCAL_SLOPE }; /* what a pass computes */
@@ -157,11 +158,15 @@ enum { TOP, DR_SUMS, DR_SLOPE, FOCAL_SUMS, FOCAL_SLOPE }; /* what a pass compute
  * threshold the case is plain. With classes the first lane is of class k, the next of the next, and so on around;
  * without, all are of one class, or classes do not matter. */
 FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, const float *weights, const sign_t *p,
-                sums_t *sums, int task, int bf16, int plain, int64_t step, int64_t k, int64_t classes) {
-    vf alpha = splat(p->alpha), beta = splat(p->beta);
-    for (int l = 0; classes && l < LANES; l++) {
-        alpha[l] = p[2 * ((k + l) % classes)].alpha;
-        beta[l] = p[2 * ((k + l) % classes)].beta;
+                const float *slopes, sums_t *sums, int task, int bf16, int plain, int64_t step, int64_t k,
+                int64_t classes) {
+    vf alpha = {0}, beta = {0};
+    k = classes ? k % classes : 0;
+    int64_t c = k;
+    for (int l = 0; (task == DR_SLOPE || task == FOCAL_SLOPE) && l < LANES; l++) {
+        alpha[l] = slopes[4 * c];
+        beta[l] = slopes[4 * c + 1];
+        if (classes && ++c == classes) c = 0;
     }
     const vi flip = (vi){0} + (positive ? (int32_t)0x80000000 : 0);
     const int hard = p->v0 > 0.5f;
@@ -220,21 +225,21 @@ FIXED void each(const void *x, void *g, int64_t i, int64_t n, int positive, cons
                 if (!plain || classes) m += o;
             }
         }
-        if (task == DR_SUMS || task == FOCAL_SUMS)
-            for (int l = 0; l < LANES; l++) {
-                sums_t *of = classes ? sums + 2 * ((k + l) % classes) : sums;
-                of->z += z[l];
-                of->s += s[l];
-                of->m += m[l];
-            }
+        c = k;
+        for (int l = 0; (task == DR_SUMS || task == FOCAL_SUMS) && l < LANES; l++) {
+            sums[2 * c].z += z[l];
+            sums[2 * c].s += s[l];
+            sums[2 * c].m += m[l];
+            if (classes && ++c == classes) c = 0;
+        }
         if (plain && !classes) sums->m += (double)(to - from);
     }
     for (int l = 0; task == TOP && l < LANES; l++)
         if (!(best[l] <= sums->z)) sums->z = best[l];
 }
 
-typedef void run_t(const void *, void *, int64_t, int64_t, int, const float *, const sign_t *, sums_t *, int64_t,
-                   int64_t);
+typedef void run_t(const void *, void *, int64_t, int64_t, int, const float *, const sign_t *, const float *, sums_t *,
+                   int64_t, int64_t);
 
 static int64_t phases(int64_t classes) {
     int64_t common = LANES;
@@ -245,18 +250,19 @@ static int64_t phases(int64_t classes) {
 /* n consecutive candidates of one sign from element i of x on; k and classes as in each(). */
 #define RUN(name, task, bf16)                                                                                          \
     static void name(const void *x, void *g, int64_t i, int64_t n, int positive, const float *weights,                 \
-                     const sign_t *signs, sums_t *sums, int64_t k, int64_t classes) {                                  \
+                     const sign_t *signs, const float *slopes, sums_t *sums, int64_t k, int64_t classes) {             \
         const sign_t *p = &signs[!positive];                                                                           \
         sums += !positive;                                                                                             \
+        if (slopes) slopes += 2 * !positive;                                                                           \
         int plain = !weights && p->v0 == 0.0f && p->threshold == -__builtin_inff();                                    \
         if ((task == DR_SUMS || task == DR_SLOPE) && classes) {                                                        \
             int64_t step = LANES * phases(classes);                                                                    \
             for (int64_t j = 0; j < step && j < n; j += LANES)                                                         \
-                if (plain) each(x, g, i + j, n - j, positive, 0, p, sums, task, bf16, 1, step, k + j, classes);        \
-                else each(x, g, i + j, n - j, positive, weights ? weights + j : 0, p, sums, task, bf16, 0, step,       \
-                          k + j, classes);                                                                             \
-        } else if (plain) each(x, g, i, n, positive, 0, p, sums, task, bf16, 1, LANES, 0, 0);                          \
-        else each(x, g, i, n, positive, weights, p, sums, task, bf16, 0, LANES, 0, 0);                                 \
+                if (plain) each(x, g, i + j, n - j, positive, 0, p, slopes, sums, task, bf16, 1, step, k + j, classes);\
+                else each(x, g, i + j, n - j, positive, weights ? weights + j : 0, p, slopes, sums, task, bf16, 0,     \
+                          step, k + j, classes);                                                                       \
+        } else if (plain) each(x, g, i, n, positive, 0, p, slopes, sums, task, bf16, 1, LANES, 0, 0);                  \
+        else each(x, g, i, n, positive, weights, p, slopes, sums, task, bf16, 0, LANES, 0, 0);                         \
     }
 #define RUNS(name, task) RUN(name##_f32, task, 0) RUN(name##_bf16, task, 1)
 RUNS(top, TOP)
@@ -283,9 +289,10 @@ typedef struct {
 
 /* Candidates of class k and, with dk = 1, of the classes after it. */
 static void run(const work_t *t, int64_t i, int64_t n, int positive, const float *weights, int64_t k, int64_t dk) {
-    int64_t first = t->level->by_class_sums && !dk ? 2 * k : 0;
-    int64_t classes = t->level->by_class_sums && dk ? t->level->classes : 0;
-    t->run(t->x, t->g, i, n, positive, weights, t->level->signs + first, t->sums + first, k, classes);
+    const level_t *l = t->level;
+    int64_t first = l->by_class_sums && !dk ? k : 0, classes = l->by_class_sums && dk ? l->classes : 0;
+    const float *slopes = l->slopes ? l->slopes + 4 * first : 0;
+    t->run(t->x, t->g, i, n, positive, weights, l->signs, slopes, t->sums + 2 * first, k, classes);
 }
 
 /* Label of an anchor; -1 for a number that is no label. */

@@ -118,18 +118,8 @@ def gradients(
 ) -> List[Tensor]:  # noqa: UP006
     """Gradient of each level; ``factors`` (R,) are the incoming gradients, one for each loss."""
     into = [torch.empty_like(level) for level in logits]
-    batch = make_batch(
-        logits,
-        labels,
-        dense,
-        pos_weights,
-        neg_weights,
-        first_pass,
-        numbers.tolist(),
-        classes,
-        kind,
-        by_class=coefficients.ndim == 4,
-    )
+    rest = (labels, dense, pos_weights, neg_weights, first_pass, numbers.tolist(), classes, kind)
+    batch = make_batch(logits, *rest, by_class=coefficients.ndim == 4)
     backend_of(backend, logits[0]).gradient(batch, factors, coefficients, into)
     return into
 
@@ -155,18 +145,8 @@ def gradients_in_place(
     backend: str,
 ) -> None:
     """As :func:`gradients`, written over the logits."""
-    batch = make_batch(
-        logits,
-        labels,
-        dense,
-        pos_weights,
-        neg_weights,
-        first_pass,
-        numbers.tolist(),
-        classes,
-        kind,
-        by_class=coefficients.ndim == 4,
-    )
+    rest = (labels, dense, pos_weights, neg_weights, first_pass, numbers.tolist(), classes, kind)
+    batch = make_batch(logits, *rest, by_class=coefficients.ndim == 4)
     backend_of(backend, logits[0]).gradient(batch, factors, coefficients, list(logits))
 
 

@@ -1,8 +1,9 @@
 """The numbers of ``drloss compare``: several losses on the same data with several seeds, and what they show.
 
 For each seed, all losses share the initial weights (except the classifier's bias), the order of the images, the
-augmentation, the schedule, the learning rate and the number of iterations. Each loss keeps its own best-known prior
-probability, weight and normaliser (:data:`drloss.losses.LOSSES`, :data:`drloss.losses.BEST_KNOWN`).
+augmentation, the schedule, the number of iterations and, unless a loss names its own, the learning rate. Each loss
+keeps its own best-known prior probability, weight and normaliser (:data:`drloss.losses.LOSSES`,
+:data:`drloss.losses.BEST_KNOWN`).
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -229,7 +231,20 @@ def title(spec: str) -> str:
 
 def slug(spec: str, seed: int) -> str:
     """Name of the run folder of a loss and a seed."""
-    return f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', spec)}-seed{seed}"
+    name, colon, parameters = spec.partition(":")
+    return f"{re.sub(r'[^A-Za-z0-9+-]+', '_', name)}{re.sub(r'[^A-Za-z0-9.=-]+', '_', colon + parameters)}-seed{seed}"
+
+
+def without_rate(spec: str) -> tuple[str, Any]:
+    """The loss of a contender, in the words it was given in, and the learning rate that it names, or None.
+
+    >>> without_rate("dr:neg_lambda=5e-2,lr=0.002")
+    ('dr:neg_lambda=5e-2', 0.002)
+    """
+    name, _, options = spec.partition(":")
+    kept = [option for option in options.split(",") if option.partition("=")[0].strip() != "lr"]
+    rate = LossSpec.parse(spec).parameters.get("lr")
+    return (spec if rate is None else ":".join(filter(None, (name, ",".join(kept))))), rate
 
 
 def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) -> dict[tuple[str, int], Config]:
@@ -249,12 +264,10 @@ def configurations(losses: Sequence[str], seeds: Sequence[int], base: Config) ->
     found: dict[tuple[str, int], Config] = {}
     for spec in losses:
         try:
-            loss = LossSpec.parse(spec)
+            alone, rate = without_rate(spec)
         except ValueError as error:
             raise UserError(str(error)) from None
-        lr = loss.parameters.get("lr", base.lr)
-        alone = str(LossSpec(loss.name, {k: v for k, v in loss.parameters.items() if k != "lr"}))
-        config = override(replace(base, expects=""), {"loss": alone, "lr": lr})
+        config = override(replace(base, expects=""), {"loss": alone} | ({} if rate is None else {"lr": rate}))
         if (same := spelled.setdefault((repr(make_loss(alone)), config.lr), spec)) != spec:
             raise UserError(f"--losses: {same} and {spec} are the same loss")
         found |= {(spec, seed): replace(config, seed=seed) for seed in seeds}

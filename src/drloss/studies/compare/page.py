@@ -16,15 +16,30 @@ from drloss.evaluation.matching import calibration
 from drloss.evaluation.plotting import colours, to_svg
 from drloss.io.atomic import write_text
 from drloss.losses import LossSpec
-from drloss.studies.compare.differences import FEW, Comparison, Contender, Difference, recommended_threshold, title
+from drloss.studies.compare.differences import (
+    FEW,
+    Comparison,
+    Contender,
+    Difference,
+    recommended_threshold,
+    title,
+    without_rate,
+)
 from drloss.studies.report.rendering import picture, render
 from drloss.training.config import make_loss
 
 FAIRNESS = (
     "For each seed, all runs have the same initial weights (except the classifier's bias), order of images, "
-    "augmentation, schedule, learning rate and number of iterations. "
-    "Each loss has its own best-known prior and weight. "
+    "augmentation, schedule{rate} and number of iterations. "
+    "Each loss has its own best-known prior and weight{own}. "
 )
+SCOPES = {
+    "per_image": "each image",
+    "pooled": "all images that a device takes at a time",
+    "per_class": "each class of an image",
+    "pooled_per_class": "each class of all images that a device takes at a time",
+}
+"""What a loss takes together, by its scope."""
 CURVES = {
     "loss_cls": ("classification loss", "Each loss has its own scale: compare the shapes, not the heights."),
     "loss_box": ("box loss", "Every run has the same box loss, so the heights can be compared."),
@@ -35,12 +50,17 @@ CURVES = {
 
 def fairness(specs: Sequence[str]) -> str:
     """What the compared losses share, and what each is divided by."""
-    return FAIRNESS + " ".join(f"{title(spec)} {_divided(spec)}." for spec in specs)
+    own = any(without_rate(spec)[1] is not None for spec in specs)
+    shared = FAIRNESS.format(
+        rate="" if own else ", learning rate",
+        own=", and a learning rate of its own where one is named" if own else "",
+    )
+    return shared + " ".join(f"{title(spec)} {_divided(spec)}." for spec in specs)
 
 
 def _divided(spec: str) -> str:
-    options = make_loss(spec).options
-    scope = {"per_image": "each image", "pooled": "all images that a device takes at a time"}[options["scope"]]
+    options = make_loss(without_rate(spec)[0]).options
+    scope = SCOPES[options["scope"]]
     if "interpolate" in options:
         return f"is itself a mean over the positives of {scope}"
     if "normalizer" not in options:
