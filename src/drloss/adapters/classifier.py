@@ -61,7 +61,7 @@ def objects_of_boxes(boxes: Tensor, labels: Tensor, tolerance: float = 0.0) -> T
     for of_image, row, classes in zip(objects, boxes, labels, strict=True):
         positive = classes > 0
         told = torch.cat([classes.unsqueeze(1).to(row), row], dim=1)[positive]
-        if tolerance:  # an object is known by the first of its anchors
+        if tolerance and len(told):  # an object is known by the first of its anchors
             of_image[positive] = (torch.cdist(told, told, p=torch.inf) <= tolerance).int().argmax(dim=1)
         else:
             of_image[positive] = torch.unique(told, dim=0, return_inverse=True)[1]
