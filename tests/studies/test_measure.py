@@ -7,7 +7,7 @@ import torch
 
 from drloss.data.formats.shapes import open_shapes
 from drloss.detector.model import RetinaNet
-from drloss.detector.starting_weights import resolve_norm
+from drloss.detector.starting_weights import resolve_detector
 from drloss.distributed.ranks import join_ranks
 from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.thresholds import THRESHOLDS
@@ -17,7 +17,7 @@ from drloss.training.presets import PRESETS
 CPU = PRESETS["cpu"]
 SIZES = {"short_side": 64, "max_side": 64, "fpn_channels": 16, "head_channels": 16}
 CONFIG = replace(
-    CPU, workers=0, eval_batch_size=4, detector=replace(resolve_norm(CPU.detector, "none"), **SIZES, norm="group")
+    CPU, workers=0, eval_batch_size=4, detector=replace(resolve_detector(CPU.detector, "none"), **SIZES, norm="group")
 )
 
 
