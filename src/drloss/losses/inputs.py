@@ -218,9 +218,8 @@ def _prior_weights(
     prior = prior.to(device).reshape(views[tuple(prior.shape)])
     prior = prior if prior.dtype == torch.float64 else prior.to(dtype)
     if prior.numel():  # only ratios of weights count, and 1e-50 or 1e50 would be 0 or infinite in float32
-        together = [0, 1] if scope.startswith("pooled") else [1]
-        together += [] if scope in CLASS_SCOPES else [2]
-        largest = prior.amax(dim=together, keepdim=True)
+        # By class, too: the absent classes are one distribution, in which the weights of classes are compared.
+        largest = prior.amax() if scope.startswith("pooled") else prior.amax(dim=(1, 2), keepdim=True)
         prior = prior / torch.where(largest > 0, largest, 1.0)
     return prior.to(dtype).expand(n, a, k)
 
