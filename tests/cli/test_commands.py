@@ -69,7 +69,7 @@ def test_options_have_one_name_in_every_command_and_older_names_go_on(workshop, 
 
 
 @pytest.mark.slow
-def test_demo_writes_one_page_with_both_losses(tmp_path, capsys):
+def test_demo_writes_one_page_with_its_three_losses(tmp_path, capsys):
     out = tmp_path / "demo"
     small = "shapes:train=16,val=8,test=1"
     assert main(["demo", "--out", str(out), "--max-iters", "2", "--data", small, "--device", "cpu"]) == 0
@@ -77,10 +77,11 @@ def test_demo_writes_one_page_with_both_losses(tmp_path, capsys):
     for word in ("Focal", "DR", "AP50", "<svg"):
         assert word in page
     summary = json.loads((out / "report.json").read_text())
-    assert [r["title"] for r in summary["losses"]] == ["Focal", "DR"]
-    focal, dr = (r["settings"] for r in summary["losses"])
+    assert [r["title"] for r in summary["losses"]] == ["Focal", "DR", "DR+"]
+    focal, dr, plus = (r["settings"] for r in summary["losses"])
     different = {k for k in focal if focal[k] != dr[k]}
     assert different == {"loss", "prior probability"}
+    assert {k for k in dr if dr[k] != plus[k]} == {"loss"}
 
 
 @pytest.mark.parametrize(("weights", "preset"), [(None, "cpu"), ("a.pth", "demo")])
