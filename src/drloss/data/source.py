@@ -1,11 +1,12 @@
 """A data set with its splits, whatever its format; :mod:`drloss.data.formats.opening` finds the format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import Report
+from drloss.data.files.paths import following_links
 from drloss.errors import AbsentError, DataError, UserError, printable, shown
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -20,7 +21,9 @@ class DataSource(Protocol):
 
     Attributes:
         name: name of the data set in messages: what ``--data`` was given.
-        format: ``"coco"``, ``"voc"``, ``"yolo"`` or ``"shapes"``.
+        format: ``"coco"``, ``"voc"``, ``"yolo"``, ``"csv"``, ``"labelme"``, ``"createml"``, ``"cvat"``,
+            ``"imagefolder"`` or ``"shapes"``.
+        says: what it was recognised by, in words; may be empty.
         splits: the names that :meth:`read` takes.
     """
 
@@ -28,6 +31,8 @@ class DataSource(Protocol):
     def name(self) -> str: ...
     @property
     def format(self) -> str: ...
+    @property
+    def says(self) -> str: ...
     @property
     def splits(self) -> tuple[str, ...]: ...
 
@@ -51,7 +56,7 @@ class FileSource:
     """A :class:`DataSource` on disk.
 
     Attributes:
-        name, format: as in :class:`DataSource`.
+        name, format, says: as in :class:`DataSource`.
         readers: split to the function that reads it.
         class_names: names of the classes, if they are known before a split is read.
     """
@@ -60,6 +65,11 @@ class FileSource:
     format: str
     readers: dict[str, Read]
     class_names: tuple[str, ...] | None = None
+    says: str = ""
+
+    def saying(self, says: str) -> "FileSource":
+        """The same, with words on what it was recognised by."""
+        return replace(self, says=says)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -76,6 +86,19 @@ class FileSource:
             return self.readers[own](f"{self.name} {own}", strict)
         except OSError as error:
             raise unreadable(self.name, error) from None
+
+
+def followed(source: FileSource) -> FileSource:
+    """The source, whose links may lead out of the data set."""
+
+    def following(read: Read) -> Read:
+        def read_followed(name: str, strict: bool) -> tuple[Annotations, Report]:
+            with following_links(True):
+                return read(name, strict)
+
+        return read_followed
+
+    return replace(source, readers={split: following(read) for split, read in source.readers.items()})
 
 
 def standard_name(split: str) -> str:

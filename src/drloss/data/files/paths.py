@@ -1,17 +1,20 @@
 """Names of files in a data set: they must stay within the data set's folder; and lists of a folder's files.
 
-A name is a relative path with ``/`` between folders. These are refused before anything on disk is touched: absolute
-paths, ``..``, drives (``C:``), UNC paths and other backslashes, URLs, control characters, names that no file system
+A name is a relative path with ``/`` or ``\\`` between folders. These are refused before anything on disk is touched:
+absolute paths, ``..``, drives (``C:``), UNC paths, URLs, control characters, names that no file system
 takes, and Windows' device names. A symbolic link that leads out of the folder is refused as well; the folder itself
 may be a link.
 
 The same holds for the folders of a layout (``train2017``, ``JPEGImages``, ``images/train``): a link among them must
-lead to a place within the data set. If images are elsewhere, a ``.toml`` data file can name any place.
+lead to a place within the data set, unless :func:`following_links` holds. If images are elsewhere, a ``.toml`` data
+file can name any place.
 """
 
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +39,8 @@ _LONGEST_NAME = 1024
 def clean_name(name: object) -> str:
     """A file name from a data set as a plain relative path: no ``.`` parts, single ``/``.
 
-    >>> clean_name("./images//a.jpg")
-    'images/a.jpg'
+    >>> clean_name("./images//a.jpg"), clean_name("images\\\\a.jpg")
+    ('images/a.jpg', 'images/a.jpg')
 
     Raises:
         ValueError: with the reason, if the name could lead out of the folder or cannot be a file's name.
@@ -48,8 +51,7 @@ def clean_name(name: object) -> str:
         raise ValueError("empty")
     if any(ord(c) < 32 or ord(c) == 127 for c in name):
         raise ValueError("control character in the name")
-    if "\\" in name:
-        raise ValueError("backslash; folders are separated by /")
+    name = name.replace("\\", "/")
     if name.startswith("/") or _DRIVE.match(name):
         raise ValueError("absolute path")
     if _URL.match(name):
@@ -77,16 +79,35 @@ def _utf8(text: str) -> bytes:
         raise ValueError("half of a character (a lone surrogate)") from None
 
 
+_FOLLOW: ContextVar[bool] = ContextVar("follow_links", default=False)
+
+
+@contextmanager
+def following_links(follow: bool) -> Iterator[None]:
+    """While this holds, links in a data set may lead out of it, if ``follow``."""
+    token = _FOLLOW.set(follow)
+    try:
+        yield
+    finally:
+        _FOLLOW.reset(token)
+
+
 class Inside:
-    """Tells whether files lie in a folder after symbolic links are followed; checks each parent folder once."""
+    """Tells whether files lie in a folder after symbolic links are followed; checks each parent folder once.
+
+    Where :func:`following_links` allows it, links may lead anywhere.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._anywhere = _FOLLOW.get()
         self._resolved = os.path.realpath(root)
         self._parents: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
         """Whether ``root / name`` (a :func:`clean_name`) stays below ``root``; it need not exist."""
+        if self._anywhere:
+            return True
         path = os.path.join(self.root, name)
         parent = os.path.dirname(path)
         if parent not in self._parents:
@@ -108,7 +129,7 @@ def require_inside(path: Path, root: Path) -> None:
     if name != "." and name.split("/")[0] != ".." and not Inside(root)(name):
         raise DataError(
             f"{printable(str(path))}: a link out of the data set, to {printable(os.path.realpath(path))}; "
-            "allowed: a folder or file in it, or a .toml data file that names where it is"
+            "allowed: a folder or file in it; --follow-links, or a .toml data file that names where it is"
         )
 
 
@@ -154,12 +175,20 @@ def why_not_read(name: str) -> str:
 def list_files(folder: Path) -> Listing:
     """All files below ``folder``; none if it is not a folder."""
     found = Listing()
-    for base, folders, files in os.walk(folder):
+    follow = _FOLLOW.get()
+    seen = {os.path.realpath(folder)}
+    for base, folders, files in os.walk(folder, followlinks=follow):
         inner = os.path.relpath(base, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else f"{inner}/"
         searched = [f for f in folders if not f.startswith(".")]
-        found.links += [prefix + f for f in searched if os.path.islink(os.path.join(base, f))]
-        folders[:] = searched  # os.walk does not follow the links among them
+        links = [f for f in searched if os.path.islink(os.path.join(base, f))]
+        if follow:  # each folder once: links may lead in circles
+            places = {f: os.path.realpath(os.path.join(base, f)) for f in links}
+            links = [f for f, place in places.items() if place in seen]
+            seen.update(places.values())
+            searched = [f for f in searched if f not in links]
+        found.links += [prefix + f for f in links]
+        folders[:] = searched
         for file in files:
             hidden, image = file.startswith("."), suffix_of(file) in IMAGE_SUFFIXES
             if image and not hidden:

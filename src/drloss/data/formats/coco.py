@@ -27,7 +27,7 @@ Rules:
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -39,13 +39,18 @@ from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import flag_is_set, integer_or_none, number_or_none
 from drloss.data.checks.problems import Report
 from drloss.data.files.paths import clean_name, common_folder, require_inside
+from drloss.data.files.survey import Survey, split_of_folder
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.coco_json import SEGMENTED, TWICE, load_json
-from drloss.data.source import FileSource, Read, standard_name
+from drloss.data.formats.layout import CERTAIN, LIKELY, Layout, grouped_by_split
+from drloss.data.formats.sniffing import json_kind
+from drloss.data.source import FileSource, Read
 from drloss.errors import DataError, printable, shown
 
 _PROBED = 20
 """Number of image names that are looked for in each folder that may hold the images."""
+_MOST_FOLDERS = 200
+"""Number of folders of images in which those of a file are looked for."""
 _KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")
 _YEAR = re.compile(r"(?<=[a-z])20\d\d$")
 
@@ -63,14 +68,50 @@ class CocoPart:
     images: tuple[Path, ...]
 
 
-def find_coco(folder: Path) -> Callable[[str], FileSource] | None:
-    """What opens a folder as a COCO data set, given the name for messages; None if it is no such folder."""
-    parts = _find_parts(folder)
-    return (lambda name: FileSource(name, "coco", _readers(parts, folder))) if parts else None
+def find_coco(survey: Survey) -> Layout | None:
+    """COCO's annotation files in a folder, as a data set."""
+    parts = _find_parts(survey.folder)
+    if parts:
+        return _layout(survey, parts, CERTAIN)
+    found = [name for name in survey.named(".json") if json_kind(survey.folder / name) == "coco"]
+    return loose_coco(survey, found) if found else None
+
+
+def loose_coco(survey: Survey, files: Sequence[str]) -> Layout:
+    """These annotation files, of any name in any folder, as a data set."""
+    return _layout(survey, _loose_parts(survey, files), LIKELY)
+
+
+def _layout(survey: Survey, parts: dict[str, CocoPart], sure: int) -> Layout:
+    says = ", ".join(printable(str(os.path.relpath(p.annotations, survey.folder))) for p in list(parts.values())[:3])
+    return Layout("coco", sure, says, lambda name: FileSource(name, "coco", _readers(parts, survey.folder)))
+
+
+def _loose_parts(survey: Survey, files: Sequence[str]) -> dict[str, CocoPart]:
+    """Split to its annotation file, for files of any name in any folder, and the folders that may hold its images.
+
+    Raises:
+        DataError: if several files are of one split.
+    """
+    found: dict[str, CocoPart] = {}
+    for split, names in grouped_by_split(files).items():
+        if len(names) > 1:
+            raise _two_files(survey.folder, split, names[:2])
+        own = names[0].rpartition("/")[0]
+        inner = [own, *(f"{own}/{sub}" if own else sub for sub in ("images", "data", split, f"images/{split}"))]
+        places = dict.fromkeys([*inner, split, f"images/{split}", f"{split}/images", "images", "data", ""])
+        folders = [survey.folder / place for place in (*places, *survey.images.folders[:_MOST_FOLDERS])]
+        found[split] = CocoPart(survey.folder / names[0], tuple(f for f in dict.fromkeys(folders) if f.is_dir()))
+    return found
+
+
+def _two_files(folder: Path, split: str, names: Sequence[str]) -> DataError:
+    both = " and ".join(printable(name) for name in names)
+    return DataError(f"{printable(str(folder))}: split {split} in both {both}; choose with a .toml data file")
 
 
 def _find_parts(folder: Path) -> dict[str, CocoPart]:
-    """Split, with its year, to its annotation file and the folders that may hold its images."""
+    """Split, with its year, to its annotation file and the folders that may hold its images, by their usual names."""
     found: dict[str, CocoPart] = {}
     inner = folder / "annotations"
     for path in sorted(inner.glob("instances_*.json")):
@@ -86,13 +127,10 @@ def _find_parts(folder: Path) -> dict[str, CocoPart]:
     for base in (folder, inner):
         for path in sorted(base.glob("*.json")):
             match = _KNOWN_SPLIT.fullmatch(path.stem)
-            if match:
+            if match and json_kind(path) in ("coco", ""):
                 split = match[1]
                 if split in found:
-                    both = " and ".join(printable(p.name) for p in (found[split].annotations, path))
-                    raise DataError(
-                        f"{printable(str(folder))}: split {split} in both {both}; choose with a .toml data file"
-                    )
+                    raise _two_files(folder, split, [found[split].annotations.name, path.name])
                 images = (folder, folder / "images", folder / split, folder / "images" / split)
                 found[split] = CocoPart(path, tuple(p for p in images if p.is_dir()))
         if found:
@@ -102,7 +140,7 @@ def _find_parts(folder: Path) -> dict[str, CocoPart]:
 
 def _readers(parts: dict[str, CocoPart], folder: Path) -> dict[str, Read]:
     """Readers by split, train first. The year is left out of a split's name if no other split has the same name."""
-    bare = [standard_name(_YEAR.sub("", split)) for split in parts]
+    bare = [_YEAR.sub("", split_of_folder(split) or split) for split in parts]
     names = {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
     order = {"train": 0, "val": 1}
     return {

@@ -6,6 +6,7 @@ lists, values or bytes than these keys explain is no data set, and is refused be
 
 import codecs
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,38 @@ _UNUSED = ("segmentation", "keypoints", "caption")
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. NaN and infinities stay numbers: the checks say where they are.
+    """The object in a COCO file. NaN and infinities stay numbers: the checks say where they are.
 
     Raises:
         DataError: with line and column, if known.
     """
-    data = read_bytes(path, MAX_BYTES, LIMITS, RECORDS)
+    name = printable(str(path))
+    content = read_json(path, MAX_BYTES, LIMITS, RECORDS, _object)
+    if not isinstance(content, dict):
+        raise DataError(f"{name}: top level, got {shown(content)}; allowed: an object with images and annotations")
+    if TWICE in content:
+        raise DataError(f"{name}: key given twice, got {shown(content[TWICE])}; allowed: each once")
+    return content
+
+
+def read_json(
+    path: Path,
+    max_bytes: int,
+    limits: Mapping[bytes, Limit] | None = None,
+    records: Sequence[bytes] = (),
+    hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: the file.
+        max_bytes, limits, records: as for :func:`drloss.data.files.reading.read_bytes`.
+        hook: makes an object of its pairs.
+
+    Raises:
+        DataError: with line and column, if known.
+    """
+    data = read_bytes(path, max_bytes, LIMITS if limits is None else limits, records or RECORDS)
     name = printable(str(path))
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
         raise DataError(f"{name}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")
@@ -46,21 +73,16 @@ def load_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{name}: byte {error.start:,} is not UTF-8; allowed: a file saved as UTF-8") from None
     del data
     try:
-        content = json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno:,}, column {error.colno:,}"
         raise DataError(f"{name}: {where}: not JSON ({error.msg}); is the file complete?") from None
     except RecursionError:
-        raise DataError(f"{name}: nested too deeply to be COCO JSON") from None
+        raise DataError(f"{name}: nested too deeply to be an annotation file") from None
     except ValueError as error:
         raise DataError(f"{name}: not JSON ({error})") from None
     except MemoryError:
         raise DataError(f"{name}: does not fit into this machine's memory") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{name}: top level, got {shown(content)}; allowed: an object with images and annotations")
-    if TWICE in content:
-        raise DataError(f"{name}: key given twice, got {shown(content[TWICE])}; allowed: each once")
-    return content
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,49 +1,77 @@
 """From what ``--data`` names to a data set with its splits.
 
 - ``shapes`` or ``shapes:key=value,...``: images that code draws (:mod:`drloss.data.formats.shapes`).
-- A folder in one of these layouts:
+- A folder as a tool has exported it. Each format says what it makes of the folder and how sure it is of that:
 
-  ======  =============================================================================================
-  COCO    ``annotations/instances_{split}20xx.json`` with images in ``{split}20xx/``, ``images/{split}20xx/``
-          or ``images/``; or ``{split}/_annotations.coco.json`` with the images beside it; or ``{split}.json``,
-          ``coco_{split}.json``, ``{name}_{split}.json`` in the folder, with names relative to it or to ``images/``
-  VOC     ``Annotations/``, ``JPEGImages/``, ``ImageSets/Main/{split}.txt``; or a devkit with such folders ``VOC20xx``
-          (with several of them, the splits carry the year: ``trainval2007``)
-  YOLO    one ``.yaml`` file with ``names`` and ``train``
-  ======  =============================================================================================
+  ===========  ==========================================================================================
+  COCO         ``annotations/instances_{split}20xx.json``, ``{split}/_annotations.coco.json``, or any .json
+               file with images, annotations and categories, with its images beside it or below
+  VOC          trees with ``Annotations``, ``JPEGImages`` and, if they have splits, ``ImageSets/Main``; or XML
+               files beside the images, or in a folder of their own, also by split
+  YOLO         ``data.yaml``; or text files of labels beside the images or in ``labels``, with or without
+               ``classes.txt``, ``obj.names`` or ``_darknet.labels``, also by split or by lists of images
+  CSV          one row for each box: TensorFlow's, Roboflow's, keras-retinanet's, Open Images'
+  LabelMe      one .json file for each image
+  CreateML     .json lists of images with annotations and coordinates
+  CVAT         ``annotations.xml``, "CVAT for images"
+  imagefolder  Hugging Face's ``metadata.jsonl`` beside the images
+  ===========  ==========================================================================================
 
-  A ``data.toml`` in the folder decides instead of these layouts. A folder that fits two formats is refused. So is one
-  with parts that are links to the outside; a data file may name such places.
-- A ``.toml`` data file (:mod:`drloss.data.formats.data_toml`), or YOLO's ``.yaml`` file.
+  The surest format is taken. If two are equally sure, the folder is refused. A ``data.toml`` in the folder decides
+  instead. A folder whose only content is another folder stands for that folder.
+- One annotation file of such a folder: a ``.json``, ``.csv``, ``.xml`` or YOLO's ``.yaml`` file; its images are
+  looked for in its folder.
+- A ``.toml`` data file (:mod:`drloss.data.formats.data_toml`).
 
 A split whose folder or list does not exist is refused when it is read; the other splits can still be read.
 Splits called ``valid`` or ``validation`` are shown as ``val``; any of the three names opens the split.
 
-To add a format, write its reader with a ``find_...`` function as in ``coco.py``, and add that to :data:`FORMATS`.
+To add a format, write its reader with a ``find_...`` function as in ``csv_boxes.py``, and add that to
+:data:`FORMATS`.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from drloss.data.files.paths import following_links
+from drloss.data.files.survey import WHOLE, Survey
 from drloss.data.formats import shapes
-from drloss.data.formats.coco import find_coco
+from drloss.data.formats.coco import find_coco, loose_coco
+from drloss.data.formats.createml import createml_layout, find_createml
+from drloss.data.formats.csv_boxes import csv_layout, find_csv
+from drloss.data.formats.cvat import cvat_layout, find_cvat
 from drloss.data.formats.data_toml import DATA_FILE, open_data_toml
+from drloss.data.formats.imagefolder import find_imagefolder
+from drloss.data.formats.labelme import find_labelme
+from drloss.data.formats.layout import Layout
+from drloss.data.formats.refusals import no_layout, several_layouts
+from drloss.data.formats.sniffing import json_kind, xml_root
 from drloss.data.formats.voc import find_voc
 from drloss.data.formats.yolo import find_yolo, open_yolo
-from drloss.data.source import DataSource, FileSource, unreadable
+from drloss.data.source import DataSource, FileSource, followed, unreadable
 from drloss.errors import DataError, UserError, printable
 
-FORMATS: dict[str, Callable[[Path], Callable[[str], FileSource] | None]] = {
+FORMATS: dict[str, Callable[[Survey], Layout | None]] = {
     "COCO": find_coco,
     "VOC": find_voc,
     "YOLO": find_yolo,
+    "CSV": find_csv,
+    "LabelMe": find_labelme,
+    "CreateML": find_createml,
+    "CVAT": find_cvat,
+    "imagefolder": find_imagefolder,
 }
-"""For each format, a function of a folder: None if it is not in this format, else what opens it under a name."""
+"""For each format, a function of a folder: None if it is not in this format, else what it makes of it."""
+_ALONE = (".toml", ".yaml", ".yml", ".json", ".csv", ".xml")
 
 
-def open_data(spec: str | Path) -> DataSource:
+def open_data(spec: str | Path, *, follow_links: bool = False) -> DataSource:
     """The data set that ``--data`` names; see the module's rules.
+
+    Args:
+        spec: a folder, a file, or ``shapes``.
+        follow_links: whether links in the data set may lead out of it.
 
     Raises:
         UserError: if it does not exist.
@@ -54,38 +82,84 @@ def open_data(spec: str | Path) -> DataSource:
     path = Path(spec)
     name = printable(str(spec))
     if not str(spec) or not os.path.exists(path):
-        raise UserError(f"{name or 'DATA'}: no such file or folder; allowed: shapes, a folder, a .toml or .yaml file")
-    try:
-        return _open_folder(path, str(spec)) if path.is_dir() else _open_file(path, str(spec))
-    except OSError as error:
-        raise unreadable(str(spec), error) from None
+        raise UserError(
+            f"{name or 'DATA'}: no such file or folder; allowed: shapes, the folder of a data set, or one of its "
+            f"files ({', '.join(_ALONE)})"
+        )
+    with following_links(follow_links):
+        try:
+            source = _open_folder(path, str(spec)) if path.is_dir() else _open_file(path, str(spec))
+        except OSError as error:
+            raise unreadable(str(spec), error) from None
+    return followed(source) if follow_links else source
 
 
 def _open_file(path: Path, name: str) -> FileSource:
     suffix = path.suffix.lower()
     if suffix == ".toml":
-        return open_data_toml(path, name)
+        return open_data_toml(path, name, open_as)
     if suffix in (".yaml", ".yml"):
         return open_yolo(path, name)
-    raise UserError(
-        f"{printable(str(path))}: file type, got {path.suffix or 'none'}; "
-        "allowed: .toml, .yaml, or the folder of a data set"
-    )
+    survey = Survey(path.parent)
+    only = {WHOLE: [path.name]}
+    layout: Layout | None = None
+    if suffix == ".json" and json_kind(path) in ("coco", ""):
+        layout = loose_coco(survey, [path.name])
+    elif suffix == ".json" and json_kind(path) == "createml":
+        layout = createml_layout(survey, only)
+    elif suffix == ".csv":
+        layout = csv_layout(survey, only)
+    elif suffix == ".xml" and xml_root(path) == "annotations":
+        layout = cvat_layout(survey, [path.name])
+    if layout is None:
+        what = "one of many" if suffix in (".xml", ".json", ".txt") else path.suffix or "none"
+        raise UserError(
+            f"{printable(str(path))}: file type, got {what}; allowed: the folder of a data set, or a file of all its "
+            f"annotations ({', '.join(_ALONE)})" + ("; unpack it first" if suffix in (".zip", ".gz", ".tar") else "")
+        )
+    return layout.open(name)
 
 
 def _open_folder(folder: Path, name: str) -> FileSource:
     if (folder / DATA_FILE).is_file():
-        return open_data_toml(folder / DATA_FILE, name)
-    found = {kind: opener for kind, find in FORMATS.items() if (opener := find(folder))}
+        return open_data_toml(folder / DATA_FILE, name, open_as)
+    survey = Survey(folder)
+    found = {kind: layout for kind, find in FORMATS.items() if (layout := find(survey))}
     if not found:
-        raise DataError(
-            f"{printable(name)}: no data set found in this folder; allowed: a COCO, VOC or YOLO layout "
-            "(annotations/instances_train.json, Annotations + JPEGImages, data.yaml), or a .toml data file"
-        )
-    if len(found) > 1:
-        raise DataError(
-            f"{printable(name)}: looks like {' and '.join(found)}; "
-            "choose with a .toml data file, or name the file or inner folder"
-        )
-    (opener,) = found.values()
-    return opener(name)
+        inner = _only_folder(folder)
+        if inner is not None:
+            return _open_folder(inner, name)
+        raise DataError(f"{printable(name)}: {no_layout(survey)}")
+    surest = max(layout.sure for layout in found.values())
+    best = {kind: layout for kind, layout in found.items() if layout.sure == surest}
+    if len(best) > 1:
+        raise DataError(f"{printable(name)}: {several_layouts(best)}")
+    (layout,) = best.values()
+    others = {kind: other for kind, other in found.items() if other is not layout}
+    also = "".join(f"; not read: {kind} ({other.says})" for kind, other in others.items())
+    return layout.open(name).saying(layout.says + also)
+
+
+def open_as(kind: str, folder: Path, name: str) -> FileSource:
+    """A folder as a data set of one format, whatever else it may look like.
+
+    Args:
+        kind: name of the format, in lower case.
+        folder: the folder.
+        name: name of the data set in messages.
+
+    Raises:
+        DataError: if it is none.
+    """
+    find = {known.lower(): find for known, find in FORMATS.items()}[kind]
+    survey = Survey(folder)
+    layout = find(survey)
+    if layout is None:
+        raise DataError(f"{printable(name)}: no {kind} data set; {no_layout(survey)}")
+    return layout.open(name).saying(layout.says)
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The only folder in a folder without visible files, as archives leave it; None otherwise."""
+    inner = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    return inner[0] if len(inner) == 1 and inner[0].is_dir() and not inner[0].is_symlink() else None

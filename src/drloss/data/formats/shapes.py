@@ -68,6 +68,7 @@ class Shapes:
     """The generated data set as a :class:`drloss.data.source.DataSource`."""
 
     format = "shapes"
+    says = ""
     splits = SPLITS
 
     def __init__(self, config: ShapesConfig, name: str = "shapes") -> None:

@@ -23,7 +23,7 @@ Rules:
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
@@ -32,8 +32,11 @@ from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import Box, flag_is_set, number_in_text
 from drloss.data.checks.classes import known_classes
 from drloss.data.checks.problems import Report
-from drloss.data.files.paths import Inside, clean_name, common_folder, list_files, require_inside, why_not_read
+from drloss.data.files.paths import Inside, clean_name, common_folder, require_inside, suffix_of, why_not_read
+from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_folder, stem_of
 from drloss.data.formats.builder import AnnotationsBuilder
+from drloss.data.formats.layout import CERTAIN, LIKELY, Layout
+from drloss.data.formats.sniffing import xml_root
 from drloss.data.formats.voc_tree import VocTree, find_trees
 from drloss.data.formats.voc_xml import parse_xml, text_at
 from drloss.data.images.decoding import image_size
@@ -44,13 +47,61 @@ PASCAL_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+_PROBED = 20
+"""Number of XML files of a folder that decide what they are and where their images are."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def find_voc(folder: Path) -> Callable[[str], FileSource] | None:
-    """What opens a folder as a VOC data set, given the name for messages; None if it is no such folder."""
-    trees = find_trees(folder)
-    return (lambda name: FileSource(name, "voc", _readers(trees))) if trees else None
+def find_voc(survey: Survey) -> Layout | None:
+    """The VOC trees of a folder, or else VOC's XML files in any folders of it, as a data set."""
+    trees = find_trees(survey.folder)
+    if trees:
+        says = ", ".join(printable(f"{tree.folder.name}/Annotations") for tree in trees[:3])
+        return Layout(
+            "voc", CERTAIN, f"{says} with JPEGImages", lambda name: FileSource(name, "voc", _readers(trees))
+        )
+    return find_loose_voc(survey)
+
+
+def find_loose_voc(survey: Survey) -> Layout | None:
+    """VOC's XML files in any folders, beside the images or apart from them, as a data set."""
+    splits: dict[str, list[tuple[VocTree, str | None]]] = {}
+    files = _by_folder(survey.named(".xml"))
+    stems = {folder: {stem_of(n) for n in names} for folder, names in _by_folder(survey.listing.images).items()}
+    for folder, names in files.items():
+        place = survey.folder / folder
+        if all(xml_root(place / name) != "annotation" for name in names[:_PROBED]):
+            continue
+        probed = {stem_of(name) for name in names[:_PROBED]}
+        split = split_of_folder(folder)
+
+        def fits(images: str, probed: set[str] = probed, own: str = folder, split: str = split) -> tuple[object, ...]:
+            return (
+                len(stems[images] & probed),
+                images == own,
+                bool(split) and split_of_folder(images) == split,
+                images,
+            )
+
+        images = max(stems, key=fits, default=folder)
+        images = images if images in stems and stems[images] & probed else folder
+        tree = VocTree(survey.folder, False, survey.folder / images, place, deep=False)
+        splits.setdefault(split or split_of_folder(images) or WHOLE, []).append((tree, None))
+    if not splits:
+        return None
+    trees = [tree for own in splits.values() for tree, _ in own]
+    readers = {split: voc_reader(splits[split], others=trees) for split in in_order(splits)}
+    where = ", ".join(printable(str(os.path.relpath(tree.xmls, survey.folder))) for tree in trees[:3])
+    says = f"XML files of VOC in {where}"
+    return Layout("voc", LIKELY, says, lambda name: FileSource(name, "voc", readers))
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        found.setdefault(folder, []).append(base)
+    return found
 
 
 def _readers(trees: Sequence[VocTree]) -> dict[str, Read]:
@@ -68,9 +119,13 @@ def _readers(trees: Sequence[VocTree]) -> dict[str, Read]:
     return readers
 
 
-def voc_reader(sets: Sequence[tuple[VocTree, str | None]], classes: Sequence[str] | None = None) -> Read:
+def voc_reader(
+    sets: Sequence[tuple[VocTree, str | None]],
+    classes: Sequence[str] | None = None,
+    others: Sequence[VocTree] = (),
+) -> Read:
     """The reader of a split; for the arguments see :func:`read_voc`."""
-    return lambda name, strict: read_voc(name, sets, classes=classes, strict=strict)
+    return lambda name, strict: read_voc(name, sets, classes=classes, others=others, strict=strict)
 
 
 def read_voc(
@@ -78,6 +133,7 @@ def read_voc(
     sets: Sequence[tuple[VocTree, str | None]],
     *,
     classes: Sequence[str] | None = None,
+    others: Sequence[VocTree] = (),
     strict: bool = True,
 ) -> tuple[Annotations, Report]:
     """Read one split.
@@ -86,6 +142,7 @@ def read_voc(
         name: name of the split in messages.
         sets: its trees, each with the name of a list, or None for all XML files.
         classes: class names in the order of their labels; None for the rule above.
+        others: trees of other splits, whose classes count, too.
         strict: read everything, then raise the first problem; otherwise leave out bad records.
 
     Raises:
@@ -93,11 +150,11 @@ def read_voc(
     """
     trees = [tree for tree, _ in sets]
     for tree in trees:
-        require_inside(tree.folder / "Annotations", tree.folder)
+        require_inside(tree.xmls, tree.folder)
         if tree.image_folder is None:
             require_inside(tree.images, tree.folder)
     if classes is None:
-        classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes([t.folder for t in trees])
+        classes = PASCAL_CLASSES if all(t.pascal for t in trees) else found_classes([*trees, *others])
     images = [tree.images for tree in trees]
     root = trees[0].folder
     if len(trees) > 1 or trees[0].image_folder is not None:
@@ -109,13 +166,13 @@ def read_voc(
         reader = _Reader(builder, tree, folder, {c: k for k, c in enumerate(classes, start=1)})
         path, entries = tree.stems(image_set)
         for record, stem in entries:
-            reader.image(path, record, stem)
+            reader.image(path, record, stem, listed=image_set is not None)
         reader.report_unread(image_set)
     return builder.finish(strict=strict)
 
 
-def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
-    """All object names in the trees' ``Annotations`` and their subfolders, sorted.
+def found_classes(trees: Sequence[VocTree]) -> tuple[str, ...]:
+    """All object names in the trees' XML files, sorted.
 
     Files that cannot be read are skipped, and so are links that lead out of a tree.
 
@@ -123,18 +180,18 @@ def found_classes(folders: Sequence[Path]) -> tuple[str, ...]:
         DataError: if there is no object with a name.
     """
     names: set[str] = set()
-    for folder in folders:
-        inside = Inside(folder)
-        for name in list_files(folder / "Annotations").with_suffix(".xml"):
-            if not inside(f"Annotations/{name}"):
+    for tree in trees:
+        inside = Inside(tree.folder)
+        for path in (name for files in tree.annotations.values() for name in files):
+            if not inside(tree.xml_name(path)):
                 continue
             try:
-                root = parse_xml(folder / "Annotations" / name)
+                root = parse_xml(tree.xmls / path)
             except DataError:
                 continue
             names.update(text for item in root.findall("object") if (text := text_at(item, "name")))
     if not names:
-        raise DataError(f"{printable(str(folders[0]))}: no object with a name in any .xml file of Annotations")
+        raise DataError(f"{printable(str(trees[0].xmls))}: no object with a name in any .xml file")
     return tuple(sorted(names))
 
 
@@ -150,7 +207,7 @@ class _Reader:
         self.inside = Inside(tree.folder)
         self.listed = 0
 
-    def image(self, listing: Path, record: str, stem: str) -> None:
+    def image(self, listing: Path, record: str, stem: str, *, listed: bool) -> None:
         add = self.builder.add_image
         self.listed += 1
         key = (self.tree.folder, self.listed)
@@ -162,14 +219,17 @@ class _Reader:
             add(str(listing), record, key=None, name=None, height=None, width=None, bad=bad)
             return
         files = self.tree.annotations.get(stem, [f"{stem}.xml"])
-        path = self.tree.folder / "Annotations" / files[0]
+        path = self.tree.xmls / files[0]
         if len(files) > 1:
             self.builder.note(str(path), "", "several XML files of one stem, the first is taken", files)
         try:
-            if not self.inside(f"Annotations/{files[0]}"):
+            if not self.inside(self.tree.xml_name(files[0])):
                 raise DataError("a link out of the tree")
             root = parse_xml(path)
         except DataError as error:
+            if not listed and not self.tree.image_names(stem) and xml_root(path) not in ("annotation", ""):
+                self.builder.note(str(path), "", "XML file of another kind, not read")
+                return
             bad = ("annotation file not readable", error, "a VOC XML file")
             add(str(path), "", key=None, name=None, height=None, width=None, bad=bad)
             return
@@ -178,7 +238,7 @@ class _Reader:
         if len(names) > 1:
             self.builder.note(str(path), "", "several image files of one stem, the first is taken", names)
         self._check_filename(path, root, stem)
-        height, width = self._size(root, names)
+        height, width = self._size(str(path), root, names)
         add(
             str(path),
             "",
@@ -194,7 +254,7 @@ class _Reader:
 
     def report_unread(self, image_set: str | None) -> None:
         """Report the files of the tree that are not read."""
-        note, tree, xmls = self.builder.note, self.tree, self.tree.folder / "Annotations"
+        note, tree, xmls = self.builder.note, self.tree, self.tree.xmls
         named = None if image_set is None else tree.listed_stems(image_set)
         for stem, names in tree.annotations.items():
             if named is not None and stem not in named:
@@ -202,25 +262,30 @@ class _Reader:
         for stem, names in tree.image_files.items():
             if stem not in tree.annotations and (named is None or stem not in named):
                 note(str(tree.images / names[0]), "", "image without an XML file, not read")
-        for folder in (xmls, tree.images):
-            for name in list_files(folder).links:
+        for folder in {xmls: None, tree.images: None}:
+            for name in tree.files(folder).links:
                 note(str(folder / name), "", "folder that is a link, not searched")
-        for name in list_files(tree.images).others:
-            note(str(tree.images / name), "", why_not_read(name))
+        for name in tree.files(tree.images).others:
+            if tree.images != xmls or suffix_of(name) != ".xml":
+                note(str(tree.images / name), "", why_not_read(name))
 
     def _check_filename(self, path: Path, root: ElementTree.Element, stem: str) -> None:
         named = text_at(root, "filename")
         if named and named not in (stem, Path(stem).name) and Path(named).stem != Path(stem).name:
             self.builder.note(str(path), "", "<filename> differs from the file's own name, and is not used", named)
 
-    def _size(self, root: ElementTree.Element, names: list[str]) -> Sequence[object]:
+    def _size(self, path: str, root: ElementTree.Element, names: list[str]) -> Sequence[object]:
         """Height and width from the XML, or from the image's header if the XML has none."""
         texts = [text_at(root, f"size/{side}") for side in ("height", "width")]
         height, width = (number_in_text(text) for text in texts)
         unknown = any(not text or value == 0 for text, value in zip(texts, (height, width), strict=True))
         if unknown and names and Inside(self.tree.images)(names[0]):
             with suppress(DataError):  # the builder then reports the size in the XML
-                return image_size(self.tree.images / names[0])
+                size = image_size(self.tree.images / names[0])
+                if all(texts):
+                    said = f"{texts[1]} x {texts[0]}"
+                    self.builder.note(path, "", "size 0 in the XML, that of the image file instead", said)
+                return size
         return [value if value is not None else text for value, text in zip((height, width), texts, strict=True)]
 
     def _object(self, file: str, record: str, key: object, item: ElementTree.Element) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from drloss.data.files.paths import IMAGE_SUFFIXES, clean_name, list_files, require_inside
+from drloss.data.files.paths import IMAGE_SUFFIXES, Listing, clean_name, list_files, require_inside
 from drloss.data.files.reading import Limit, read_lines
 from drloss.errors import DataError
 
@@ -33,11 +33,15 @@ class VocTree:
         folder: the folder that holds ``Annotations``.
         one_based: whether coordinates count from 1 and include both ends; None if the folder's name decides.
         image_folder: the folder of the images, with its subfolders, if it is not ``JPEGImages``.
+        xml_folder: the folder of the XML files, in ``folder``, with its subfolders, if it is not ``Annotations``.
+        deep: whether files in subfolders count.
     """
 
     folder: Path
     one_based: bool | None = None
     image_folder: Path | None = None
+    xml_folder: Path | None = None
+    deep: bool = True
 
     @property
     def pascal(self) -> bool:
@@ -54,15 +58,32 @@ class VocTree:
         """The folder of the images."""
         return self.folder / "JPEGImages" if self.image_folder is None else self.image_folder
 
+    @property
+    def xmls(self) -> Path:
+        """The folder of the XML files."""
+        return self.folder / "Annotations" if self.xml_folder is None else self.xml_folder
+
+    def xml_name(self, file: str) -> str:
+        """The path of one of the XML files relative to :attr:`folder`."""
+        return f"{os.path.relpath(self.xmls, self.folder)}/{file}".replace(os.sep, "/").removeprefix("./")
+
+    def files(self, folder: Path) -> Listing:
+        """The files of one of the tree's folders, those in subfolders only if they count."""
+        listing = list_files(folder)
+        if self.deep:
+            return listing
+        kept = ([n for n in names if "/" not in n] for names in (listing.images, listing.others, listing.links))
+        return Listing(*kept)
+
     @cached_property
     def annotations(self) -> dict[str, list[str]]:
-        """Stem to its XML files, relative to ``Annotations``, sorted."""
-        return _by_stem(list_files(self.folder / "Annotations").with_suffix(".xml"))
+        """Stem to its XML files, relative to :attr:`xmls`, sorted."""
+        return _by_stem(self.files(self.xmls).with_suffix(".xml"))
 
     @cached_property
     def image_files(self) -> dict[str, list[str]]:
         """Stem to its image files, relative to :attr:`images`, sorted."""
-        return _by_stem(list_files(self.images).images)
+        return _by_stem(self.files(self.images).images)
 
     def image_names(self, stem: str) -> list[str]:
         """The image files of a stem, relative to :attr:`images`: none, one, or several."""
@@ -94,7 +115,7 @@ class VocTree:
     def stems(self, list_name: str | None) -> tuple[Path, list[tuple[str, str]]]:
         """A list's file, and (record, stem) of each of its lines; without a list, those of all XML files."""
         if list_name is None:
-            return self.folder / "Annotations", [("", stem) for stem in sorted(self.annotations)]
+            return self.xmls, [("", stem) for stem in sorted(self.annotations)]
         path, lines = self._lines(list_name)
         return path, [(f"line {k}", self._stem(e)) for k, line in enumerate(lines, start=1) if (e := line.strip())]
 
@@ -132,13 +153,15 @@ def is_tree(folder: Path) -> bool:
 
 
 def find_trees(folder: Path) -> list[VocTree]:
-    """The folder itself if it is a tree, else the ``VOC20xx`` trees in it or in its ``VOCdevkit``."""
+    """The folder itself if it is a tree; else its ``VOC20xx`` trees, or its ``VOCdevkit``'s; else its only tree."""
     if is_tree(folder):
         named = folder if folder.name not in ("", "..") else folder.resolve()  # its name decides the offset
         return [VocTree(named)]
     for base in (folder, folder / "VOCdevkit"):
         if base.is_dir():
-            trees = [p for p in sorted(base.iterdir()) if PASCAL_TREE.fullmatch(p.name) and is_tree(p)]
+            inner = [p for p in sorted(base.iterdir()) if is_tree(p)]
+            named_so = [p for p in inner if PASCAL_TREE.fullmatch(p.name)]
+            trees = named_so or (inner if len(inner) == 1 else [])
             for tree in trees:
                 require_inside(tree, folder)
             if trees:

@@ -16,28 +16,33 @@ LIMITS = {b"<": Limit(500_000), b"=": Limit(100_000)}
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root ``<annotation>`` of an XML file.
+    """The root ``<annotation>`` of an XML file, with names without their namespaces.
 
     Raises:
         DataError: if the file is not such XML, is too large, is nested too deeply, or has a DOCTYPE.
     """
     data = read_bytes(path, MAX_BYTES, LIMITS)
-    name = printable(str(path))
     parser = ElementTree.XMLParser(target=_Guarded())
     try:
         parser.feed(data)
         root: ElementTree.Element = parser.close()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, DataError, ValueError, LookupError) as error:
+        raise xml_error(path, error) from None
+    if root.tag != "annotation":
+        raise DataError(f"{printable(str(path))}: root element, got {shown(root.tag)}; allowed: annotation")
+    return root
+
+
+def xml_error(path: Path, error: Exception) -> DataError:
+    """The error of parsing an XML file, with the file's name and the place in it."""
+    name = printable(str(path))
+    if isinstance(error, ElementTree.ParseError):
         line, column = error.position
         reason = "" if str(error).startswith("undefined entity") else f" ({str(error).partition(':')[0]})"
-        raise DataError(f"{name}: line {line}, column {column + 1}: not well-formed XML{reason}") from None
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
-    except (ValueError, LookupError) as error:
-        raise DataError(f"{name}: cannot be read as XML ({error})") from None
-    if root.tag != "annotation":
-        raise DataError(f"{name}: root element, got {shown(root.tag)}; allowed: annotation")
-    return root
+        return DataError(f"{name}: line {line}, column {column + 1}: not well-formed XML{reason}")
+    if isinstance(error, DataError):
+        return DataError(f"{name}: {error}")
+    return DataError(f"{name}: cannot be read as XML ({error})")
 
 
 class _Guarded(ElementTree.TreeBuilder):
@@ -49,11 +54,11 @@ class _Guarded(ElementTree.TreeBuilder):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise DataError(f"elements nested more than {MAX_DEPTH} deep")
-        return super().start(tag, attrs)
+        return super().start(tag.rpartition("}")[2], attrs)
 
     def end(self, tag: str, /) -> ElementTree.Element:
         self.depth -= 1
-        return super().end(tag)
+        return super().end(tag.rpartition("}")[2])
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise DataError("a DOCTYPE, which may define entities; allowed: plain elements")

@@ -34,7 +34,7 @@ Rules:
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -44,8 +44,11 @@ from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import Report
 from drloss.data.files.paths import Inside, Listing, clean_name, common_folder, list_files, require_inside
 from drloss.data.files.reading import Limit, read_lines
+from drloss.data.files.survey import Survey
 from drloss.data.formats.builder import AnnotationsBuilder
+from drloss.data.formats.layout import CERTAIN, LIKELY, POSSIBLE, Layout
 from drloss.data.formats.yolo_labels import LabelReader
+from drloss.data.formats.yolo_loose import loose_data
 from drloss.data.formats.yolo_yaml import SPLITS, YoloData, read_data_yaml
 from drloss.data.images.decoding import header_size, pillow_quieted
 from drloss.data.source import FileSource, Read, absent
@@ -57,10 +60,29 @@ _AT_ONCE = 10_000
 """Number of images whose headers are read at a time."""
 
 
-def find_yolo(folder: Path) -> Callable[[str], FileSource] | None:
-    """What opens a folder as a YOLO data set, given the name for messages; None if it is no such folder."""
-    files = _data_files(folder)
-    return partial(_open_one, files) if files else None
+def find_yolo(survey: Survey) -> Layout | None:
+    """The YAML files of a folder that describe a data set; or else its label files, without one."""
+    files = _data_files(survey.folder)
+    if not files:
+        return find_loose_yolo(survey)
+    says = ", ".join(printable(path.name) for path in files)
+    return Layout("yolo", CERTAIN, says, partial(_open_one, files))
+
+
+def find_loose_yolo(survey: Survey) -> Layout | None:
+    """YOLO's label files without a YAML file, as a data set."""
+    data = loose_data(survey)
+    if data is None:
+        return None
+    named = data.file != survey.folder
+    says = (
+        f"label files, classes from {printable(data.file.name)}" if named else "label files, and no names of classes"
+    )
+    return Layout("yolo", LIKELY if named else POSSIBLE, says, partial(_open_data, data))
+
+
+def _open_data(data: YoloData, name: str) -> FileSource:
+    return FileSource(name, "yolo", {split: yolo_reader(data, split) for split in data.splits}, data.class_names)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -129,9 +151,11 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
     reader = LabelReader(builder, root, data.keypoints)
     for kind, value in data.notes.get(split, ()):
         builder.note(str(data.file), split, kind, value)
-    listings: list[tuple[Path, Listing]] = []
-    for source, folder in zip(sources, folders, strict=True):
+    listings: list[tuple[Path, Path | None, Listing]] = []
+    own_labels = data.labels.get(split, (None,) * len(sources))
+    for source, folder, labels in zip(sources, folders, own_labels, strict=True):
         reader.image_folder = common_folder([source]) if source.is_dir() else folder
+        reader.label_folder = labels
         listing = Listing() if source.is_file() else list_files(source)
         entries = _listed(source, data.root) if source.is_file() else _in_folder(source, listing.images)
         with pillow_quieted(), ThreadPoolExecutor(8) as pool:
@@ -139,8 +163,9 @@ def read_yolo(name: str, data: YoloData, split: str, *, strict: bool = True) -> 
                 sizes = pool.map(partial(_header, Inside(folder)), block)
                 for (file, record, image), size in zip(block, sizes, strict=True):
                     reader.image(file, record, folder, image, size)
-        listings.append((source, listing))
-    for source, listing in listings:
+        listings.append((source, labels, listing))
+    for source, labels, listing in listings:
+        reader.label_folder = labels
         if not source.is_file():
             reader.report_unread(common_folder([source]), listing)
     if reader.images and not reader.labelled:
@@ -184,7 +209,20 @@ def _listed(path: Path, root: Path) -> Iterator[_Entry]:
             name = text.removeprefix(f"{common_folder([root])}/")
         elif path.parent != root and _is_file(path.parent, text) and not _is_file(root, text):
             name = (common_folder([path.parent]) / text).as_posix().removeprefix(f"{common_folder([root])}/")
+        if not _is_file(root, name):
+            name = _end_of(text, path.parent, root) or name
         yield file, f"line {k}", name
+
+
+def _end_of(text: str, folder: Path, root: Path) -> str | None:
+    """The longest end of a path, of another machine or tool, that is a file below the list's folder or ``root``."""
+    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for first in range(1, len(parts)):
+        tail = "/".join(parts[first:])
+        for base in (folder, root):
+            if _is_file(base, tail):
+                return (common_folder([base]) / tail).as_posix().removeprefix(f"{common_folder([root])}/")
+    return None
 
 
 def _is_file(folder: Path, name: str) -> bool:

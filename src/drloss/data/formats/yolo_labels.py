@@ -18,6 +18,7 @@ from drloss.errors import DataError, printable
 _MAX_BYTES = 10 * 1024**2
 _TOLERANCE = 1e-6
 """How far a share may lie outside 0..1: files have about six digits."""
+_CONFIDENCE = "a sixth number, a confidence by its looks (are these a detector's boxes?), not read"
 _POSE_SLACK = 0.01
 """How far, as a share, the points of a pose may lie outside its box, and the box outside the image."""
 _POSE_SHARE = 0.75
@@ -34,6 +35,7 @@ class LabelReader:
 
     Attributes:
         image_folder: the folder that image names are relative to when their label files are looked for.
+        label_folder: the folder of their label files, with the same subfolders, if it is not the usual one.
         images: number of images so far.
         labelled: number of images so far that have a label file or cannot be read.
         looked_for: the first label file that was looked for.
@@ -43,6 +45,7 @@ class LabelReader:
         self.builder = builder
         self.root = root
         self.image_folder = root
+        self.label_folder: Path | None = None
         self.keypoints = keypoints
         self.images = 0
         self.labelled = 0
@@ -91,7 +94,8 @@ class LabelReader:
 
     def _label_file(self, name: str) -> Path | None:
         path = self.image_folder / name
-        candidates = [p.with_suffix(suffix) for p in (_of_labels(path), path) if p for suffix in (".txt", ".TXT")]
+        places = (_of_labels(path), path) if self.label_folder is None else (self.label_folder / name,)
+        candidates = [p.with_suffix(suffix) for p in places if p for suffix in (".txt", ".TXT")]
         self.looked_for = self.looked_for or candidates[0]
         found = next((c for c in candidates if os.path.isfile(c)), None)
         if found is not None:
@@ -111,9 +115,10 @@ class LabelReader:
             if suffix_of(name) != ".txt":
                 note(str(folder / name), "", why_not_read(name))
         places = [(folder, listing)]
-        labels = _of_labels(folder / "x")
+        usual = _of_labels(folder / "x")
+        labels = self.label_folder if self.label_folder is not None else None if usual is None else usual.parent
         if labels is not None:
-            places.append((labels.parent, list_files(labels.parent)))
+            places.append((labels, list_files(labels)))
         for place, files in places:
             for name in files.with_suffix(".txt"):
                 path = place / name
@@ -141,6 +146,9 @@ class LabelReader:
         drop = self.builder.drop_box
         if self.keypoints and len(words) == 5 + self.keypoints:
             self.builder.note(file, record, "keypoints, which are not read")
+            words = words[:5]
+        if len(words) == 6 and _is_share(words[5]):
+            self.builder.note(file, record, _CONFIDENCE)
             words = words[:5]
         allowed = "class cx cy w h, or class and at least three points; for poses, kpt_shape in the data file"
         if self.keypoints is None and len(words) > 5:
@@ -200,6 +208,11 @@ def _of_labels(path: Path) -> Path | None:
         return None
     last = len(parts) - 2 - parts[:-1][::-1].index("images")
     return Path(*parts[:last], "labels", *parts[last + 1 :])
+
+
+def _is_share(word: str) -> bool:
+    value = number_in_text(word)
+    return value is not None and 0 <= value <= 1
 
 
 def _may_be_pose(shares: Sequence[float]) -> bool:

@@ -5,6 +5,7 @@ The rules are those of :mod:`drloss.data.formats.yolo`.
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class YoloData:
         splits: split to its image folders and lists.
         absent: split to the message that its folder or list does not exist.
         notes: split to (kind, value) of the notes on how its folder was found.
+        labels: split to the folder of the label files of each of its image folders, where it is not the usual one.
         keypoints: number of values that follow each box in a line, and are not read. 0 if longer lines are polygons,
             None if the file does not say.
     """
@@ -38,6 +40,7 @@ class YoloData:
     keypoints: int | None = None
     absent: dict[str, str] = field(default_factory=dict)
     notes: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    labels: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def read_data_yaml(path: Path) -> YoloData:
@@ -49,7 +52,7 @@ def read_data_yaml(path: Path) -> YoloData:
     content = read_yaml(path)
     file = printable(str(path))
     base = _string(file, content, "path")
-    root = path.parent / base if base else path.parent
+    root = _root(path.parent, base) if base else path.parent
     splits: dict[str, tuple[Path, ...]] = {}
     absent: dict[str, str] = {}
     notes: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -62,12 +65,12 @@ def read_data_yaml(path: Path) -> YoloData:
         if not all(isinstance(v, str) and v for v in values):
             raise DataError(f"{file}: {split}, got {shown(value)}; allowed: a path or a list of paths")
         try:
-            found = [_existing(file, keys[0], root, str(v)) for v in values]
+            found = [_existing(file, keys[0], root, path.parent, str(v)) for v in values]
         except AbsentError as error:
             absent[split] = str(error)
             continue
         splits[split] = tuple(p for p, _ in found)
-        beside = [("folder in the data set, not the one beside it, is taken", value) for _, value in found if value]
+        beside = [note for _, note in found if note]
         notes[split] = tuple(beside + [(f"key passed over, {keys[0]} is taken", key) for key in keys[1:]])
     if not splits:
         none = f"{file}: none of the keys {', '.join(SPLITS)}; allowed: at least one, with a path"
@@ -95,10 +98,29 @@ def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
     return value
 
 
-def _existing(file: str, key: str, root: Path, value: str) -> tuple[Path, str]:
-    """The folder or list of a split; and ``value``, if it could name another folder too, else an empty string.
+def _root(folder: Path, base: str) -> Path:
+    """The folder that ``path`` names, relative to the YAML file's.
 
-    See the format's rule on ``../train/images``.
+    If there is none, ``path`` is of another machine: then the longest end of it that is a folder in the YAML file's
+    folder or beside it, or else the YAML file's folder.
+    """
+    if os.path.isdir(folder / base):
+        return folder / base
+    return next((found for found in _ends(base, folder) if os.path.isdir(found)), folder)
+
+
+def _ends(value: str, folder: Path) -> Iterator[Path]:
+    """The ends of a path, the longest first, each in the folder and beside it."""
+    parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for first in range(len(parts)):
+        for base in (folder, Path(os.path.abspath(folder)).parent):
+            yield base.joinpath(*parts[first:])
+
+
+def _existing(file: str, key: str, root: Path, folder: Path, value: str) -> tuple[Path, tuple[str, str] | None]:
+    """The folder or list of a split; and a note, if it was found in a place that the file does not name.
+
+    See the format's rules on ``../train/images`` and on paths of other machines.
     """
     candidates = [root / value]
     if value.startswith("../") and not value.startswith("../.."):
@@ -106,7 +128,12 @@ def _existing(file: str, key: str, root: Path, value: str) -> tuple[Path, str]:
     there = [path for path in candidates if os.path.exists(path)]  # Path.exists raises on names that are too long
     if there:
         require_inside(there[0], root)
-        return there[0], value if len(there) > 1 else ""
+        beside = "folder in the data set, not the one beside it, is taken"
+        return there[0], (beside, value) if len(there) > 1 else None
+    for path in (*_ends(value, root), *_ends(value, folder)):
+        if os.path.exists(path):
+            require_inside(path, root)
+            return path, ("path of another place, found by its end", value)
     looked = " or ".join(map(shown_path, candidates))
     raise AbsentError(f"{file}: {key}, got {shown(value)}; allowed: a folder or list that exists (not {looked})")
 
