@@ -136,7 +136,7 @@ def test_strict_reading_names_the_first_problem_and_counts_all(tmp_path, made):
     first, second = str(caught.value).splitlines()
     assert first.startswith(f"{path}: annotation 2: box without width or height, got [1.0, 1.0, 1.0, 6.0]; allowed: ")
     assert second.startswith("the first of 2 problems")
-    assert "drloss check-data" in second
+    assert "drloss data" in second
     assert "--skip-bad" in second
 
 
@@ -174,7 +174,7 @@ def photographs(folder, made, boxes):
         made.image(folder / "train" / name, size=(2048, 1536))
 
 
-SIZE = InputSize("cpu", short_side=128, max_side=256, smallest_anchor=20, positive_iou=0.5)
+SIZE = InputSize("--preset cpu", short_side=128, max_side=256, smallest_anchor=20, positive_iou=0.5)
 
 
 def test_objects_that_the_preset_makes_too_small_are_remarked_on(tmp_path, made):

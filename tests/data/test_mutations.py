@@ -96,6 +96,7 @@ def objects_of(data):
     def start(name, _):
         nonlocal found, depth
         depth += 1
+        name = name.rpartition("}")[2]  # without its namespace
         found += depth == 2 and name == "object"
         if depth > 32 or (depth == 1 and name != "annotation"):
             raise ValueError
@@ -288,6 +289,8 @@ class DataFile:
 
         def count(split):
             read = tomllib.loads(data.decode("utf-8-sig"))
+            if "splits" not in read:  # the folder is recognised in the format: one set of each is in it
+                return sum(BOXES.values())
             key = {"coco": "annotations", "voc": "trees", "yolo": "images"}[read["format"]]
             table = next(t for s, t in read["splits"].items() if split in (s, ascii(s)))
             return sum(DATA_PLACES[v] for v in as_list(table[key]))

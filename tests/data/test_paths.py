@@ -156,7 +156,7 @@ def test_no_coco_file_name_reads_outside_the_root(tmp_path, made, opened, figure
 
     def read(name):
         content = made.coco_content()
-        content["images"][0]["file_name"] = name.decode() + "\\" if isinstance(name, bytes) else name
+        content["images"][0]["file_name"] = name.decode() + "\0" if isinstance(name, bytes) else name
         (tmp_path / "set/annotations/instances_train.json").write_text(json.dumps(content))
         annotations, report = open_data(tmp_path / "set").read("train", strict=False)
         annotations, report = require_images(annotations, report, strict=False)

@@ -59,7 +59,7 @@ BAD_FILES = {
     "no format": ("[splits.train]\nimages = 'x'", "format, got None; allowed: coco, voc, yolo"),
     "other format": ("format = 'kitti'", "format, got 'kitti'; allowed: coco, voc, yolo"),
     "format a list": ("format = ['coco']", "format, got"),
-    "no splits": ("format = 'coco'", "splits, got None"),
+    "no splits": ("format = 'coco'", "no coco data set; no data set recognised; found 0 images, 1 .toml"),
     "empty splits": ("format = 'coco'\n[splits]", "splits, got"),
     "split a string": ("format = 'coco'\nsplits = {train = 'x'}", "splits, got"),
     "unknown key": (
@@ -125,16 +125,17 @@ def test_nothing_by_that_name(spec):
 
 def test_an_unknown_kind_of_file_or_folder(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match=r"file type, got \.json; allowed: \.toml"):
-        open_data(tmp_path / "x.json")
-    with pytest.raises(DataError, match="no data set found in this folder"):
+    (tmp_path / "x.pdf").write_text("{}")
+    with pytest.raises(UserError, match=r"file type, got \.pdf; allowed: the folder of a data set, or a file of all"):
+        open_data(tmp_path / "x.pdf")
+    with pytest.raises(DataError, match=r"no data set recognised; found 0 images, 1 \.json, 1 \.pdf"):
         open_data(tmp_path)
 
 
 def test_two_formats_in_one_folder_are_refused_unless_a_data_file_chooses(tmp_path, made):
     made.coco(tmp_path)
     made.yolo(tmp_path)
-    with pytest.raises(DataError, match="looks like COCO and YOLO; choose with a"):
+    with pytest.raises(DataError, match=r"looks like COCO \(.*\) and YOLO \(.*\); choose with a data.toml"):
         open_data(tmp_path)
     (tmp_path / "data.toml").write_text(
         'format = "coco"\n[splits.train]\nimages = "train"\nannotations = "annotations/instances_train.json"\n'

@@ -107,7 +107,7 @@ VOC = {
     "list with the third column of class lists": (FINE, listing(b"a  1\nb -1\nc  0\n")),
     "list with suffixes": (FINE, listing(b"a.png\nb.png\nc.png\n")),
     "size missing": (FINE, xml_bytes(lambda b: b.replace(b"size>", b"other>"))),
-    "size zero": (FINE, xml("<width>30<", "<width>0<")),
+    "size zero": (note("size 0 in the XML"), xml("<width>30<", "<width>0<")),
     "part boxes": (FINE, xml("<difficult>", "<part><name>head</name></part><difficult>")),
     "upper-case suffix": (FINE, lambda t: (t / "JPEGImages/a.png").rename(t / "JPEGImages/a.PNG")),
     "comment and processing instruction": (FINE, xml_bytes(lambda b: b"<?xml version='1.0'?><!-- x -->" + b)),

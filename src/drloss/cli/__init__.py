@@ -1,4 +1,4 @@
-"""The command line: ``drloss train | config | eval | predict | export | compare | reproduce | check-data | ...``.
+"""The command line: ``drloss train | config | eval | predict | export | compare | reproduce | data | ...``.
 
 ``detector.py`` has the commands around one detector, ``studies.py`` those that train several, ``data.py`` those about
 data; ``options.py`` has what they share. Nothing imports this room. Heavy imports are inside the commands, so that
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from drloss.cli.data import add_check_data, add_make_shapes
+from drloss.cli.data import add_data, add_make_shapes
 from drloss.cli.detector import add_config, add_eval, add_export, add_predict, add_train
 from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
 from drloss.cli.studies import add_compare, add_demo, add_reproduce
@@ -68,6 +68,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     asked = parser
+    arguments = [_OLDER.get(a, a) if k == 0 else a for k, a in enumerate(arguments)]
     for name, (describe, add) in _COMMANDS.items():
         sub = commands.add_parser(name, help=describe, description=describe, allow_abbrev=False)
         if name in arguments[:1]:
@@ -95,6 +96,8 @@ def _run(arguments: Sequence[str]) -> int:
 _INSTALL = "run pip install '.[detector]' in the checkout of drloss, which is on no index"
 _FULL = "DefaultCPUAllocator: can't allocate memory"
 _NO_MEMORY = "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side"
+_OLDER = {"check-data": "data"}
+"""Older names of commands, which go on."""
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]], Command]]] = {
     "train": ("Train a detector on images with boxes.", add_train),
     "config": ("Print the settings of a preset as JSON, for train --config.", add_config),
@@ -102,7 +105,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]
     "predict": ("Detect objects in pictures and draw them.", add_predict),
     "export": ("Write a run's weights and description to one safetensors file.", add_export),
     "compare": ("Train several losses on your data and say in one page which is ahead.", add_compare),
-    "check-data": ("Read a data set once and say what is in it and what is wrong.", add_check_data),
+    "data": ("Read a data set once; say what it is, what is in it and what is wrong; convert it.", add_data),
     "make-shapes": ("Write the generated data set to a folder.", add_make_shapes),
     "demo": ("Train focal, DR and DR+ on generated data and write a report.", add_demo),
     "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", add_reproduce),

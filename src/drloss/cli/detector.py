@@ -9,12 +9,15 @@ from shlex import quote
 from typing import Any
 
 from drloss.cli.options import (
+    NO_SPLIT,
     Command,
     at_least,
     configuration,
     data_options,
     device_option,
+    input_size,
     older_name,
+    open_source,
     preset_name,
     preset_option,
     print_problems,
@@ -45,7 +48,6 @@ def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comm
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
     from drloss.training.fit import Stopped, fit
 
@@ -54,11 +56,12 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError("--force goes with --resume: it resumes although the data or the settings have changed")
     if os.path.isfile(options.out):
         raise UserError(f"--out {options.out}: is a file; name a folder")
-    source = open_data(options.data)
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
+        source = open_source(options, options.out if options.resume else None, ranks=ranks)
         train, val, reports = read_splits(source, options, console, ranks)
-        how = {"resume": options.resume, "force": options.force}
+        _remark(train, options, config, console)
+        how = {"resume": options.resume, "force": options.force, "splits": getattr(source, "made", None)}
         try:
             trained = fit(config, train, val, options.out, ranks, **how, reports=reports, console=console)
         except Stopped as stopped:
@@ -100,16 +103,32 @@ def read_splits(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The training split; the validation split or None; and the reports of what is left out of them, by file name."""
     splits, reports = {"train": options.train_split, "val": options.val_split or "val"}, {}
-    if options.val_split is None and "val" not in source.splits:
-        console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
+    if options.val_split in (None, NO_SPLIT) and splits["val"] not in source.splits:
+        if options.val_split is None:
+            console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
         del splits["val"]
+    if source.says:
+        console.print(f"{source.name}: {source.format}, {source.says}", markup=False, soft_wrap=True)
     found = {}
     for use, split in splits.items():
         found[use], report = read_split(source, split, options.skip_bad, ranks)
         print_problems(report, options.out / report_name(split), console)
         if report.problems:
             reports[report_name(split)] = report
+    if getattr(source, "made", None):
+        console.print(source.note(), markup=False, soft_wrap=True)
     return found["train"], found.get("val"), reports
+
+
+def _remark(train: Any, options: argparse.Namespace, config: Any, console: Any) -> None:
+    """Say what the training split may not be good for, before the training."""
+    from drloss.data.checks.remarks import class_remarks, size_remarks
+
+    size = input_size(
+        f"--preset {options.preset}" if options.config is None else f"--config {options.config}", config
+    )
+    for remark in (*class_remarks({options.train_split: train}), *size_remarks(options.train_split, train, size)):
+        console.print(f"remark: {remark}", markup=False, soft_wrap=True)
 
 
 def add_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
@@ -154,7 +173,6 @@ def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
 def _eval(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
     from drloss.inference.evaluate import evaluate_run, require_own_results
 
@@ -162,7 +180,7 @@ def _eval(options: argparse.Namespace) -> int:
         console = Console(quiet=not ranks.first, highlight=False)
         out = options.out or default_out(options.run_or_file, f"eval_{options.split}")
         require_own_results(out)
-        annotations, report = read_split(open_data(options.data), options.split, options.skip_bad)
+        annotations, report = read_split(open_source(options, options.run_or_file), options.split, options.skip_bad)
         left_out = out / report_name(options.split)
         if report.problems and ranks.first:
             report.write(left_out)

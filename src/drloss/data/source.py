@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from drloss.data.annotations import Annotations
@@ -12,6 +13,8 @@ from drloss.errors import AbsentError, DataError, UserError, printable, shown
 VAL_NAMES = ("val", "valid", "validation")
 """Names of the validation split; it is shown as the first, and any of them opens it."""
 
+Places = dict[str, dict[str, str | list[Path]]]
+"""Split to the keys of a data file, each with a text or with paths."""
 Read = Callable[[str, bool], tuple[Annotations, Report]]
 """Reads one split: (the split's name in messages, ``strict``) to its annotations and report."""
 
@@ -59,6 +62,7 @@ class FileSource:
         name, format, says: as in :class:`DataSource`.
         readers: split to the function that reads it.
         class_names: names of the classes, if they are known before a split is read.
+        places: gives the keys of a data file for each split, :mod:`drloss.data.formats.data_toml`, if it has any.
     """
 
     name: str
@@ -66,6 +70,7 @@ class FileSource:
     readers: dict[str, Read]
     class_names: tuple[str, ...] | None = None
     says: str = ""
+    places: Callable[[], Places] | None = None
 
     def saying(self, says: str) -> "FileSource":
         """The same, with words on what it was recognised by."""

@@ -17,6 +17,7 @@ from drloss.data.batches import Batch, TrainingImages, image_cache
 from drloss.data.checks.problems import Report, require_place
 from drloss.data.images.cache import cache_folder
 from drloss.data.order import Key, TrainingOrder
+from drloss.data.splitting import Splits
 from drloss.data.transforms import Augmentation
 from drloss.data.workers import load_batches
 from drloss.detector.exported import DetectorFile, save_detector
@@ -47,6 +48,7 @@ def fit(
     resume: bool = False,
     force: bool = False,
     reports: Mapping[str, Report] | None = None,
+    splits: Splits | None = None,
     console: Console | None = None,
 ) -> bool:
     """Train a detector and leave it in ``out``.
@@ -60,6 +62,7 @@ def fit(
         resume: go on from the newest checkpoint in ``out``.
         force: resume even if the data or the settings have changed since the run began.
         reports: reports of what was left out of the splits, by the file name they get in ``out``.
+        splits: which images ``train`` and ``val`` are, if they were one split.
         console: where rank 0 prints.
     Returns:
         Whether there was anything to do; False for a run that has ended already.
@@ -78,7 +81,8 @@ def fit(
     require_fit(config, train, val, ranks)
     new = new_detector(config, train, out, ranks, resume=resume)
     with stop_signals(console) as stop, only_writer(out) if ranks.first else nullcontext():
-        trainer = prepare(new, train, val, out, ranks, console, stop, resume=resume, force=force, reports=reports)
+        records = reports, splits
+        trainer = prepare(new, train, val, out, ranks, console, stop, records, resume=resume, force=force)
         if trainer is None:
             return False
         _train(trainer)

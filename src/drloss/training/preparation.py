@@ -13,12 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import Report
+from drloss.data.held_out import SPLITS_FILE
+from drloss.data.splitting import Splits
 from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective
 from drloss.detector.starting_weights import Start, initialise, resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
-from drloss.io.atomic import remove_unfinished
+from drloss.io.atomic import remove_unfinished, write_json
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config, make_loss
 from drloss.training.fingerprint import fingerprint
@@ -109,12 +111,14 @@ def prepare(
     ranks: Ranks,
     console: Console,
     stop: StopRequest,
+    records: tuple[Mapping[str, Report], Splits | None],
     *,
     resume: bool,
     force: bool,
-    reports: Mapping[str, Report],
 ) -> Trainer | None:
     """Load the checkpoint of a resumed run, move everything to the device, and write the records of the run.
+
+    ``records`` are ``reports`` and ``splits`` of :func:`drloss.training.fit.fit`.
 
     Returns:
         The run, ready for its next step; None if it has ended already, and then nothing was written.
@@ -153,8 +157,11 @@ def prepare(
         if iteration < config.max_iters:
             (out / MODEL).unlink(missing_ok=True)  # of a shorter run that --force extends
         write_records(out, config, train, ranks, iteration, start, console)
+        reports, splits = records
         for name, report in reports.items():
             report.write(out / name)
+        if splits is not None:
+            write_json(out / SPLITS_FILE, splits.to_json())
     log = ScalarLog(out, iteration, evaluated=evaluated) if ranks.first else None
     ranks.wait()
     return Trainer(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drloss.data.held_out import SPLITS_FILE
 from drloss.errors import UserError
 from drloss.io.atomic import json_of, unwritable
 from drloss.training.checkpoints import CHECKPOINTS_KEPT, newest_first
@@ -37,7 +38,7 @@ def require_new_run(out: Path) -> None:
     """Raise UserError if ``out`` holds a run, or a file or folder with a name that a run uses."""
     if settings_of(out) is not None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
-    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE):
+    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE, SPLITS_FILE):
         if os.path.lexists(out / name):
             raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
 

@@ -185,7 +185,7 @@ class Report:
         require_place(path)
         write_json(path, self.to_json())
 
-    def text(self, report_path: str | Path = "the JSON report of drloss check-data") -> str:
+    def text(self, report_path: str | Path = "the JSON report of drloss data") -> str:
         """Text for the terminal: the sums, then the problems by kind, shortened.
 
         Args:
@@ -208,7 +208,7 @@ class Report:
         count = sum(p.count for p in refused)
         which = "the only problem" if count == 1 else f"the first of {count:,} problems"
         raise DataError(
-            f"{refused[0].message}\n{which} in {printable(self.name)}; run `drloss check-data DATA` for all of "
+            f"{refused[0].message}\n{which} in {printable(self.name)}; run `drloss data DATA` for all of "
             "them, or pass --skip-bad to go on without these boxes and images"
         )
 

@@ -1,6 +1,6 @@
 """Remarks on data that can be read but may not serve their purpose: classes without boxes, objects too small.
 
-A remark changes nothing and refuses nothing; ``drloss check-data`` prints it before its conclusion.
+A remark changes nothing and refuses nothing; ``drloss data`` prints it before its conclusion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class InputSize:
     """The size to which a detector resizes images, and the objects that it can learn.
 
     Attributes:
-        name: name of the settings in messages.
+        name: the options that say so, in messages.
         short_side, max_side: arguments of :func:`drloss.data.transforms.resized_size`.
         smallest_anchor: side of the smallest square anchor, in pixels of the resized image.
         positive_iou: least IoU of an anchor with an object that it matches.
@@ -106,7 +106,7 @@ def size_remarks(split: str, annotations: Annotations, size: InputSize) -> list[
         advice = f"it would take --short-side {side:,}: cut the images into tiles, or leave the smallest to chance"
     of = f", most of {_listed(mostly)} among them," if mostly and len(mostly) < len(annotations.class_names) else ""
     return [
-        f"{printable(split)}: with --preset {size.name}, {small.mean():.0%} of the objects{of} are smaller than "
+        f"{printable(split)}: with {size.name}, {small.mean():.0%} of the objects{of} are smaller than "
         f"{size.smallest_object:.0f} px, the least that its smallest anchor ({size.smallest_anchor:.0f} px) matches: "
         f"with its short side of {size.short_side} px objects have {middle:.0f} px in the median, {fifth:.0f} px "
         f"at 5 %; {advice}"

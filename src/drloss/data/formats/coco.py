@@ -27,7 +27,7 @@ Rules:
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +44,7 @@ from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.coco_json import SEGMENTED, TWICE, load_json
 from drloss.data.formats.layout import CERTAIN, LIKELY, Layout, grouped_by_split
 from drloss.data.formats.sniffing import json_kind
-from drloss.data.source import FileSource, Read
+from drloss.data.source import FileSource, Places, Read
 from drloss.errors import DataError, printable, shown
 
 _PROBED = 20
@@ -69,10 +69,13 @@ class CocoPart:
 
 
 def find_coco(survey: Survey) -> Layout | None:
-    """COCO's annotation files in a folder, as a data set."""
+    """COCO's annotation files under their usual names, as a data set."""
     parts = _find_parts(survey.folder)
-    if parts:
-        return _layout(survey, parts, CERTAIN)
+    return _layout(survey, parts, CERTAIN) if parts else None
+
+
+def find_loose_coco(survey: Survey) -> Layout | None:
+    """COCO's annotation files of any name, as a data set."""
     found = [name for name in survey.named(".json") if json_kind(survey.folder / name) == "coco"]
     return loose_coco(survey, found) if found else None
 
@@ -84,7 +87,19 @@ def loose_coco(survey: Survey, files: Sequence[str]) -> Layout:
 
 def _layout(survey: Survey, parts: dict[str, CocoPart], sure: int) -> Layout:
     says = ", ".join(printable(str(os.path.relpath(p.annotations, survey.folder))) for p in list(parts.values())[:3])
-    return Layout("coco", sure, says, lambda name: FileSource(name, "coco", _readers(parts, survey.folder)))
+    readers, places = _readers(parts, survey.folder), partial(_places, parts)
+    return Layout("coco", sure, says, lambda name: FileSource(name, "coco", readers, places=places))
+
+
+def _places(parts: dict[str, CocoPart]) -> Places:
+    names = _names_of(parts)
+    return {
+        names[split]: {
+            "images": [_image_folder(part, load_json(part.annotations))],
+            "annotations": [part.annotations],
+        }
+        for split, part in parts.items()
+    }
 
 
 def _loose_parts(survey: Survey, files: Sequence[str]) -> dict[str, CocoPart]:
@@ -139,14 +154,19 @@ def _find_parts(folder: Path) -> dict[str, CocoPart]:
 
 
 def _readers(parts: dict[str, CocoPart], folder: Path) -> dict[str, Read]:
-    """Readers by split, train first. The year is left out of a split's name if no other split has the same name."""
-    bare = [_YEAR.sub("", split_of_folder(split) or split) for split in parts]
-    names = {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
+    """Readers by split, train first."""
+    names = _names_of(parts)
     order = {"train": 0, "val": 1}
     return {
         names[split]: partial(_read_inside, parts[split], folder)
         for split in sorted(parts, key=lambda s: order.get(names[s], 2))
     }
+
+
+def _names_of(parts: Iterable[str]) -> dict[str, str]:
+    """The names of splits as they are shown. The year is left out if no other split has the same name."""
+    bare = [_YEAR.sub("", split_of_folder(split) or split) for split in parts]
+    return {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
 
 
 def _read_inside(part: CocoPart, folder: Path, name: str, strict: bool) -> tuple[Annotations, Report]:

@@ -10,6 +10,7 @@ Rules:
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ _BOXES, _CLASSES = ("bbox", "bboxes", "boxes"), ("categories", "category", "labe
 
 def find_imagefolder(survey: Survey) -> Layout | None:
     """Imagefolder's files in a folder, as a data set."""
-    found = [name for name in survey.named(".jsonl") if name.rpartition("/")[2].lower() == "metadata.jsonl"]
+    places = [*survey.folder.glob("metadata.jsonl"), *survey.folder.glob("*/metadata.jsonl")]
+    found = sorted(os.path.relpath(path, survey.folder).replace(os.sep, "/") for path in places if path.is_file())
     if not found:
         return None
     files = ItemFiles("imagefolder", survey, grouped_by_split(found), parse)

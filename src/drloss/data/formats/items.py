@@ -25,7 +25,7 @@ from drloss.data.files.paths import IMAGE_SUFFIXES, Inside, suffix_of
 from drloss.data.files.survey import Survey, in_order
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.images.decoding import header_size, pillow_quieted
-from drloss.data.source import FileSource, Read
+from drloss.data.source import FileSource, Places, Read
 from drloss.errors import DataError, printable
 
 _AT_ONCE = 10_000
@@ -157,7 +157,13 @@ class ItemFiles:
     def source(self, name: str) -> FileSource:
         """The data set, under a name for messages."""
         readers: dict[str, Read] = {split: partial(_read, self, split) for split in in_order(self.files)}
-        return FileSource(name, self.format, readers, self.class_names)
+        return FileSource(name, self.format, readers, self.class_names, places=self._places)
+
+    def _places(self) -> Places:
+        root = self.survey.folder
+        return {
+            split: {"annotations": [root / n for n in own], "images": [root]} for split, own in self.files.items()
+        }
 
 
 def _usable(name: object) -> bool:

@@ -27,17 +27,17 @@ A split whose folder or list does not exist is refused when it is read; the othe
 Splits called ``valid`` or ``validation`` are shown as ``val``; any of the three names opens the split.
 
 To add a format, write its reader with a ``find_...`` function as in ``csv_boxes.py``, and add that to
-:data:`FORMATS`.
+:data:`MARKED` or :data:`LOOSE`.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from drloss.data.files.paths import following_links
+from drloss.data.files.paths import IMAGE_SUFFIXES, following_links
 from drloss.data.files.survey import WHOLE, Survey
 from drloss.data.formats import shapes
-from drloss.data.formats.coco import find_coco, loose_coco
+from drloss.data.formats.coco import find_coco, find_loose_coco, loose_coco
 from drloss.data.formats.createml import createml_layout, find_createml
 from drloss.data.formats.csv_boxes import csv_layout, find_csv
 from drloss.data.formats.cvat import cvat_layout, find_cvat
@@ -45,25 +45,28 @@ from drloss.data.formats.data_toml import DATA_FILE, open_data_toml
 from drloss.data.formats.imagefolder import find_imagefolder
 from drloss.data.formats.labelme import find_labelme
 from drloss.data.formats.layout import Layout
-from drloss.data.formats.refusals import no_layout, several_layouts
+from drloss.data.formats.refusals import ARCHIVES, no_layout, several_layouts
 from drloss.data.formats.sniffing import json_kind, xml_root
-from drloss.data.formats.voc import find_voc
-from drloss.data.formats.yolo import find_yolo, open_yolo
+from drloss.data.formats.voc import find_loose_voc, find_voc
+from drloss.data.formats.yolo import find_loose_yolo, find_yolo, open_yolo
 from drloss.data.source import DataSource, FileSource, followed, unreadable
 from drloss.errors import DataError, UserError, printable
 
-FORMATS: dict[str, Callable[[Survey], Layout | None]] = {
-    "COCO": find_coco,
-    "VOC": find_voc,
-    "YOLO": find_yolo,
+Find = Callable[[Survey], Layout | None]
+"""What a format makes of a folder; None if it is not in this format."""
+MARKED: dict[str, Find] = {"COCO": find_coco, "VOC": find_voc, "YOLO": find_yolo, "imagefolder": find_imagefolder}
+"""Formats by a mark of their own, which is quick to find. A folder with one is searched for no other layout."""
+LOOSE: dict[str, Find] = {
+    "COCO": find_loose_coco,
+    "VOC": find_loose_voc,
+    "YOLO": find_loose_yolo,
     "CSV": find_csv,
     "LabelMe": find_labelme,
     "CreateML": find_createml,
     "CVAT": find_cvat,
-    "imagefolder": find_imagefolder,
 }
-"""For each format, a function of a folder: None if it is not in this format, else what it makes of it."""
-_ALONE = (".toml", ".yaml", ".yml", ".json", ".csv", ".xml")
+"""Formats by the content of any files in any folders."""
+_ALONE = "a file of all its annotations: .toml, .yaml, .json, .csv or .xml"
 
 
 def open_data(spec: str | Path, *, follow_links: bool = False) -> DataSource:
@@ -83,8 +86,7 @@ def open_data(spec: str | Path, *, follow_links: bool = False) -> DataSource:
     name = printable(str(spec))
     if not str(spec) or not os.path.exists(path):
         raise UserError(
-            f"{name or 'DATA'}: no such file or folder; allowed: shapes, the folder of a data set, or one of its "
-            f"files ({', '.join(_ALONE)})"
+            f"{name or 'DATA'}: no such file or folder; allowed: shapes, the folder of a data set, or {_ALONE}"
         )
     with following_links(follow_links):
         try:
@@ -112,19 +114,27 @@ def _open_file(path: Path, name: str) -> FileSource:
     elif suffix == ".xml" and xml_root(path) == "annotations":
         layout = cvat_layout(survey, [path.name])
     if layout is None:
-        what = "one of many" if suffix in (".xml", ".json", ".txt") else path.suffix or "none"
-        raise UserError(
-            f"{printable(str(path))}: file type, got {what}; allowed: the folder of a data set, or a file of all its "
-            f"annotations ({', '.join(_ALONE)})" + ("; unpack it first" if suffix in (".zip", ".gz", ".tar") else "")
-        )
+        raise UserError(f"{printable(str(path))}: {_not_alone(path)}; allowed: the folder of a data set, or {_ALONE}")
     return layout.open(name)
+
+
+def _not_alone(path: Path) -> str:
+    """Why a file is no data set, in words."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "an image (drloss predict takes images)"
+    if suffix in (".xml", ".json", ".txt"):
+        return "not the annotations of a whole data set"
+    if suffix in ARCHIVES:
+        return "an archive; unpack it first"
+    return f"file type, got {path.suffix or 'none'}"
 
 
 def _open_folder(folder: Path, name: str) -> FileSource:
     if (folder / DATA_FILE).is_file():
         return open_data_toml(folder / DATA_FILE, name, open_as)
     survey = Survey(folder)
-    found = {kind: layout for kind, find in FORMATS.items() if (layout := find(survey))}
+    found = _found(survey, MARKED) or _found(survey, LOOSE)
     if not found:
         inner = _only_folder(folder)
         if inner is not None:
@@ -140,6 +150,10 @@ def _open_folder(folder: Path, name: str) -> FileSource:
     return layout.open(name).saying(layout.says + also)
 
 
+def _found(survey: Survey, formats: dict[str, Find]) -> dict[str, Layout]:
+    return {kind: layout for kind, find in formats.items() if (layout := find(survey))}
+
+
 def open_as(kind: str, folder: Path, name: str) -> FileSource:
     """A folder as a data set of one format, whatever else it may look like.
 
@@ -151,9 +165,9 @@ def open_as(kind: str, folder: Path, name: str) -> FileSource:
     Raises:
         DataError: if it is none.
     """
-    find = {known.lower(): find for known, find in FORMATS.items()}[kind]
     survey = Survey(folder)
-    layout = find(survey)
+    finds = (known[own] for known in (MARKED, LOOSE) for own in known if own.lower() == kind)
+    layout = next((layout for find in finds if (layout := find(survey))), None)
     if layout is None:
         raise DataError(f"{printable(name)}: no {kind} data set; {no_layout(survey)}")
     return layout.open(name).saying(layout.says)

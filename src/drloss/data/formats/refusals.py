@@ -6,10 +6,11 @@ from drloss.data.files.paths import suffix_of
 from drloss.data.files.survey import Survey
 from drloss.data.formats.layout import Layout
 from drloss.data.formats.sniffing import json_kind, xml_root
+from drloss.data.formats.yolo_loose import is_label
 from drloss.errors import printable
 
 LAYOUTS = "COCO, VOC, YOLO, CSV, LabelMe, CreateML, CVAT and imagefolder"
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _ARROWS = (".parquet", ".arrow", ".tfrecord", ".record")
 _PROBED = 20
 
@@ -23,9 +24,10 @@ def _nearest(survey: Survey) -> str:
     listing = survey.listing
     suffixes = {suffix_of(name) for name in listing.others}
     if not listing.images and not listing.others:
-        links = "; its folders are links, which --follow-links follows" if listing.links else ""
-        return f"The folder is empty{links}; name the folder with the images and their annotations"
-    packed = [name for name in listing.others if suffix_of(name) in _ARCHIVES]
+        if listing.links:
+            return "There is nothing but links, which --follow-links follows"
+        return "The folder is empty; name the folder with the images and their annotations"
+    packed = [name for name in listing.others if suffix_of(name) in ARCHIVES]
     if packed:
         return f"Unpack {printable(packed[0])} first, and name the folder that it gives"
     if suffixes & set(_ARROWS):
@@ -49,6 +51,8 @@ def _nearest(survey: Survey) -> str:
 
 def _xml(survey: Survey, names: list[str]) -> str:
     root = xml_root(survey.folder / names[0])
+    if root == "annotation":
+        return _of_others("XML", names[0])
     what = f"starts with <{printable(root)}>" if root else "is not XML"
     return (
         f"Nearest: VOC's XML files, but {printable(names[0])} {what}; VOC's start with <annotation>, CVAT's "
@@ -61,15 +65,24 @@ def _json(survey: Survey, names: list[str]) -> str:
     if "coco" in kinds:
         return "Nearest: COCO; name the .json file itself as DATA"
     return (
-        f"Nearest: COCO, but {printable(names[0])} has not the keys images, annotations and categories; nor those of "
+        f"Nearest: COCO, but {printable(names[0])} lacks the keys images, annotations and categories, and those of "
         "LabelMe (shapes, imagePath) or CreateML (coordinates, label)"
     )
 
 
 def _txt(survey: Survey, names: list[str]) -> str:
+    if is_label(survey.folder / names[0]):
+        return _of_others("label", names[0])
     return (
         f"Nearest: YOLO's label files, but the lines of {printable(names[0])} are not numbers: class cx cy w h, in "
         "shares of the image's width and height"
+    )
+
+
+def _of_others(kind: str, name: str) -> str:
+    return (
+        f"There are {kind} files and images, but none of one name, as {printable(name)} and its image should be: "
+        "they seem to be of other images"
     )
 
 

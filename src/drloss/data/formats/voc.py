@@ -23,8 +23,9 @@ Rules:
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,10 +38,10 @@ from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_folder, s
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.layout import CERTAIN, LIKELY, Layout
 from drloss.data.formats.sniffing import xml_root
-from drloss.data.formats.voc_tree import VocTree, find_trees
+from drloss.data.formats.voc_tree import VocTree, find_trees, inner_trees
 from drloss.data.formats.voc_xml import parse_xml, text_at
 from drloss.data.images.decoding import image_size
-from drloss.data.source import FileSource, Read, standard_name
+from drloss.data.source import FileSource, Places, Read, standard_name
 from drloss.errors import DataError, printable
 
 PASCAL_CLASSES = (
@@ -53,19 +54,46 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def find_voc(survey: Survey) -> Layout | None:
-    """The VOC trees of a folder, or else VOC's XML files in any folders of it, as a data set."""
-    trees = find_trees(survey.folder)
-    if trees:
-        says = ", ".join(printable(f"{tree.folder.name}/Annotations") for tree in trees[:3])
-        return Layout(
-            "voc", CERTAIN, f"{says} with JPEGImages", lambda name: FileSource(name, "voc", _readers(trees))
-        )
-    return find_loose_voc(survey)
+    """The VOC trees of a folder, as a data set."""
+    return _trees(find_trees(survey.folder), CERTAIN)
+
+
+def _trees(trees: Sequence[VocTree], sure: int) -> Layout | None:
+    if not trees:
+        return None
+    says = ", ".join(printable(f"{tree.folder.name}/Annotations") for tree in trees[:3])
+    sets = _sets(trees)
+    readers = {split: voc_reader(own) for split, own in sets.items()}
+    places = partial(_places, sets)
+    return Layout(
+        "voc", sure, f"{says} with JPEGImages", lambda name: FileSource(name, "voc", readers, places=places)
+    )
+
+
+_Set = tuple[VocTree, str | None]
+"""A tree, and one of its lists; None for all its XML files."""
+
+
+def _places(sets: Mapping[str, Sequence[_Set]]) -> Places:
+    places: Places = {}
+    for split, own in sets.items():
+        tree, list_name = own[0]
+        if tree.xml_folder is not None:
+            places[split] = {"annotations": [t.xmls for t, _ in own], "images": [t.images for t, _ in own]}
+        elif list_name is None:
+            places[split] = {"trees": [tree.folder]}
+        else:
+            places[split] = {"trees": [tree.folder], "image_set": list_name}
+    return places
 
 
 def find_loose_voc(survey: Survey) -> Layout | None:
-    """VOC's XML files in any folders, beside the images or apart from them, as a data set."""
-    splits: dict[str, list[tuple[VocTree, str | None]]] = {}
+    """The only VOC tree in a folder, or VOC's XML files in any folders, beside the images or apart from them."""
+    layout = _trees(inner_trees(survey.folder), LIKELY)
+    if layout is not None:
+        return layout
+    splits: dict[str, list[_Set]] = {}
+    matched = False
     files = _by_folder(survey.named(".xml"))
     stems = {folder: {stem_of(n) for n in names} for folder, names in _by_folder(survey.listing.images).items()}
     for folder, names in files.items():
@@ -84,16 +112,20 @@ def find_loose_voc(survey: Survey) -> Layout | None:
             )
 
         images = max(stems, key=fits, default=folder)
-        images = images if images in stems and stems[images] & probed else folder
+        if images not in stems or not stems[images] & probed:
+            images = folder  # reading says which images are missing
+        else:
+            matched = True
         tree = VocTree(survey.folder, False, survey.folder / images, place, deep=False)
         splits.setdefault(split or split_of_folder(images) or WHOLE, []).append((tree, None))
-    if not splits:
+    if not matched:
         return None
     trees = [tree for own in splits.values() for tree, _ in own]
     readers = {split: voc_reader(splits[split], others=trees) for split in in_order(splits)}
     where = ", ".join(printable(str(os.path.relpath(tree.xmls, survey.folder))) for tree in trees[:3])
     says = f"XML files of VOC in {where}"
-    return Layout("voc", LIKELY, says, lambda name: FileSource(name, "voc", readers))
+    places = partial(_places, splits)
+    return Layout("voc", LIKELY, says, lambda name: FileSource(name, "voc", readers, places=places))
 
 
 def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
@@ -104,23 +136,23 @@ def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _readers(trees: Sequence[VocTree]) -> dict[str, Read]:
-    """Readers by split: ``all`` for a tree without lists; the year is in the name if there are several trees."""
-    readers: dict[str, Read] = {}
+def _sets(trees: Sequence[VocTree]) -> dict[str, list[_Set]]:
+    """Trees and lists by split: ``all`` for a tree without lists; the year is in the name if there are several."""
+    sets: dict[str, list[_Set]] = {}
     for tree in trees:
         year = tree.folder.name.removeprefix("VOC") if len(trees) > 1 else ""
         lists = tree.lists()
         names = [standard_name(name) for name in lists]
         for list_name, split in zip(lists, names, strict=True):
             shown_name = split if names.count(split) == 1 else list_name
-            readers[printable(shown_name + year)] = voc_reader([(tree, list_name)])
+            sets[printable(shown_name + year)] = [(tree, list_name)]
         if not lists:
-            readers["all" + year] = voc_reader([(tree, None)])
-    return readers
+            sets[WHOLE + year] = [(tree, None)]
+    return sets
 
 
 def voc_reader(
-    sets: Sequence[tuple[VocTree, str | None]],
+    sets: Sequence[_Set],
     classes: Sequence[str] | None = None,
     others: Sequence[VocTree] = (),
 ) -> Read:
@@ -130,7 +162,7 @@ def voc_reader(
 
 def read_voc(
     name: str,
-    sets: Sequence[tuple[VocTree, str | None]],
+    sets: Sequence[_Set],
     *,
     classes: Sequence[str] | None = None,
     others: Sequence[VocTree] = (),

@@ -153,17 +153,26 @@ def is_tree(folder: Path) -> bool:
 
 
 def find_trees(folder: Path) -> list[VocTree]:
-    """The folder itself if it is a tree; else its ``VOC20xx`` trees, or its ``VOCdevkit``'s; else its only tree."""
+    """The folder itself if it is a tree, else the ``VOC20xx`` trees in it or in its ``VOCdevkit``."""
     if is_tree(folder):
         named = folder if folder.name not in ("", "..") else folder.resolve()  # its name decides the offset
         return [VocTree(named)]
     for base in (folder, folder / "VOCdevkit"):
-        if base.is_dir():
-            inner = [p for p in sorted(base.iterdir()) if is_tree(p)]
-            named_so = [p for p in inner if PASCAL_TREE.fullmatch(p.name)]
-            trees = named_so or (inner if len(inner) == 1 else [])
-            for tree in trees:
-                require_inside(tree, folder)
-            if trees:
-                return [VocTree(tree) for tree in trees]
+        trees = [path for path in _inner(base) if PASCAL_TREE.fullmatch(path.name)]
+        for tree in trees:
+            require_inside(tree, folder)
+        if trees:
+            return [VocTree(tree) for tree in trees]
     return []
+
+
+def inner_trees(folder: Path) -> list[VocTree]:
+    """The only tree in a folder, whatever its name; none if there are several."""
+    trees = _inner(folder)
+    for tree in trees:
+        require_inside(tree, folder)
+    return [VocTree(trees[0])] if len(trees) == 1 else []
+
+
+def _inner(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if is_tree(path)] if folder.is_dir() else []

@@ -4,7 +4,8 @@
 have no areas and image ids. YOLO cannot mark objects to ignore, and has coordinates as shares of the image's size,
 exact to about 1e-12 px. VOC coordinates are written unchanged, counted from 0.
 
-Generated images are written as PNG, image files are copied. Nothing is overwritten.
+Generated images are written as PNG, image files are copied, without the folder that all images of a split have in
+common. Nothing is overwritten.
 """
 
 import json
@@ -33,13 +34,14 @@ def write_coco(annotations: Annotations, folder: Path, split: str) -> None:
         DataError: if an image cannot be read, or a file to be written exists.
     """
     path = _new(folder / "annotations" / f"instances_{_split(split)}.json")
-    _write_images(annotations, folder / split, [annotations.image_name(i) for i in range(len(annotations))])
+    names = _names(annotations)
+    _write_images(annotations, folder / split, names)
     ids = annotations.category_ids.tolist()
     images, boxes = [], []
     for i in range(len(annotations)):
         height, width = annotations.sizes[i].tolist()
         image_id = int(annotations.image_ids[i])
-        images.append({"id": image_id, "file_name": annotations.image_name(i), "width": width, "height": height})
+        images.append({"id": image_id, "file_name": names[i], "width": width, "height": height})
         own = annotations.boxes_of(i)
         for j in range(own.start, own.stop):
             x1, y1, x2, y2 = annotations.boxes[j].tolist()
@@ -70,7 +72,7 @@ def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     if PASCAL_TREE.fullmatch(folder.resolve().name):
         raise UserError(f"{folder}: name of the folder, got one of PASCAL's trees; allowed: any other")
     listing = _new(folder / "ImageSets" / "Main" / f"{_split(split)}.txt")
-    names = [annotations.image_name(i).replace("/", "_") for i in range(len(annotations))]
+    names = [name.replace("/", "_") for name in _names(annotations)]
     for i, name in enumerate(_files(annotations, names)):
         path = _new(folder / "Annotations" / f"{Path(name).stem}.xml")
         write_text(path, _voc_xml(annotations, i, name))
@@ -95,7 +97,9 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> None:
     if annotations.ignore.any():
         count = int(annotations.ignore.sum())
         raise DataError(f"{annotations.name}: objects to ignore, got {count:,}; allowed: none, YOLO cannot mark them")
-    names = [annotations.image_name(i) for i in range(len(annotations))]
+    names = _names(annotations)
+    if any("images" in name.split("/")[:-1] for name in names):  # the last folder of that name leads to the labels
+        names = [name.replace("/", "_") for name in names]
     labels = folder / "labels" / split
     for i, name in enumerate(_files(annotations, names)):
         write_text(_new((labels / name).with_suffix(".txt")), _yolo_lines(annotations, i))
@@ -105,6 +109,16 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> None:
     # Every JSON string is a double-quoted YAML string.
     lines += ["names:", *(f"  {k}: {json.dumps(name)}" for k, name in enumerate(annotations.class_names))]
     write_text(folder / "data.yaml", "\n".join(lines) + "\n")
+
+
+def _names(annotations: Annotations) -> list[str]:
+    """The images' names, without the folder that all have in common."""
+    names = [annotations.image_name(i) for i in range(len(annotations))]
+    folders = [name.split("/")[:-1] for name in names]
+    common = 0
+    while folders and all(len(own) > common and own[common] == folders[0][common] for own in folders):
+        common += 1
+    return ["/".join(name.split("/")[common:]) for name in names]
 
 
 def _split(split: str) -> str:

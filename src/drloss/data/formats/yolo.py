@@ -51,7 +51,7 @@ from drloss.data.formats.yolo_labels import LabelReader
 from drloss.data.formats.yolo_loose import loose_data
 from drloss.data.formats.yolo_yaml import SPLITS, YoloData, read_data_yaml
 from drloss.data.images.decoding import header_size, pillow_quieted
-from drloss.data.source import FileSource, Read, absent
+from drloss.data.source import FileSource, Places, Read, absent
 from drloss.errors import DataError, printable
 
 _MAX_LIST_BYTES = 256 * 1024**2
@@ -61,10 +61,10 @@ _AT_ONCE = 10_000
 
 
 def find_yolo(survey: Survey) -> Layout | None:
-    """The YAML files of a folder that describe a data set; or else its label files, without one."""
+    """The YAML files of a folder that describe a data set."""
     files = _data_files(survey.folder)
     if not files:
-        return find_loose_yolo(survey)
+        return None
     says = ", ".join(printable(path.name) for path in files)
     return Layout("yolo", CERTAIN, says, partial(_open_one, files))
 
@@ -82,7 +82,8 @@ def find_loose_yolo(survey: Survey) -> Layout | None:
 
 
 def _open_data(data: YoloData, name: str) -> FileSource:
-    return FileSource(name, "yolo", {split: yolo_reader(data, split) for split in data.splits}, data.class_names)
+    readers = {split: yolo_reader(data, split) for split in data.splits}
+    return FileSource(name, "yolo", readers, data.class_names, places=partial(_places, data))
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -123,7 +124,15 @@ def open_yolo(path: Path, name: str) -> FileSource:
         for split in SPLITS
         if split in data.absent or split in data.splits
     }
-    return FileSource(name, "yolo", readers, data.class_names)
+    return FileSource(name, "yolo", readers, data.class_names, places=partial(_places, data))
+
+
+def _places(data: YoloData) -> Places:
+    labels = data.labels
+    return {
+        split: {"images": [*own], **({"labels": [*labels[split]]} if split in labels else {})}
+        for split, own in data.splits.items()
+    }
 
 
 def yolo_reader(data: YoloData, split: str) -> Read:
@@ -215,9 +224,15 @@ def _listed(path: Path, root: Path) -> Iterator[_Entry]:
 
 
 def _end_of(text: str, folder: Path, root: Path) -> str | None:
-    """The longest end of a path, of another machine or tool, that is a file below the list's folder or ``root``."""
-    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    for first in range(1, len(parts)):
+    """The longest end of a path, of another machine or tool, that is a file below the list's folder or ``root``.
+
+    Of an absolute path, a file's name alone is not enough.
+    """
+    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
+    if "://" in text or not all(part.strip(". ") for part in parts):
+        return None
+    absolute = text.startswith(("/", "\\")) or text[1:2] == ":"
+    for first in range(1, len(parts) - absolute):
         tail = "/".join(parts[first:])
         for base in (folder, root):
             if _is_file(base, tail):

@@ -31,7 +31,7 @@ def loose_data(survey: Survey) -> YoloData | None:
     by_folder: dict[str, list[str]] = {}
     for name in labels:
         by_folder.setdefault(name.rpartition("/")[0], []).append(name)
-    probed = {folder: [_is_label(survey.folder / n) for n in own[:_PROBED]] for folder, own in by_folder.items()}
+    probed = {folder: [is_label(survey.folder / n) for n in own[:_PROBED]] for folder, own in by_folder.items()}
     folders = [folder for folder, found in probed.items() if True in found and False not in found]
     if not folders or not survey.listing.images:
         return None
@@ -73,7 +73,7 @@ def _head_lines(path: Path) -> list[str]:
     return [line for line in (lines[:-1] if len(data) == 16_384 else lines) if line.strip()][:_PROBED]
 
 
-def _is_label(path: Path) -> bool | None:
+def is_label(path: Path) -> bool | None:
     """Whether a text file has lines of labels; None if it has no lines."""
     lines = _head_lines(path)
     if not lines:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drloss.data.files.paths import require_inside
+from drloss.data.files.survey import split_of_folder
 from drloss.data.files.yaml import Plain, read_yaml
 from drloss.data.source import VAL_NAMES
 from drloss.errors import AbsentError, DataError, printable, shown, shown_path
@@ -101,18 +102,24 @@ def _string(file: str, content: dict[str, Plain], key: str) -> str | None:
 def _root(folder: Path, base: str) -> Path:
     """The folder that ``path`` names, relative to the YAML file's.
 
-    If there is none, ``path`` is of another machine: then the longest end of it that is a folder in the YAML file's
-    folder or beside it, or else the YAML file's folder.
+    If there is none and ``path`` leads elsewhere, it is of another machine: then the longest end of it that is a
+    folder in the YAML file's folder or beside it, or else the YAML file's folder.
     """
-    if os.path.isdir(folder / base):
+    elsewhere = base.startswith(("/", "\\", "..")) or base[1:2] == ":"
+    if os.path.isdir(folder / base) or not elsewhere:
         return folder / base
-    return next((found for found in _ends(base, folder) if os.path.isdir(found)), folder)
+    return next((found for found in _ends(base, folder, several=False) if os.path.isdir(found)), folder)
 
 
-def _ends(value: str, folder: Path) -> Iterator[Path]:
-    """The ends of a path, the longest first, each in the folder and beside it."""
+def _ends(value: str, folder: Path, *, several: bool) -> Iterator[Path]:
+    """The ends of a path, the longest first, each in the folder and beside it.
+
+    If ``several``, the last part alone is not enough, unless it is the name of a split.
+    """
     parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for first in range(len(parts)):
+        if several and first == len(parts) - 1 and not split_of_folder(parts[-1]):
+            return
         for base in (folder, Path(os.path.abspath(folder)).parent):
             yield base.joinpath(*parts[first:])
 
@@ -130,7 +137,7 @@ def _existing(file: str, key: str, root: Path, folder: Path, value: str) -> tupl
         require_inside(there[0], root)
         beside = "folder in the data set, not the one beside it, is taken"
         return there[0], (beside, value) if len(there) > 1 else None
-    for path in (*_ends(value, root), *_ends(value, folder)):
+    for path in (*_ends(value, root, several=True), *_ends(value, folder, several=True)):
         if os.path.exists(path):
             require_inside(path, root)
             return path, ("path of another place, found by its end", value)

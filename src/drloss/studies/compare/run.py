@@ -49,6 +49,7 @@ def run_compare(
     *,
     at_once: int,
     start: str,
+    data: Sequence[str],
     skip_bad: bool = False,
     console: Console,
 ) -> Path:
@@ -64,6 +65,7 @@ def run_compare(
         ranks: device of the runs.
         at_once: number of runs at a time.
         start: preset or file that ``base`` started from, for the report.
+        data: options of ``drloss train`` for the data set.
         skip_bad: whether to leave out bad images and boxes.
         console: where to print.
     Returns:
@@ -76,8 +78,7 @@ def run_compare(
     if not counted(val):
         raise UserError(f"{source.name}: split {splits[1]} has no objects to compare on")
     require_boxes(train)
-    data = ["--data", source.name, "--train-split", splits[0], "--val-split", splits[1]]
-    data += ["--skip-bad"] if skip_bad else []
+    data = [*data, "--train-split", splits[0], "--val-split", splits[1], *(["--skip-bad"] if skip_bad else [])]
     folders = {(spec, seed): run_folder(out, slug(spec, seed)) for spec, seed in configs}
     jobs = [
         job_of(f"{title(spec)}, seed {seed}", folders[spec, seed], config, data)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from drloss.data.annotations import Annotations
 from drloss.evaluation.drawing import draw_detections, mosaic
@@ -22,21 +23,30 @@ def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Seque
         images: indices of the images to show.
     """
     thresholds = [fair_threshold(detections, counted(val)) for detections in runs]
-    # Ignored boxes get class names of their own.
-    names = [*val.class_names, *(f"{name}, ignored" for name in val.class_names)]
     tiles = []
     for i in images:
-        own = val.boxes_of(i)
-        truth: Detection = {
-            "boxes": torch.from_numpy(val.boxes[own]).float(),
-            "scores": torch.ones(own.stop - own.start),
-            "labels": torch.from_numpy(val.labels[own] + len(val.class_names) * val.ignore[own]),
-        }
         image = val.load_image(i)
-        tiles.append(draw_detections(image, truth, names, threshold=0.0, show_scores=False))
+        tiles.append(_with_boxes(val, i, image))
         for detections, threshold in zip(runs, thresholds, strict=True):
             tiles.append(draw_detections(image, detections[i], val.class_names, threshold=threshold))
     return mosaic(tiles, columns=1 + len(runs))
+
+
+def truth(annotations: Annotations, images: Sequence[int], columns: int) -> Image.Image:
+    """A picture of some images of a split, by their positions, each with its boxes."""
+    return mosaic([_with_boxes(annotations, i, annotations.load_image(i)) for i in images], columns=columns)
+
+
+def _with_boxes(annotations: Annotations, index: int, image: Tensor) -> Image.Image:
+    """An image with its boxes; ignored ones get class names of their own."""
+    names = [*annotations.class_names, *(f"{name}, ignored" for name in annotations.class_names)]
+    own = annotations.boxes_of(index)
+    boxes: Detection = {
+        "boxes": torch.from_numpy(annotations.boxes[own]).float(),
+        "scores": torch.ones(own.stop - own.start),
+        "labels": torch.from_numpy(annotations.labels[own] + len(annotations.class_names) * annotations.ignore[own]),
+    }
+    return draw_detections(image, boxes, names, threshold=0.0, show_scores=False)
 
 
 def counted(val: Annotations) -> int:

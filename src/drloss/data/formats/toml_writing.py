@@ -1,0 +1,59 @@
+"""Writing a data file that says where a data set is, for whoever wants to change what was recognised."""
+
+import json
+import os
+from pathlib import Path
+
+from drloss.data.source import DataSource, FileSource
+from drloss.errors import UserError
+from drloss.io.atomic import write_text
+
+_WITH_CLASSES = frozenset({"voc", "yolo"})
+
+
+def write_data_toml(path: Path, source: DataSource) -> None:
+    """Write a data file, :mod:`drloss.data.formats.data_toml`, atomically.
+
+    Args:
+        path: the file, which must not exist; paths in it are relative to its folder where they are below it.
+        source: a data set on disk.
+
+    Raises:
+        UserError: if the file exists, or if the data set has no places on disk.
+        DataError: if the data set cannot be read.
+    """
+    if path.suffix.lower() != ".toml" or path.exists():
+        raise UserError(f"--write {path}: allowed: the name of a .toml file that does not exist")
+    if not isinstance(source, FileSource) or source.places is None:
+        raise UserError(f"--write {path}: {source.name} is no folder in a known layout, and needs no data file")
+    lines = [f"format = {_text(source.format)}"]
+    if source.format in _WITH_CLASSES:
+        lines.append(f"classes = {_texts(_classes(source))}")
+    places = source.places()
+    for split in (s for s in source.splits if s in places):
+        keys = places[split]
+        lines += ["", f"[splits.{_text(split)}]"]
+        for key, value in keys.items():
+            given = value if isinstance(value, str) else [_relative(p, path.parent) for p in value]
+            lines.append(f"{key} = {_text(given) if isinstance(given, str) else _texts(given)}")
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _classes(source: FileSource) -> list[str]:
+    if source.class_names is not None:
+        return list(source.class_names)
+    return list(source.read(source.splits[0], strict=False)[0].class_names)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    inner = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+    return os.path.abspath(path) if inner.startswith("..") else inner.replace(os.sep, "/")
+
+
+def _texts(values: list[str]) -> str:
+    return f"[{', '.join(map(_text, values))}]"
+
+
+def _text(value: str) -> str:
+    """A TOML string. JSON's are TOML's, but for characters written as two halves."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
