@@ -15,7 +15,7 @@ Rules:
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -90,10 +90,7 @@ def find_csv(survey: Survey) -> Layout | None:
 
 def csv_layout(survey: Survey, files: dict[str, list[str]]) -> Layout:
     """These CSV files as a data set."""
-    texts: dict[str, str] = {}
-    for name in survey.named(".csv"):
-        if name.rpartition("/")[2].startswith("class-descriptions"):
-            texts |= {row[0].strip(): row[1].strip() for row in _rows(survey.folder / name) if len(row) >= 2}
+    texts = descriptions(survey.folder / name for name in survey.named(".csv"))
     order = None
     classes = next((n for n in survey.named(".csv") if stem_of(n).rpartition("/")[2] in ("classes", "class")), None)
     if classes is not None:
@@ -101,6 +98,15 @@ def csv_layout(survey: Survey, files: dict[str, list[str]]) -> Layout:
     source = ItemFiles("csv", survey, files, partial(parse, texts), order)
     shown = ", ".join(printable(name) for own in files.values() for name in own[:1])
     return Layout("csv", POSSIBLE, f"rows of boxes in {shown}", source.source)
+
+
+def descriptions(paths: Iterable[Path]) -> dict[str, str]:
+    """The names of Open Images' classes, from those of the files that are ``class-descriptions*.csv``."""
+    texts: dict[str, str] = {}
+    for path in paths:
+        if path.name.startswith("class-descriptions"):
+            texts |= {row[0].strip(): row[1].strip() for row in _rows(path) if len(row) > 1}
+    return texts
 
 
 def _ordered(rows: Sequence[Sequence[str]]) -> tuple[str, ...] | None:

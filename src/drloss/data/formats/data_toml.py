@@ -248,7 +248,11 @@ def _items(
     near = {
         s: [os.path.relpath(f, base).replace(os.sep, "/").removeprefix(".") for f in own] for s, own in images.items()
     }
-    return ItemFiles(kind, Survey(base), names, _PARSERS[kind], classes, near)
+    parse = _PARSERS[kind]
+    if kind == "csv":
+        folders = {path.parent for own in files.values() for path in own}
+        parse = partial(csv_boxes.parse, csv_boxes.descriptions(p for f in folders for p in sorted(f.glob("*.csv"))))
+    return ItemFiles(kind, Survey(base), names, parse, classes, near)
 
 
 def _only(file: str, prefix: str, table: dict[str, Any], allowed: Sequence[str]) -> None:

@@ -20,7 +20,7 @@
   The surest format is taken. If two are equally sure, the folder is refused. A ``data.toml`` in the folder decides
   instead. A folder whose only content is another folder stands for that folder.
 - One annotation file of such a folder: a ``.json``, ``.csv``, ``.xml`` or YOLO's ``.yaml`` file; its images are
-  looked for in its folder.
+  looked for in its folder, or if there are none in the one around it.
 - A ``.toml`` data file (:mod:`drloss.data.formats.data_toml`).
 
 A split whose folder or list does not exist is refused when it is read; the other splits can still be read.
@@ -102,17 +102,20 @@ def _open_file(path: Path, name: str) -> FileSource:
         return open_data_toml(path, name, open_as)
     if suffix in (".yaml", ".yml"):
         return open_yolo(path, name)
-    survey = Survey(path.parent)
-    only = {WHOLE: [path.name]}
+    survey, own = Survey(path.parent), path.name
+    if not survey.listing.images:  # the folder of annotations, beside that of the images
+        around = Path(os.path.abspath(path)).parent
+        survey, own = Survey(around.parent), f"{around.name}/{own}"
+    only = {WHOLE: [own]}
     layout: Layout | None = None
     if suffix == ".json" and json_kind(path) in ("coco", ""):
-        layout = loose_coco(survey, [path.name])
+        layout = loose_coco(survey, [own])
     elif suffix == ".json" and json_kind(path) == "createml":
         layout = createml_layout(survey, only)
     elif suffix == ".csv":
         layout = csv_layout(survey, only)
     elif suffix == ".xml" and xml_root(path) == "annotations":
-        layout = cvat_layout(survey, [path.name])
+        layout = cvat_layout(survey, [own])
     if layout is None:
         raise UserError(f"{printable(str(path))}: {_not_alone(path)}; allowed: the folder of a data set, or {_ALONE}")
     return layout.open(name)

@@ -27,7 +27,7 @@ def write_data_toml(path: Path, source: DataSource) -> None:
     if not isinstance(source, FileSource) or source.places is None:
         raise UserError(f"--write {path}: {source.name} is no folder in a known layout, and needs no data file")
     lines = [f"format = {_text(source.format)}"]
-    if source.format in _WITH_CLASSES:
+    if source.format in _WITH_CLASSES or (source.format != "coco" and source.class_names is not None):
         lines.append(f"classes = {_texts(_classes(source))}")
     places = source.places()
     for split in (s for s in source.splits if s in places):
