@@ -92,27 +92,27 @@ WRONG = {
     "only XML": (only_xml, r"found 0 images, 1 \.xml\. There are annotations but no images"),
     "two formats": (
         two_formats,
-        r"like COCO \(annotations.*\) and YOLO \(data\.yaml\); choose with a data\.toml in it",
+        r"like COCO \(annot.*\) and YOLO \(data\.yaml\); choose with a data\.toml in it",
     ),
     "labels of other images": (
         labels_of_others,
-        r"1 image, 1 \.txt\. There are label files and images, but none of one",
+        r"1 image, 1 \.txt\. There are label files and images, but none of",
     ),
     "XML of other images": (
         xml_of_others,
-        r"1 image, 1 \.xml\. There are XML files and images, but none of one name",
+        r"1 image, 1 \.xml\. There are XML files and images, but none of one",
     ),
     "an archive in the folder": (an_archive_within, r"found 0 images, 1 \.zip\. Unpack set\.zip first"),
     "an archive": (an_archive, r"set\.zip: an archive; unpack it first; allowed: the folder of a data set"),
     "an image": (an_image, r"a\.png: an image \(drloss predict takes images\); allowed: the folder of a data set"),
     "one XML file of many": (
         one_of_many_files,
-        r"a\.xml: not the annotations of a whole data set; allowed: the folder",
+        r"a\.xml: not the annotations of a whole data set; allowed: the",
     ),
     "parquet": (parquet, r"\.parquet files hold images and boxes in one, and are not read; export as COCO"),
     "JSON of another kind": (
         other_json,
-        r"Nearest: COCO, but a\.json lacks the keys images, annotations and categories",
+        r"Nearest: COCO, but a\.json lacks the keys images, annotations and",
     ),
     "CSV of another kind": (other_csv, r"Nearest: CSV, but the first line of a\.csv names no image, class and box"),
     "a text file": (a_readme, r"Nearest: YOLO's label files, but the lines of readme\.txt are not numbers"),
