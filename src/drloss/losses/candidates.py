@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.inputs import Inputs, Levels, Prior, check_inputs
+from drloss.losses.inputs import POOLED_SCOPES, Inputs, Levels, Prior, check_inputs
 from drloss.losses.parameters import require_choice
 from drloss.losses.summation import padded_length, total
 
@@ -164,7 +164,7 @@ def class_candidates_of(inputs: Inputs, pos_prior: Prior, neg_prior: Prior, scop
         assert inputs.targets is not None
         known = torch.ones_like(inputs.targets[:, :, 0]) if inputs.ignore is None else ~inputs.ignore
         positive = inputs.targets
-    pooled = scope.startswith("pooled") and len(logits) > 0
+    pooled = scope in POOLED_SCOPES and len(logits) > 0
 
     def by_class(x: Tensor) -> Tensor:
         """(N, A, K) to (R, K, M)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from drloss.losses.candidates import REDUCTIONS, Candidates, CandidateSet, split_candidates
 from drloss.losses.distribution import Drift, effective_number, expected_easiness, kl_divergence
 from drloss.losses.dr import ALL_SCOPES, DRLoss
-from drloss.losses.inputs import Levels, join
+from drloss.losses.inputs import POOLED_SCOPES, Levels, join
 from drloss.losses.parameters import require_choice
 from drloss.losses.ranking import RankingLoss
 from drloss.losses.summation import total
@@ -83,7 +83,7 @@ def dr_statistics(
         del settings[name]
     split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
     require_choice("scope", split["scope"], ALL_SCOPES)
-    split["scope"] = "pooled" if split["scope"].startswith("pooled") else "per_image"
+    split["scope"] = "pooled" if split["scope"] in POOLED_SCOPES else "per_image"
     ranking = RankingLoss.of(**settings)
     with torch.inference_mode(False), torch.enable_grad():
         candidates = _leaves(split_candidates(logits, labels, ignore, objects=objects, **split))

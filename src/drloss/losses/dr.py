@@ -29,7 +29,7 @@ from drloss.losses.distribution import drifted_weights, expected_easiness
 from drloss.losses.fused.backends import check_backend, choose_backend
 from drloss.losses.fused.loss import fused_losses
 from drloss.losses.fused.rules import MOST_RATE_BY_CLASS, DRRule
-from drloss.losses.inputs import CLASS_SCOPES, SCOPES, Levels, Prior, check_inputs, check_split
+from drloss.losses.inputs import CLASS_SCOPES, POOLED_SCOPES, SCOPES, Levels, Prior, check_inputs, check_split
 from drloss.losses.module import ImageLoss
 from drloss.losses.parameters import require_choice, require_finite, require_positive
 from drloss.losses.ranking import RankingLoss
@@ -195,7 +195,7 @@ def dr_loss(
             surrogate=surrogate,
             surrogate_parameter=rho if surrogate == "quadratic" else smoothness,
             weights_grad=weights_grad,
-            pooled=scope.startswith("pooled"),
+            pooled=scope in POOLED_SCOPES,
             by_class=scope in CLASS_SCOPES,
         )
         losses = fused_losses(inputs, rule, mined, chosen, inplace)

@@ -12,6 +12,9 @@ from drloss.losses.parameters import require_choice, require_count
 
 SCOPES = ("per_image", "pooled")
 CLASS_SCOPES = ("per_class", "pooled_per_class")
+"""Scopes that rank each class by itself."""
+POOLED_SCOPES = ("pooled", "pooled_per_class")
+"""Scopes that take all images of a batch together, and give one loss for them."""
 """Scopes with one ranking for each class, of the DR loss only."""
 
 Levels = Tensor | Sequence[Tensor]
@@ -219,7 +222,7 @@ def _prior_weights(
     prior = prior if prior.dtype == torch.float64 else prior.to(dtype)
     if prior.numel():  # only ratios of weights count, and 1e-50 or 1e50 would be 0 or infinite in float32
         # By class, too: the absent classes are one distribution, in which the weights of classes are compared.
-        largest = prior.amax() if scope.startswith("pooled") else prior.amax(dim=(1, 2), keepdim=True)
+        largest = prior.amax() if scope in POOLED_SCOPES else prior.amax(dim=(1, 2), keepdim=True)
         prior = prior / torch.where(largest > 0, largest, 1.0)
     return prior.to(dtype).expand(n, a, k)
 
@@ -251,7 +254,7 @@ def equal_masses(
     positive = (labels > 0) & (labels <= shape[2])
     if prior == "class":
         groups, count = labels.clamp(0, shape[2]), shape[2] + 1
-        if scope.startswith("pooled"):
+        if scope in POOLED_SCOPES:
             groups, positive = groups.reshape(1, -1), positive.reshape(1, -1)
     else:
         groups, count = _check_objects(objects, positive) + 1, max(shape[1], MOST_OBJECTS) + 1

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drloss.errors import UserError, shown
+from drloss.losses.inputs import POOLED_SCOPES
 from drloss.training.config import Config, later_settings, make_loss, to_json
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS, MODEL
@@ -112,7 +113,7 @@ def changed_settings(
 
 def is_pooled(loss: str) -> bool:
     """Whether a loss ranks the images of a micro-batch together, so that ``micro_batch`` changes what is learnt."""
-    return str(getattr(make_loss(loss), "scope", "")).startswith("pooled")
+    return getattr(make_loss(loss), "scope", "") in POOLED_SCOPES
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from drloss.adapters.integration.observed_sets import ObservedSet, parts_of
 from drloss.losses.call_log import Call
 from drloss.losses.dr import CLS_WEIGHT
+from drloss.losses.inputs import POOLED_SCOPES
 
 SPREAD = 0.5
 """Standard deviation of the logits up to which a classifier is considered untrained."""
@@ -128,7 +129,7 @@ def called(step: Step) -> Finding:
 def per_image(step: Step) -> Finding:
     """Whether each image has a distribution of its own."""
     name = "per image"
-    if pooled := [s.scope for s in step.sets if s.scope.startswith("pooled")]:
+    if pooled := [s.scope for s in step.sets if s.scope in POOLED_SCOPES]:
         return Finding(
             name,
             False,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drloss.losses.call_log import Call
-from drloss.losses.inputs import maps_to_rows
+from drloss.losses.inputs import POOLED_SCOPES, maps_to_rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _set_of(call: Call, slope: Tensor | None) -> ObservedSet:
     n = len(logits)
     if slope is not None:
         slope = slope.detach().double().reshape(-1)
-        one_value = call.options["reduction"] == "mean" or call.options["scope"].startswith("pooled")
+        one_value = call.options["reduction"] == "mean" or call.options["scope"] in POOLED_SCOPES
         slope = slope if one_value else slope * n
         slope = slope.expand(n) if len(slope) == 1 else slope
     marks, ignored = _labels(call, logits.shape[2])
