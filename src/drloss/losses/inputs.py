@@ -12,10 +12,9 @@ from drloss.losses.parameters import require_choice, require_count
 
 SCOPES = ("per_image", "pooled")
 CLASS_SCOPES = ("per_class", "pooled_per_class")
-"""Scopes that rank each class by itself."""
+"""Scopes with one ranking for each class, of the DR loss only."""
 POOLED_SCOPES = ("pooled", "pooled_per_class")
 """Scopes that take all images of a batch together, and give one loss for them."""
-"""Scopes with one ranking for each class, of the DR loss only."""
 
 Levels = Tensor | Sequence[Tensor]
 """One tensor, or its parts by pyramid level."""
