@@ -202,6 +202,22 @@ def test_objects_too_small_for_any_preset_are_said_to_need_tiles(tmp_path, made)
     assert "cut the images into tiles" in remark
 
 
+def test_objects_that_are_longer_than_the_anchors_are_remarked_on(tmp_path, made):
+    photographs(tmp_path, made, [(3, 600)] * 10 + [(7, 600)] * 10)
+    path = tmp_path / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    for box in content["annotations"][:10]:
+        box["bbox"][2:] = [1200, 240]
+    path.write_text(json.dumps(content))
+    (remark,) = check_data(tmp_path, size=SIZE).remarks
+    # 5:1 is 2.5 times as long as the longest anchor, 2:1; 2.25 times is what an IoU of 0.5 allows.
+    assert remark.startswith(
+        "train: with --preset cpu, 50% of the objects are longer or higher than its anchors match"
+    )
+    assert remark.endswith("--anchor-ratios 0.2,0.5,1,2 would match them")
+    assert check_data(tmp_path, size=replace(SIZE, ratios=(0.2, 0.5, 1.0, 2.0))).remarks == ()
+
+
 @pytest.mark.parametrize(
     ("dogs", "cows", "words"),
     [

@@ -122,12 +122,12 @@ def read_splits(
 
 def _remark(train: Any, options: argparse.Namespace, config: Any, console: Any) -> None:
     """Say what the training split may not be good for, before the training."""
-    from drloss.data.checks.remarks import class_remarks, size_remarks
+    from drloss.data.checks.remarks import class_remarks, shape_remarks, size_remarks
 
-    size = input_size(
-        f"--preset {options.preset}" if options.config is None else f"--config {options.config}", config
-    )
-    for remark in (*class_remarks({options.train_split: train}), *size_remarks(options.train_split, train, size)):
+    start = f"--preset {options.preset}" if options.config is None else f"--config {options.config}"
+    split, size = options.train_split, input_size(start, config)
+    remarks = class_remarks({split: train}) + size_remarks(split, train, size) + shape_remarks(split, train, size)
+    for remark in remarks:
         console.print(f"remark: {remark}", markup=False, soft_wrap=True)
 
 

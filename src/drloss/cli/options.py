@@ -109,7 +109,8 @@ def input_size(name: str, config: Config) -> Any:
 
     detector = config.detector
     smallest = detector.strides[0] * detector.anchor_scale
-    return InputSize(name, detector.short_side, detector.max_side, smallest, detector.positive_iou)
+    ratios = detector.anchor_ratios
+    return InputSize(name, detector.short_side, detector.max_side, smallest, detector.positive_iou, ratios)
 
 
 def preset_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

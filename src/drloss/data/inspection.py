@@ -17,7 +17,7 @@ from typing import Any
 from drloss.data.annotations import Annotations
 from drloss.data.checks.images import check_images
 from drloss.data.checks.problems import SHOWN_PER_KIND, Problem, Report, problem_lines
-from drloss.data.checks.remarks import InputSize, class_remarks, size_remarks
+from drloss.data.checks.remarks import InputSize, class_remarks, shape_remarks, size_remarks
 from drloss.data.files.paths import IMAGE_SUFFIXES, suffix_of
 from drloss.data.formats.opening import open_data
 from drloss.data.source import DataSource
@@ -195,7 +195,8 @@ def check_data(
             unreadable[split] = str(error)
     remarks = class_remarks(read)
     if size is not None and read:  # of the first split, which training uses
-        remarks += size_remarks(*next(iter(read.items())), size)
+        first = next(iter(read.items()))
+        remarks += size_remarks(*first, size) + shape_remarks(*first, size)
     result = CheckResult(
         name=source.name,
         format=source.format,

@@ -33,6 +33,7 @@ class InputSize:
         short_side, max_side: arguments of :func:`drloss.data.transforms.resized_size`.
         smallest_anchor: side of the smallest square anchor, in pixels of the resized image.
         positive_iou: least IoU of an anchor with an object that it matches.
+        ratios: height by width of the anchors.
     """
 
     name: str
@@ -40,6 +41,7 @@ class InputSize:
     max_side: int
     smallest_anchor: float
     positive_iou: float
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
 
     @property
     def smallest_object(self) -> float:
@@ -111,6 +113,36 @@ def size_remarks(split: str, annotations: Annotations, size: InputSize) -> list[
         f"with its short side of {size.short_side} px objects have {middle:.0f} px in the median, {fifth:.0f} px "
         f"at 5 %; {advice}"
     ]
+
+
+def shape_remarks(split: str, annotations: Annotations, size: InputSize) -> list[str]:
+    """Remarks on objects that are longer than the anchors, and the ratios to use.
+
+    Of two boxes of one area and centre, of which one is f times as long for its width as the other, the IoU is
+    1 / (2 sqrt(f) - 1).
+    """
+    boxes = annotations.boxes[~annotations.ignore]
+    if not len(boxes):
+        return []
+    ratios = (boxes[:, 3] - boxes[:, 1]) / (boxes[:, 2] - boxes[:, 0])
+    reach = ((1 / size.positive_iou + 1) / 2) ** 2
+    matched = _reached(ratios, size.ratios, reach)
+    if matched.mean() > 1 - MOST_SMALL:
+        return []
+    ends = np.quantile(ratios, (0.05, 0.5, 0.95))
+    wanted = sorted({*size.ratios, *(float(f"{v:.2g}") for v in ends[~_reached(ends, size.ratios, reach)])})
+    return [
+        f"{printable(split)}: with {size.name}, {1 - matched.mean():.0%} of the objects are longer or higher than "
+        f"its anchors match (height by width {ends[0]:.2g} / {ends[1]:.2g} / {ends[2]:.2g} at 5, 50 and 95 %); "
+        f"--anchor-ratios {','.join(f'{v:g}' for v in wanted)} would match them"
+    ]
+
+
+def _reached(ratios: npt.NDArray[np.float64], own: Sequence[float], reach: float) -> npt.NDArray[np.bool_]:
+    """Whether each ratio is within the factor ``reach`` of one of ``own``."""
+    factors: npt.NDArray[np.float64] = np.abs(np.log(ratios[:, None] / np.asarray(own)))
+    within: npt.NDArray[np.bool_] = (factors <= np.log(reach)).any(1)
+    return within
 
 
 def _by_class(annotations: Annotations) -> dict[str, int]:
