@@ -32,7 +32,7 @@ def loose_data(survey: Survey) -> YoloData | None:
     for name in labels:
         by_folder.setdefault(name.rpartition("/")[0], []).append(name)
     probed = {folder: [is_label(survey.folder / n) for n in own[:_PROBED]] for folder, own in by_folder.items()}
-    folders = [folder for folder, found in probed.items() if True in found and False not in found]
+    folders = [folder for folder, found in probed.items() if found.count(True) > found.count(False)]
     if not folders or not survey.listing.images:
         return None
     file, classes = _classes(survey, sorted(names, key=lambda n: (n.count("/"), n)))
