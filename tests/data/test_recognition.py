@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from drloss.data.checks.images import require_images
+from drloss.data.files.paths import following_links
 from drloss.data.formats.opening import open_data
 from drloss.errors import DataError, UserError
 
@@ -183,7 +185,8 @@ def test_links_out_of_a_data_set_are_followed_where_that_is_asked_for(kind, tmp_
     (tmp_path / "set" / inner).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"link out of|--follow-links"):
         open_data(tmp_path / "set").read("train")
-    annotations, report = open_data(tmp_path / "set", follow_links=True).read("train")
+    with following_links(True):
+        annotations, report = require_images(*open_data(tmp_path / "set").read("train"))
     assert report.boxes_kept == 4
     annotations.load_image(0)
 
@@ -193,4 +196,10 @@ def test_links_that_lead_in_circles_are_followed_once(tmp_path, made):
         made.image(tmp_path / "set" / f"{stem}.png")
         (tmp_path / "set" / f"{stem}.xml").write_text(made.voc_xml(stem, boxes))
     (tmp_path / "set" / "again").symlink_to(tmp_path / "set")
-    assert open_data(tmp_path / "set", follow_links=True).read("all")[1].images_kept == 3
+    made.image(tmp_path / "elsewhere" / "d.png")
+    (tmp_path / "elsewhere" / "d.xml").write_text(made.voc_xml("d", made.boxes["b"]))
+    for name in ("one", "other"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "elsewhere")
+    with following_links(True):
+        report = open_data(tmp_path / "set").read("all")[1]
+    assert report.images_kept == report.images_in == 4

@@ -15,6 +15,7 @@ from drloss.cli.data import add_data, add_make_shapes
 from drloss.cli.detector import add_config, add_eval, add_export, add_predict, add_train
 from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
 from drloss.cli.studies import add_compare, add_demo, add_reproduce
+from drloss.data.files.paths import following_links
 from drloss.distributed.host import wait_passively
 from drloss.errors import UserError, nearest
 
@@ -89,7 +90,8 @@ def _run(arguments: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    code: int = options.run(options)
+    with following_links(getattr(options, "follow_links", False)):
+        code: int = options.run(options)
     return code
 
 

@@ -1,6 +1,7 @@
 """``drloss data``, which is also called ``check-data``, and ``make-shapes``."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -42,6 +43,8 @@ def _data(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from drloss.data.formats.opening import open_data
+    from drloss.data.formats.toml_writing import require_new_toml, write_data_toml
+    from drloss.data.held_out import with_val
     from drloss.data.inspection import check_data
     from drloss.io.atomic import write_json
 
@@ -49,7 +52,9 @@ def _data(options: argparse.Namespace) -> int:
     size = _input_size(preset, options.short_side)
     if options.convert:
         _require_new(options.convert)
-    source = open_data(options.data, follow_links=options.follow_links)
+    if options.write:
+        require_new_toml(options.write)
+    source = open_data(options.data)
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
@@ -61,7 +66,9 @@ def _data(options: argparse.Namespace) -> int:
 
         result = check_data(source, size=size, progress=advance)
     print(result.text())
-    if "val" not in source.splits and result.reports:
+    if "val" not in with_val(source).splits:
+        print("no split val, and none to hold one out from: drloss train does not evaluate")
+    elif "val" not in source.splits and source.format != "shapes":
         share = f"{VAL_FRACTION:.0%}"
         print(f"no split val: drloss train holds out {share} of the images (--val-fraction, --val-split none)")
     if result.ok:
@@ -72,8 +79,6 @@ def _data(options: argparse.Namespace) -> int:
     if options.page:
         _write_page(options.page, source, result)
     if options.write:
-        from drloss.data.formats.toml_writing import write_data_toml
-
         write_data_toml(options.write, source)
         print(f"data file: {options.write}")
     if options.convert:
@@ -81,11 +86,17 @@ def _data(options: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
+def _good(source: Any, result: Any) -> dict[str, Any]:
+    """Split to its annotations without what is bad, and their report, of every split that can be read."""
+    from drloss.data.checks.images import check_images
+
+    return {s: check_images(*source.read(s, strict=False), strict=False) for s in result.reports}
+
+
 def _write_page(path: Path, source: Any, result: Any) -> None:
     from drloss.studies.report.data_page import write_data_page
 
-    splits = {split: source.read(split, strict=False)[0] for split in result.reports}
-    write_data_page(path, result, splits)
+    write_data_page(path, result, {split: good for split, (good, _) in _good(source, result).items()})
     print(f"page: {path}")
 
 
@@ -98,16 +109,25 @@ def _require_new(convert: Sequence[str]) -> None:
 
 
 def _convert(source: Any, result: Any, kind: str, out: str) -> None:
-    """Write every split that can be read, with its good images and boxes."""
-    from drloss.data.checks.images import require_images
+    """Write every split that can be read, without what is bad, into a folder that is there when it is whole."""
     from drloss.data.files.survey import WHOLE
     from drloss.data.formats import writing
 
     write = {"coco": writing.write_coco, "voc": writing.write_voc, "yolo": writing.write_yolo}[kind]
-    for split in result.reports:
-        annotations, report = require_images(*source.read(split, strict=False), strict=False)
-        write(annotations, Path(out), "train" if split == WHOLE else split)
-        print(f"{out}: {report.summary()}")
+    whole = "train" if "train" not in result.reports else WHOLE
+    part = Path(out).absolute().with_name(f"{Path(out).name}.unfinished")
+    shutil.rmtree(part, ignore_errors=True)
+    lines = []
+    try:
+        for split, (annotations, report) in _good(source, result).items():
+            write(annotations, part, whole if split == WHOLE else split)
+            lines.append(f"{out}: {report.summary()}")
+        if Path(out).exists():
+            Path(out).rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print("\n".join(lines))
 
 
 def _input_size(preset: str, short_side: int | None) -> Any:

@@ -151,6 +151,8 @@ def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
     data = data_options(parser)
     data.add_argument("--split", default="val", help="split to evaluate on (default: val)")
     older_name(data, "--val-split", "--split")
+    splits = "the file of a run that says which images it held out (default: that in RUN, if there is one)"
+    data.add_argument("--splits", type=Path, metavar="splits.json", help=splits)
     test = parser.add_argument_group("test")
     test.add_argument(
         "--score-threshold",
@@ -180,7 +182,10 @@ def _eval(options: argparse.Namespace) -> int:
         console = Console(quiet=not ranks.first, highlight=False)
         out = options.out or default_out(options.run_or_file, f"eval_{options.split}")
         require_own_results(out)
-        annotations, report = read_split(open_source(options, options.run_or_file), options.split, options.skip_bad)
+        source = _evaluated(options)
+        annotations, report = read_split(source, options.split, options.skip_bad)
+        if getattr(source, "made", None):
+            console.print(source.note(), markup=False, soft_wrap=True)
         left_out = out / report_name(options.split)
         if report.problems and ranks.first:
             report.write(left_out)
@@ -197,6 +202,18 @@ def _eval(options: argparse.Namespace) -> int:
             console=console,
         )
     return 0
+
+
+def _evaluated(options: argparse.Namespace) -> Any:
+    """The data set; with the images that the run has held out, if it has, and never with others."""
+    from drloss.data.formats.opening import open_data
+    from drloss.data.held_out import SPLITS_FILE, with_val
+
+    held_out = options.splits or options.run_or_file / SPLITS_FILE
+    source = open_data(options.data)
+    if options.splits and not options.splits.is_file():
+        raise UserError(f"--splits {options.splits}: no such file; allowed: {SPLITS_FILE} of a run")
+    return with_val(source, splits=held_out) if held_out.is_file() else source
 
 
 def default_out(run: Path, name: str) -> Path:

@@ -30,12 +30,6 @@ def data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> a
     group.add_argument("--data", required=required, help=kinds if required else f"{kinds} (default: shapes)")
     group.add_argument("--follow-links", action="store_true", help="take links that lead out of the data set")
     group.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="SHARE",
-        help=f"of data without a split val, hold out this share of the images (default: {VAL_FRACTION:g})",
-    )
-    group.add_argument(
         "--skip-bad", action="store_true", help="read every image first; leave bad boxes and images out and list them"
     )
     return group
@@ -46,6 +40,8 @@ def split_options(group: argparse._ActionsContainer, *, val_default: str | None)
     group.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
     words = "split to evaluate on; none for no evaluation (default: val)"
     group.add_argument("--val-split", default=val_default, metavar="SPLIT", help=words)
+    share = f"of data without a split val, hold out this share of the images (default: {VAL_FRACTION:g})"
+    group.add_argument("--val-fraction", type=float, metavar="SHARE", help=share)
 
 
 def open_source(options: argparse.Namespace, run: Path | None = None, *, ranks: Any = None) -> Any:
@@ -59,7 +55,7 @@ def open_source(options: argparse.Namespace, run: Path | None = None, *, ranks: 
     from drloss.data.formats.opening import open_data
     from drloss.data.held_out import SPLITS_FILE, with_val
 
-    source = open_data(options.data, follow_links=options.follow_links)
+    source = open_data(options.data)
     if getattr(options, "val_split", None) == NO_SPLIT and NO_SPLIT not in source.splits:
         if options.val_fraction:
             raise UserError(f"--val-fraction {options.val_fraction:g} with --val-split none; allowed: one of them")

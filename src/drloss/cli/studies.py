@@ -175,6 +175,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _draw_figure1(options: argparse.Namespace) -> None:
     """Draw Figure 1 from the scores of ``--scores-of``, else of the DR runs in ``--out``, else of synthetic ones."""
+    from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
     from drloss.studies.paper.reproduce import reweighting_of_run, reweighting_of_runs
     from drloss.studies.paper.scores import reweight_scores, save_reweighting
@@ -183,7 +184,7 @@ def _draw_figure1(options: argparse.Namespace) -> None:
         reweighting = reweighting_of_runs(options.out, options.scale) or reweight_scores()
     else:
         with join_ranks(options.device) as ranks:
-            annotations, _ = read_split(open_source(options), "val", options.skip_bad)
+            annotations, _ = read_split(open_data(options.data), "val", options.skip_bad)
             reweighting = reweighting_of_run(options.scores_of, annotations, ranks)
     for path in save_reweighting(options.out, reweighting):
         print(path)

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.problems import Report, report_of
+from drloss.data.checks.problems import NOTE, Problem, Report, report_of
 from drloss.data.files.survey import WHOLE
 from drloss.data.source import VAL_NAMES, DataSource
 from drloss.data.splitting import VAL_FRACTION, Splits, make_splits, select_splits
-from drloss.errors import UserError
+from drloss.errors import UserError, shown
 
 SPLITS_FILE = "splits.json"
 """Name of the file, in a run's folder, that says which images were held out."""
@@ -49,6 +49,10 @@ def with_val(
     rest = [split for split in source.splits if split not in (*VAL_NAMES, "test")]
     base = "train" if "train" in rest else rest[0] if len(rest) == 1 else None
     if base is None or any(name in source.splits for name in VAL_NAMES):
+        if fraction:
+            raise UserError(
+                f"--val-fraction {fraction:g}: {source.name} has no split to hold out from, as train would be"
+            )
         return source
     made = Splits.from_json(splits) if splits is not None and splits.is_file() else None
     return HeldOut(source, base, VAL_FRACTION if fraction is None else fraction, made, progress)
@@ -95,28 +99,39 @@ class HeldOut:
     def read(self, split: str, *, strict: bool = True) -> tuple[Annotations, Report]:
         """Read a split; see :meth:`drloss.data.source.DataSource.read`."""
         val = split in VAL_NAMES
-        if (split == self.base and split != "train") or not (val or split == "train"):
+        if split == self.base and split != "train" and self.fraction:
+            raise UserError(
+                f"{self.name}: split, got {shown(split)}; allowed: train and val, its two parts, or --val-split none "
+                "to train on all of it"
+            )
+        if not (val or split == "train"):
             return self.source.read(split, strict=strict)
         if not self.fraction:
             return self.source.read(self.base if not val else split, strict=strict)
         if self._strict is not strict:  # read once for both
             self.__dict__.pop("_whole", None)
             self._strict = strict
-        report, train, held_out = self._whole
+        report, train, held_out, others = self._whole
         if val:
             return held_out, report_of(held_out)
-        out = (len(held_out), len(held_out.boxes))
-        images, boxes = report.images_in - out[0], report.boxes_in - out[1]
-        return train, report_of(train, report.problems, images_in=images, boxes_in=boxes)
+        out = held_out, others
+        images = report.images_in - sum(map(len, out))
+        boxes = report.boxes_in - sum(len(part.boxes) for part in out)
+        problems = list(report.problems)
+        if len(others):
+            kind = "images that were added since the splits were made, in neither of them"
+            first = Problem(others.image_path(0), "", kind, "", "", NOTE, refused=False, count=len(others))
+            problems.append(first)
+        return train, report_of(train, problems, images_in=images, boxes_in=boxes)
 
     @cached_property
-    def _whole(self) -> tuple[Report, Annotations, Annotations]:
-        """The report of the split, and its two parts."""
+    def _whole(self) -> tuple[Report, Annotations, Annotations, Annotations]:
+        """The report of the split, its two parts, and what is in neither."""
         annotations, report = self.source.read(self.base, strict=bool(self._strict))
         if self._made is None:
             self._made = make_splits(annotations, self.fraction, progress=self._progress)
-        train, val, _ = select_splits(annotations, self._made)
-        return report, train, val
+        train, val, others = select_splits(annotations, self._made)
+        return report, train, val, others
 
     def note(self) -> str:
         """Which images are held out and why, in words; after they are read."""

@@ -1,13 +1,12 @@
 """A data set with its splits, whatever its format; :mod:`drloss.data.formats.opening` finds the format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from drloss.data.annotations import Annotations
 from drloss.data.checks.problems import Report
-from drloss.data.files.paths import following_links
 from drloss.errors import AbsentError, DataError, UserError, printable, shown
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -62,6 +61,7 @@ class FileSource:
         name, format, says: as in :class:`DataSource`.
         readers: split to the function that reads it.
         class_names: names of the classes, if they are known before a split is read.
+        settings: further keys of its data file: ``root``, ``kpt_shape``.
         places: gives the keys of a data file for each split, :mod:`drloss.data.formats.data_toml`, if it has any.
     """
 
@@ -71,6 +71,7 @@ class FileSource:
     class_names: tuple[str, ...] | None = None
     says: str = ""
     places: Callable[[], Places] | None = None
+    settings: dict[str, Path | list[int]] = field(default_factory=dict)
 
     def saying(self, says: str) -> "FileSource":
         """The same, with words on what it was recognised by."""
@@ -91,19 +92,6 @@ class FileSource:
             return self.readers[own](f"{self.name} {own}", strict)
         except OSError as error:
             raise unreadable(self.name, error) from None
-
-
-def followed(source: FileSource) -> FileSource:
-    """The source, whose links may lead out of the data set."""
-
-    def following(read: Read) -> Read:
-        def read_followed(name: str, strict: bool) -> tuple[Annotations, Report]:
-            with following_links(True):
-                return read(name, strict)
-
-        return read_followed
-
-    return replace(source, readers={split: following(read) for split, read in source.readers.items()})
 
 
 def standard_name(split: str) -> str:

@@ -201,8 +201,8 @@ def make_splits(
     )
 
 
-def select_splits(annotations: Annotations, splits: Splits) -> tuple[Annotations, Annotations, tuple[str, ...]]:
-    """The annotations for training, those for validation, and the names of images that are in neither.
+def select_splits(annotations: Annotations, splits: Splits) -> tuple[Annotations, Annotations, Annotations]:
+    """The annotations for training, those for validation, and those of images that are in neither.
 
     Raises:
         DataError: if an image of the splits is not there.
@@ -215,8 +215,9 @@ def select_splits(annotations: Annotations, splits: Splits) -> tuple[Annotations
             f"{printable(annotations.name)}: {len(gone):,} of the {len(train | val):,} images of the train and val "
             f"splits are not there, the first is {shown(gone[0])}; allowed: the images that the splits were made of"
         )
-    parts = [annotations.select(np.array([name in part for name in names])) for part in (train, val)]
-    return parts[0], parts[1], tuple(name for name in names if name not in train and name not in val)
+    masks = [np.array([name in part for name in names], np.bool_) for part in (train, val)]
+    first, second = (annotations.select(mask) for mask in masks)
+    return first, second, annotations.select(~(masks[0] | masks[1]))
 
 
 # ---------------------------------------------------------------------- reading

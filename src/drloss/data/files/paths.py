@@ -172,20 +172,30 @@ def why_not_read(name: str) -> str:
     return f"file {f'with suffix {suffix}' if suffix else 'without a suffix'}, not taken for an image"
 
 
+def _holds(folder: str, place: str) -> bool:
+    return place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)
+
+
 def list_files(folder: Path) -> Listing:
     """All files below ``folder``; none if it is not a folder."""
     found = Listing()
     follow = _FOLLOW.get()
-    seen = {os.path.realpath(folder)}
+    root = os.path.realpath(folder)
+    seen: set[str] = set()
     for base, folders, files in os.walk(folder, followlinks=follow):
         inner = os.path.relpath(base, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else f"{inner}/"
         searched = [f for f in folders if not f.startswith(".")]
         links = [f for f in searched if os.path.islink(os.path.join(base, f))]
-        if follow:  # each folder once: links may lead in circles
-            places = {f: os.path.realpath(os.path.join(base, f)) for f in links}
-            links = [f for f, place in places.items() if place in seen]
-            seen.update(places.values())
+        if follow:  # a folder once: not by links within the data set, nor by two that lead to one place
+            outside = {}
+            for f in links:
+                place = os.path.realpath(os.path.join(base, f))
+                around = any(_holds(other, place) or _holds(place, other) for other in (root, *seen))
+                if not around:
+                    outside[f] = place
+                    seen.add(place)
+            links = [f for f in links if f not in outside]
             searched = [f for f in searched if f not in links]
         found.links += [prefix + f for f in links]
         folders[:] = searched

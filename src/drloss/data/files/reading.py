@@ -76,13 +76,17 @@ def _check_limits(path: Path, limits: Mapping[bytes, Limit], records: Sequence[b
                     raise DataError(f"{what}, got more than {allowed:,}; allowed: at most {allowed:,}{rule}")
 
 
-def read_text(path: Path, max_bytes: int, limits: Mapping[bytes, Limit] | None = None) -> str:
+def read_text(
+    path: Path, max_bytes: int, limits: Mapping[bytes, Limit] | None = None, records: Sequence[bytes] = ()
+) -> str:
     """The content of a regular file as text: UTF-8, with or without byte order mark.
+
+    The arguments are those of :func:`read_bytes`.
 
     Raises:
         DataError: as :func:`read_bytes`, or if the file is not UTF-8.
     """
-    data = read_bytes(path, max_bytes, limits)
+    data = read_bytes(path, max_bytes, limits, records)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,10 +94,12 @@ def read_text(path: Path, max_bytes: int, limits: Mapping[bytes, Limit] | None =
         raise DataError(f"{printable(str(path))}: encoding, got {what}; allowed: UTF-8") from None
 
 
-def read_lines(path: Path, max_bytes: int, limits: Mapping[bytes, Limit] | None = None) -> list[str]:
+def read_lines(
+    path: Path, max_bytes: int, limits: Mapping[bytes, Limit] | None = None, records: Sequence[bytes] = ()
+) -> list[str]:
     """The lines of a text file. Only line feeds and carriage returns end a line, unlike in ``str.splitlines``.
 
     Raises:
         DataError: as :func:`read_text`.
     """
-    return read_text(path, max_bytes, limits).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return read_text(path, max_bytes, limits, records).replace("\r\n", "\n").replace("\r", "\n").split("\n")

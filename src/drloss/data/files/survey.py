@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from drloss.data.files.paths import Listing, list_files, suffix_of
-from drloss.errors import printable
+from drloss.data.files.paths import IMAGE_SUFFIXES, Listing, list_files, suffix_of
+from drloss.errors import DataError, printable
 
 _SPLITS = "train|training|trainval|val|valid|validation|test|testing|minival"
 _FOLDER = re.compile(rf"(?P<name>{_SPLITS})(?P<year>20\d\d)?", re.IGNORECASE)
@@ -16,6 +16,8 @@ _PLAIN = {"training": "train", "testing": "test"}
 WHOLE = "all"
 """Name of the only split of a data set that has no splits."""
 _MOST_SUFFIXES = 6
+_USUAL = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "data"})
+"""Usual names of folders of images."""
 
 
 class Survey:
@@ -83,11 +85,11 @@ class ImageIndex:
         """The folders that hold images, sorted."""
         return sorted({name.rpartition("/")[0] for name in self._listed})
 
-    def find(self, text: str, near: Iterable[str] = ("",), split: str = "") -> str | None:
-        """The image that a file calls ``text``; None if there is none.
+    def find(self, text: str, near: Iterable[str] = ("",), split: str = "") -> tuple[str, bool] | None:
+        """The image that a file calls ``text``, and whether only its name says so; None if there is none.
 
         As much of the end of its path as leads to an image below one of the folders ``near``; otherwise the only
-        image with its file name, or with its stem. Of several, the only one in a folder of the split.
+        image with its file name, or with its stem, which is not in the folder of another split.
 
         Raises:
             ValueError: if several images could be meant.
@@ -100,16 +102,54 @@ class ImageIndex:
             tail = "/".join(parts[first:])
             for prefix in prefixes:
                 if prefix + tail in self.names:
-                    return prefix + tail
+                    return prefix + tail, 0 < first == len(parts) - 1
         base = parts[-1].casefold()
-        candidates = self._by_base.get(base) or self._by_stem.get(base) or self._by_stem.get(stem_of(base), [])
-        if len(candidates) > 1:
-            candidates = [
-                c for c in candidates if split and split_of_folder(c.rpartition("/")[0]) == split
-            ] or candidates
+        stem = stem_of(base) if suffix_of(base) in IMAGE_SUFFIXES else base
+        candidates = self._by_base.get(base) or self._by_stem.get(stem, [])
+        own = {name: split_of_folder(name.rpartition("/")[0]) for name in candidates}
+        candidates = [name for name in candidates if own[name] in ("", split) or split in ("", WHOLE)]
+        candidates = [name for name in candidates if split and own[name] == split] or candidates
         if len(candidates) > 1:
             raise ValueError(f"{len(candidates)} images of that name, {candidates[0]} and {candidates[1]} among them")
-        return candidates[0] if candidates else None
+        return (candidates[0], len(parts) > 1) if candidates else None
+
+    def folder_of(self, files: Iterable[str], place: str) -> str | None:
+        """The folder of the images that have the same stems as the files of a folder ``place``; None if none has.
+
+        Of several, the one with the most of them; then the folder itself, its usual partner (``images`` for
+        ``labels``), one of the same split, one called ``images`` or the like.
+
+        Raises:
+            DataError: if it cannot be told.
+        """
+        found: Counter[str] = Counter()
+        for stem in {stem_of(name.rpartition("/")[2]).casefold() for name in files}:
+            found.update({name.rpartition("/")[0] for name in self._by_stem.get(stem, [])})
+        if not found:
+            return None
+        split = split_of_folder(place)
+
+        def fits(folder: str) -> tuple[object, ...]:
+            usual = folder.rpartition("/")[2].casefold() in _USUAL
+            return found[folder], folder == place, _partner(folder, place), split_of_folder(folder) == split, usual
+
+        best, *others = sorted(found, key=fits, reverse=True)
+        if others and fits(best) == fits(others[0]):
+            both = " and ".join(printable(folder or ".") for folder in sorted((best, others[0])))
+            raise DataError(
+                f"{printable(place or '.')}: folder of its images, got {both} with the same names; allowed: one; "
+                "a .toml data file says which"
+            )
+        return best
+
+
+def _partner(images: str, labels: str) -> bool:
+    """Whether two folders differ in the one part that is ``images`` or the like in the first."""
+    ours, theirs = images.split("/"), labels.split("/")
+    if len(ours) != len(theirs):
+        return False
+    differ = [ours[k].casefold() in _USUAL for k in range(len(ours)) if ours[k] != theirs[k]]
+    return differ == [True]
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -175,6 +175,10 @@ class AnnotationsBuilder:
         if folder != self.image_root:
             image.name = f"{os.path.relpath(folder, self.image_root)}/{clean}".replace(os.sep, "/")
             image.name = image.name.removeprefix("./")
+        try:
+            image.name.encode()
+        except UnicodeEncodeError:
+            return "file name refused (a folder that is not UTF-8)", image.name, "names in UTF-8"
         return None
 
     def _size_problem(self, image: _Image, height: object, width: object) -> tuple[str, object, str] | None:

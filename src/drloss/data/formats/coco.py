@@ -26,11 +26,9 @@ Rules:
 """
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -38,21 +36,14 @@ from typing import Any
 from drloss.data.annotations import Annotations
 from drloss.data.checks.boxes import flag_is_set, integer_or_none, number_or_none
 from drloss.data.checks.problems import Report
-from drloss.data.files.paths import clean_name, common_folder, require_inside
-from drloss.data.files.survey import Survey, split_of_folder
+from drloss.data.files.paths import clean_name, common_folder
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.coco_json import SEGMENTED, TWICE, load_json
-from drloss.data.formats.layout import CERTAIN, LIKELY, Layout, grouped_by_split
-from drloss.data.formats.sniffing import json_kind
-from drloss.data.source import FileSource, Places, Read
+from drloss.data.source import Read
 from drloss.errors import DataError, printable, shown
 
 _PROBED = 20
 """Number of image names that are looked for in each folder that may hold the images."""
-_MOST_FOLDERS = 200
-"""Number of folders of images in which those of a file are looked for."""
-_KNOWN_SPLIT = re.compile(r"(?:^|.*[_-])((?:train|val|valid|validation|test|trainval|minival)(?:20\d\d)?)")
-_YEAR = re.compile(r"(?<=[a-z])20\d\d$")
 
 
 @dataclass(frozen=True)
@@ -61,119 +52,13 @@ class CocoPart:
 
     Attributes:
         annotations: the file.
-        images: folders that may hold its images; the first that has one of them is taken.
+        images: folders that may hold its images.
+        named: number of these, the first ones, that go before all others by their place and name.
     """
 
     annotations: Path
     images: tuple[Path, ...]
-
-
-def find_coco(survey: Survey) -> Layout | None:
-    """COCO's annotation files under their usual names, as a data set."""
-    parts = _find_parts(survey.folder)
-    return _layout(survey, parts, CERTAIN) if parts else None
-
-
-def find_loose_coco(survey: Survey) -> Layout | None:
-    """COCO's annotation files of any name, as a data set."""
-    found = [name for name in survey.named(".json") if json_kind(survey.folder / name) == "coco"]
-    return loose_coco(survey, found) if found else None
-
-
-def loose_coco(survey: Survey, files: Sequence[str]) -> Layout:
-    """These annotation files, of any name in any folder, as a data set."""
-    return _layout(survey, _loose_parts(survey, files), LIKELY)
-
-
-def _layout(survey: Survey, parts: dict[str, CocoPart], sure: int) -> Layout:
-    says = ", ".join(printable(str(os.path.relpath(p.annotations, survey.folder))) for p in list(parts.values())[:3])
-    readers, places = _readers(parts, survey.folder), partial(_places, parts)
-    return Layout("coco", sure, says, lambda name: FileSource(name, "coco", readers, places=places))
-
-
-def _places(parts: dict[str, CocoPart]) -> Places:
-    names = _names_of(parts)
-    return {
-        names[split]: {
-            "images": [_image_folder(part, load_json(part.annotations))],
-            "annotations": [part.annotations],
-        }
-        for split, part in parts.items()
-    }
-
-
-def _loose_parts(survey: Survey, files: Sequence[str]) -> dict[str, CocoPart]:
-    """Split to its annotation file, for files of any name in any folder, and the folders that may hold its images.
-
-    Raises:
-        DataError: if several files are of one split.
-    """
-    found: dict[str, CocoPart] = {}
-    for split, names in grouped_by_split(files).items():
-        if len(names) > 1:
-            raise _two_files(survey.folder, split, names[:2])
-        own = names[0].rpartition("/")[0]
-        inner = [own, *(f"{own}/{sub}" if own else sub for sub in ("images", "data", split, f"images/{split}"))]
-        places = dict.fromkeys([*inner, split, f"images/{split}", f"{split}/images", "images", "data", ""])
-        folders = [survey.folder / place for place in (*places, *survey.images.folders[:_MOST_FOLDERS])]
-        found[split] = CocoPart(survey.folder / names[0], tuple(f for f in dict.fromkeys(folders) if f.is_dir()))
-    return found
-
-
-def _two_files(folder: Path, split: str, names: Sequence[str]) -> DataError:
-    both = " and ".join(printable(name) for name in names)
-    return DataError(f"{printable(str(folder))}: split {split} in both {both}; choose with a .toml data file")
-
-
-def _find_parts(folder: Path) -> dict[str, CocoPart]:
-    """Split, with its year, to its annotation file and the folders that may hold its images, by their usual names."""
-    found: dict[str, CocoPart] = {}
-    inner = folder / "annotations"
-    for path in sorted(inner.glob("instances_*.json")):
-        split = path.stem.removeprefix("instances_")
-        images = (folder / split, folder / "images" / split, folder / "images", folder)
-        found[split] = CocoPart(path, tuple(p for p in images if p.is_dir()))
-    if found:
-        return found
-    for path in sorted(folder.glob("*/_annotations.coco.json")):
-        found[path.parent.name] = CocoPart(path, (path.parent,))
-    if found:
-        return found
-    for base in (folder, inner):
-        for path in sorted(base.glob("*.json")):
-            match = _KNOWN_SPLIT.fullmatch(path.stem)
-            if match and json_kind(path) in ("coco", ""):
-                split = match[1]
-                if split in found:
-                    raise _two_files(folder, split, [found[split].annotations.name, path.name])
-                images = (folder, folder / "images", folder / split, folder / "images" / split)
-                found[split] = CocoPart(path, tuple(p for p in images if p.is_dir()))
-        if found:
-            break
-    return found
-
-
-def _readers(parts: dict[str, CocoPart], folder: Path) -> dict[str, Read]:
-    """Readers by split, train first."""
-    names = _names_of(parts)
-    order = {"train": 0, "val": 1}
-    return {
-        names[split]: partial(_read_inside, parts[split], folder)
-        for split in sorted(parts, key=lambda s: order.get(names[s], 2))
-    }
-
-
-def _names_of(parts: Iterable[str]) -> dict[str, str]:
-    """The names of splits as they are shown. The year is left out if no other split has the same name."""
-    bare = [_YEAR.sub("", split_of_folder(split) or split) for split in parts]
-    return {s: printable(b if bare.count(b) == 1 else s) for s, b in zip(parts, bare, strict=True)}
-
-
-def _read_inside(part: CocoPart, folder: Path, name: str, strict: bool) -> tuple[Annotations, Report]:
-    """Read a split whose files must all lie in ``folder``."""
-    for path in (part.annotations, *part.images):
-        require_inside(path, folder)
-    return read_coco(name, [part], strict=strict)
+    named: int = 1_000
 
 
 def coco_reader(parts: Sequence[CocoPart]) -> Read:
@@ -198,7 +83,7 @@ def read_coco(name: str, parts: Sequence[CocoPart], *, strict: bool = True) -> t
         if other != classes[0]:
             first, own = (printable(str(p.annotations)) for p in (parts[0], part))
             raise DataError(f"{own}: categories differ from those of {first}")
-    folders = [_image_folder(part, content) for part, content in zip(parts, files, strict=True)]
+    folders = [image_folder(part, content) for part, content in zip(parts, files, strict=True)]
     if len(parts) > 1:
         # Links are resolved: a link among these folders would lead out of the folder that they have in common.
         folders = [Path(os.path.realpath(folder)) for folder in folders]
@@ -240,8 +125,12 @@ def _classes(file: str, content: dict[str, Any]) -> list[tuple[int, str]]:
     return sorted(classes)
 
 
-def _image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
-    """The first folder that has one of the file's first images; if none has, the first folder."""
+def image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
+    """The folder that has the most of the file's first images, of several the first.
+
+    Raises:
+        DataError: if several folders that nothing in the layout names have as many.
+    """
     if len(part.images) == 1:
         return part.images[0]
     names = []
@@ -249,7 +138,15 @@ def _image_folder(part: CocoPart, content: dict[str, Any]) -> Path:
         for name in _names(record) if isinstance(record, dict) else ():
             with suppress(ValueError):
                 names.append(clean_name(name))
-    return next((f for f in part.images if any(os.path.isfile(f / n) for n in names)), part.images[0])
+    found = [sum(os.path.isfile(folder / name) for name in names) for folder in part.images]
+    best = found.index(max(found))
+    if best >= part.named and found.count(found[best]) > 1 and found[best]:
+        both = [printable(str(f)) for f, n in zip(part.images, found, strict=True) if n == found[best]][:2]
+        raise DataError(
+            f"{printable(str(part.annotations))}: folder of its images, got {' and '.join(both)} with the same "
+            "names; allowed: one; a .toml data file says which"
+        )
+    return part.images[best]
 
 
 def _names(record: dict[str, Any]) -> list[object]:

@@ -21,14 +21,16 @@ from itertools import chain
 from pathlib import Path
 
 from drloss.data.checks.boxes import number_in_text
+from drloss.data.files.paths import require_inside
 from drloss.data.files.reading import Limit, read_text
-from drloss.data.files.survey import Survey, stem_of
+from drloss.data.files.survey import Survey, split_of_file, stem_of
 from drloss.data.formats.items import SIDES, Bad, Item, ItemBox, ItemFiles
 from drloss.data.formats.layout import POSSIBLE, Layout, grouped_by_split, head
 from drloss.errors import DataError, printable
 
 MAX_BYTES = 1024**3
-_LIMITS = {b"\n": Limit(20_000_000), b"\r": Limit(20_000_000)}
+_LIMITS = {b"\n": Limit(20_000_000), b"\r": Limit(20_000_000), b",": Limit(1_000_000, each=100)}
+_LIMITS |= {b";": _LIMITS[b","], b"\t": _LIMITS[b","]}
 _IMAGE = ("filename", "file_name", "file", "image", "image_path", "filepath", "path", "img", "image_name", "imageid")
 _CLASS = ("class", "label", "labelname", "class_name", "label_name", "category", "category_name")
 _XYXY = (
@@ -70,8 +72,11 @@ class _Columns:
             raise KeyError("columns")
         self.corners = sides in _XYXY
         self.box = tuple(place[name] for name in sides)
-        self.height = next((place[n] for n in _HEIGHT if n in place and n not in sides), None)
-        self.width = next((place[n] for n in _WIDTH if n in place and n not in sides), None)
+        # Beside x and y, width and height are the box's, even where the file has its corners, too.
+        sizes = [n for n in (*_HEIGHT, *_WIDTH) if n in place and n not in sides]
+        sizes = [n for n in sizes if not ({"x", "y"} <= place.keys() and n in ("height", "width"))]
+        self.height = next((place[n] for n in sizes if n in _HEIGHT), None)
+        self.width = next((place[n] for n in sizes if n in _WIDTH), None)
         self.open_images = "imageid" in place and "labelname" in place
         self.group = place.get("isgroupof")
 
@@ -82,10 +87,14 @@ def _is_number(text: str) -> bool:
 
 def find_csv(survey: Survey) -> Layout | None:
     """The CSV files of a folder that list boxes, as a data set."""
-    found = [name for name in survey.named(".csv", ".tsv") if _columns_of(survey.folder / name) is not None]
+    files = survey.named(".csv", ".tsv")
+    found = [name for name in files if _columns_of(survey.folder / name) is not None]
     if not found or not survey.listing.images:
         return None
-    return csv_layout(survey, grouped_by_split(found))
+    # Reading says what is wrong with a file that is called as one of the splits and cannot be told by its columns.
+    splits = {"", *map(split_of_file, found)}
+    found += [name for name in files if split_of_file(name.rpartition("/")[2]) not in splits]
+    return csv_layout(survey, grouped_by_split(sorted(found)))
 
 
 def csv_layout(survey: Survey, files: dict[str, list[str]]) -> Layout:
@@ -94,6 +103,7 @@ def csv_layout(survey: Survey, files: dict[str, list[str]]) -> Layout:
     order = None
     classes = next((n for n in survey.named(".csv") if stem_of(n).rpartition("/")[2] in ("classes", "class")), None)
     if classes is not None:
+        require_inside(survey.folder / classes, survey.folder)
         order = _ordered([row for row in _rows(survey.folder / classes) if row])
     source = ItemFiles("csv", survey, files, partial(parse, texts), order)
     shown = ", ".join(printable(name) for own in files.values() for name in own[:1])
@@ -104,7 +114,7 @@ def descriptions(paths: Iterable[Path]) -> dict[str, str]:
     """The names of Open Images' classes, from those of the files that are ``class-descriptions*.csv``."""
     texts: dict[str, str] = {}
     for path in paths:
-        if path.name.startswith("class-descriptions"):
+        if path.name.startswith("class-descriptions") and not path.is_symlink():
             texts |= {row[0].strip(): row[1].strip() for row in _rows(path) if len(row) > 1}
     return texts
 
@@ -132,7 +142,7 @@ def _delimiter(text: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    text = read_text(path, MAX_BYTES, _LIMITS)
+    text = read_text(path, MAX_BYTES, _LIMITS, (b"\n",))
     reader = csv.reader(iter(text.splitlines(keepends=True)), delimiter=_delimiter(text))
     try:
         yield from reader

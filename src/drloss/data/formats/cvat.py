@@ -5,66 +5,84 @@ Rules:
 - ``<box>`` is xtl, ytl, xbr, ybr in pixels. Of polygons, ellipses and masks the bounding box is taken, which is
   noted; points, polylines, skeletons, cuboids and tags are no boxes, which is noted.
 - Classes are the task's labels, in their order; without them, as :mod:`drloss.data.formats.items` says.
-- ``subset`` of an image is its split; without it, the file's name or folder.
+- ``subset`` of an image is its split; without it, the file's name or folder says.
 - ``<track>``, of a video, is refused: its frames are not image files.
-- XML is read as it streams, at most 2 GB, without a DOCTYPE.
+- XML is at most 1 GB, without a DOCTYPE, with as many tags and attributes as its boxes explain.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import cos, radians, sin
+from math import cos, isfinite, radians, sin
 from pathlib import Path
 from xml.etree import ElementTree
 
 from drloss.data.checks.boxes import number_in_text
-from drloss.data.files.reading import read_bytes
+from drloss.data.files.paths import require_inside
+from drloss.data.files.reading import Limit, read_bytes
 from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_file, split_of_folder
 from drloss.data.formats.items import Bad, Item, ItemBox, ItemFiles, corners
-from drloss.data.formats.layout import LIKELY, Layout, head
+from drloss.data.formats.layout import LIKELY, Layout
 from drloss.data.formats.sniffing import xml_root
 from drloss.data.formats.voc_xml import MAX_DEPTH, xml_error
 from drloss.errors import DataError, printable
 
-MAX_BYTES = 2 * 1024**3
-_CORNERS = ("xtl", "ytl", "xbr", "ybr")
+MAX_BYTES = 1024**3
+LIMITS = {b"<": Limit(200_000, each=8, total=20_000_000), b"=": Limit(2_000_000, each=20, total=100_000_000)}
+RECORDS = (b"<box", b"<polygon")
+_MOST_PIECES = 1000
+"""Number of pieces of text of a label's name that count."""
 _NO_BOX = frozenset({"points", "polyline", "skeleton", "cuboid", "tag"})
-_SHAPES = frozenset({"box", "polygon", "ellipse", "mask"})
+_SHAPES = {
+    "box": ("xtl", "ytl", "xbr", "ybr"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+    "mask": ("left", "top", "width", "height"),
+    "polygon": (),
+}
+"""The attributes of each shape."""
 
 
 def find_cvat(survey: Survey) -> Layout | None:
     """CVAT's files in a folder, as a data set."""
     found = [name for name in survey.named(".xml") if xml_root(survey.folder / name) == "annotations"]
-    found = [name for name in found if b"<image" in head(survey.folder / name, 4 << 20) or len(found) == 1]
     return cvat_layout(survey, found) if found else None
 
 
 def cvat_layout(survey: Survey, names: list[str]) -> Layout:
     """These files of CVAT as a data set."""
-    contents = {name: _read(survey.folder / name) for name in names}
     files: dict[str, list[str]] = {}
-    for name, content in contents.items():
-        for subset in content.subsets or [""]:
-            own = split_of_folder(subset) or subset or split_of_file(name) or WHOLE
-            files.setdefault(own, []).append(name)
-    labels = tuple(dict.fromkeys(label for content in contents.values() for label in content.labels))
-    source = ItemFiles("cvat", survey, {s: files[s] for s in in_order(files)}, parse, labels or None)
+    labels: dict[str, None] = {}
+    for name in names:
+        require_inside(survey.folder / name, survey.folder)
+        content = _read(survey.folder / name)
+        labels |= dict.fromkeys(content.labels)
+        own = split_of_file(name) or WHOLE
+        for split in dict.fromkeys(split or own for split in content.splits or [""]):
+            files.setdefault(split, []).append(name)
+    source = ItemFiles("cvat", survey, {s: files[s] for s in in_order(files)}, parse, tuple(labels) or None)
     return Layout("cvat", LIKELY, f"CVAT's XML in {', '.join(map(printable, names[:3]))}", source.source)
 
 
 def parse(path: Path, split: str) -> Iterator[Item]:
-    """The items of one annotation file: its images of this subset, or without one."""
-    for subset, item in _read(path).items:
-        if not subset or (split_of_folder(subset) or subset) == split:
+    """The items of one annotation file: its images of this split; or all, if the file names no other split."""
+    content = _read(path)
+    without = split not in content.splits or split == split_of_file(path.name)
+    for own, item in content.items:
+        if own == split or (without and (own == "" or len(content.splits) == 1)):
             yield item
 
 
-@lru_cache(maxsize=8)
 def _read(path: Path) -> "_Content":
+    status = path.stat()
+    return _cached(path, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=4)
+def _cached(path: Path, version: tuple[int, int]) -> "_Content":
     return _Content(path)
 
 
 class _Content(ElementTree.TreeBuilder):
-    """What a file holds: its labels, its subsets, and its images with their boxes.
+    """What a file holds: its labels, and its images with their boxes, each with its split.
 
     Args:
         path: the file.
@@ -79,28 +97,27 @@ class _Content(ElementTree.TreeBuilder):
         self.labels: list[str] = []
         self.items: list[tuple[str, Item]] = []
         self._open: list[str] = []
-        self._text = ""
+        self._text: list[str] = []
         self._image: dict[str, str] = {}
         self._boxes: list[ItemBox] = []
         self._notes: list[tuple[str, object]] = []
-        data = read_bytes(path, MAX_BYTES)
+        data = read_bytes(path, MAX_BYTES, LIMITS, RECORDS)
         parser = ElementTree.XMLParser(target=self)
         try:
-            for first in range(0, len(data), 1 << 20):
-                parser.feed(data[first : first + (1 << 20)])
+            parser.feed(data)
             parser.close()
         except (ElementTree.ParseError, DataError, ValueError, LookupError) as error:
             raise xml_error(path, error) from None
 
     @property
-    def subsets(self) -> list[str]:
-        """The subsets that images name."""
-        return list(dict.fromkeys(subset for subset, _ in self.items))
+    def splits(self) -> list[str]:
+        """The splits that the images name, and an empty string if some name none."""
+        return list(dict.fromkeys(split for split, _ in self.items))
 
     def start(self, tag: str, attrs: dict[str, str], /) -> None:  # type: ignore[override]  # builds no tree
         tag = tag.rpartition("}")[2]
         self._open.append(tag)
-        self._text = ""
+        self._text = []
         if len(self._open) > MAX_DEPTH:
             raise DataError(f"elements nested more than {MAX_DEPTH} deep")
         if len(self._open) == 1 and tag != "annotations":
@@ -116,19 +133,21 @@ class _Content(ElementTree.TreeBuilder):
                 self._notes.append((f"{tag}, which has no box, not read", None))
 
     def data(self, text: str, /) -> None:
-        self._text += text
+        if self._open[-1:] == ["name"] and len(self._text) < _MOST_PIECES:
+            self._text.append(text)
 
     def end(self, tag: str, /) -> None:  # type: ignore[override]
         tag = self._open.pop()
         if tag == "name" and self._open[-1:] == ["label"] and "image" not in self._open:
-            self.labels.append(self._text.strip())
+            self.labels.append("".join(self._text).strip())
         elif tag == "image" and len(self._open) == 1:
             own = self._image
             record = f"image {own.get('id', len(self.items) + 1)}"
             item = Item(
                 self.file, record, own.get("name"), own.get("height"), own.get("width"), self._boxes, self._notes
             )
-            self.items.append((own.get("subset", ""), item))
+            subset = own.get("subset", "")
+            self.items.append((split_of_folder(subset) or subset, item))
 
     def close(self) -> None:  # type: ignore[override]
         pass
@@ -140,28 +159,31 @@ class _Content(ElementTree.TreeBuilder):
 def _box(record: str, tag: str, attrs: dict[str, str]) -> ItemBox:
     label = attrs.get("label")
     note = "" if tag == "box" else f"{tag}, of which the bounding box is taken"
-    if tag == "box":
-        values: list[object] = [attrs.get(side) for side in _CORNERS]
-        turn = number_in_text(attrs.get("rotation")) or 0.0
-        return _turned(record, label, values, turn) if turn % 180 else ItemBox(record, label, values)
+    if tag == "polygon":
+        points = [pair.split(",") for pair in attrs.get("points", "").split(";") if pair]
+        if not points or any(len(p) != 2 for p in points):
+            bad: Bad = ("points not usable", attrs.get("points"), "x1,y1;x2,y2;...")
+            return ItemBox(record, label, (), bad=bad)
+        return ItemBox(record, label, corners(points), note=note)
+    numbers = []
+    for key in (*_SHAPES[tag], "rotation"):
+        value = number_in_text(attrs.get(key, "0" if key == "rotation" else None))
+        if value is None or not isfinite(value):
+            return ItemBox(record, label, (), bad=(f"{key} not a number", attrs.get(key), "a finite number"))
+        numbers.append(value)
+    a, b, c, d, turn = numbers
     if tag == "ellipse":
-        x, y, rx, ry = (number_in_text(attrs.get(key)) or 0.0 for key in ("cx", "cy", "rx", "ry"))
-        return ItemBox(record, label, [x - rx, y - ry, x + rx, y + ry], note=note)
-    if tag == "mask":
-        x, y, w, h = (number_in_text(attrs.get(key)) or 0.0 for key in ("left", "top", "width", "height"))
-        return ItemBox(record, label, [x, y, x + w, y + h], note=note)
-    points = [pair.split(",") for pair in attrs.get("points", "").split(";") if pair]
-    if not points or any(len(p) != 2 for p in points):
-        bad: Bad = ("points not usable", attrs.get("points"), "x1,y1;x2,y2;...")
-        return ItemBox(record, label, (), bad=bad)
-    return ItemBox(record, label, corners(points), note=note)
+        a, b, c, d = a - c, b - d, a + c, b + d
+    elif tag == "mask":
+        c, d = a + c, b + d
+    if turn % 180:
+        (a, b, c, d), note = _turned(a, b, c, d, turn), f"rotated {tag}, of which the bounding box is taken"
+    return ItemBox(record, label, (a, b, c, d), note=note)
 
 
-def _turned(record: str, label: str | None, values: list[object], degrees: float) -> ItemBox:
+def _turned(x1: float, y1: float, x2: float, y2: float, degrees: float) -> tuple[float, float, float, float]:
     """The box around a box that is turned about its centre."""
-    x1, y1, x2, y2 = (number_in_text(str(v)) or 0.0 for v in values)
     c, s = abs(cos(radians(degrees))), abs(sin(radians(degrees)))
     w, h = (x2 - x1) * c + (y2 - y1) * s, (x2 - x1) * s + (y2 - y1) * c
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    around = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-    return ItemBox(record, label, around, note="rotated box, of which the bounding box is taken")
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2

@@ -216,7 +216,8 @@ def _loose_voc(
             f"{file}: {key}annotations, got {len(xmls)} for {len(images)} images; allowed: one folder of XML files "
             "for each folder of images, and neither trees nor image_set"
         )
-    trees = [VocTree(xml, one_based, image, xml) for xml, image in zip(xmls, images, strict=True)]
+    deep = not any(a != b and a.is_relative_to(b) for a in xmls for b in xmls)
+    trees = [VocTree(xml, one_based, image, xml, deep) for xml, image in zip(xmls, images, strict=True)]
     return voc_reader([(tree, None) for tree in trees], classes)
 
 
@@ -240,7 +241,8 @@ def _items(
         images[split] = _paths(file, f"{key}images", table.get("images"), root)
         files[split] = _paths(file, f"{key}annotations", table.get("annotations"), root)
         if kind == "labelme":
-            files[split] = [f / n for f in files[split] for n in list_files(f).with_suffix(".json")] or files[split]
+            inner = [f / n for f in files[split] for n in list_files(f).with_suffix(".json") if "/" not in n]
+            files[split] = inner or files[split]
     base = common_folder([folder for own in images.values() for folder in own])
     if len(base.parts) < 3:  # the root of a disk, or a folder in it
         raise DataError(f"{file}: images of all splits, got folders in {base}; allowed: folders in one folder")

@@ -18,27 +18,34 @@ from drloss.data.checks.boxes import integer_or_none, number_or_none
 from drloss.data.files.reading import Limit, read_lines
 from drloss.data.files.survey import Survey
 from drloss.data.formats.items import Item, ItemBox, ItemFiles
-from drloss.data.formats.layout import CERTAIN, Layout, grouped_by_split
+from drloss.data.formats.layout import CERTAIN, Layout, grouped_by_split, head
 
 MAX_BYTES = 1024**3
 _LIMITS = {b"\n": Limit(5_000_000), b"[": Limit(40_000_000), b"{": Limit(20_000_000)}
+_LIMITS |= {b",": Limit(1_000_000, each=10), b":": Limit(1_000_000, each=10)}
 _BOXES, _CLASSES = ("bbox", "bboxes", "boxes"), ("categories", "category", "labels", "label")
 
 
 def find_imagefolder(survey: Survey) -> Layout | None:
     """Imagefolder's files in a folder, as a data set."""
     places = [*survey.folder.glob("metadata.jsonl"), *survey.folder.glob("*/metadata.jsonl")]
-    found = sorted(os.path.relpath(path, survey.folder).replace(os.sep, "/") for path in places if path.is_file())
+    found = sorted(os.path.relpath(path, survey.folder).replace(os.sep, "/") for path in places if _has_boxes(path))
     if not found:
         return None
     files = ItemFiles("imagefolder", survey, grouped_by_split(found), parse)
     return Layout("imagefolder", CERTAIN, f"metadata.jsonl in {len(found)} folder(s)", files.source)
 
 
+def _has_boxes(path: Path) -> bool:
+    """Whether the first lines of a file have objects; those of captions or classes of whole images have none."""
+    start = head(path)
+    return b'"objects"' in start and any(f'"{key}"'.encode() in start for key in _BOXES)
+
+
 def parse(path: Path, split: str) -> Iterator[Item]:
     """The items of one annotation file."""
     file = str(path)
-    for number, line in enumerate(read_lines(path, MAX_BYTES, _LIMITS), start=1):
+    for number, line in enumerate(read_lines(path, MAX_BYTES, _LIMITS, (b"[",)), start=1):
         where = f"line {number}"
         if not line.strip():
             continue

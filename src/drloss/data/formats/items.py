@@ -81,6 +81,10 @@ class Item:
     bad: Bad | None = None
 
 
+Found = tuple[str, bool] | ValueError | None
+"""What :meth:`drloss.data.files.survey.ImageIndex.find` gives or raises."""
+
+
 @dataclass(frozen=True)
 class ItemFiles:
     """The annotation files of a data set in one of these formats.
@@ -127,16 +131,16 @@ class ItemFiles:
             )
         texts = [str(name).strip() for name in names]
         numbers = all(text.isascii() and text.isdigit() for text in texts)
-        return tuple(sorted(set(texts), key=(lambda text: (int(text), text)) if numbers else None))
+        return tuple(sorted(set(texts), key=_by_number if numbers else None))
 
     @cached_property
     def named(self) -> frozenset[str]:
         """The images that any split names."""
-        found = ((self.image_of(split, name, item)) for split in self.files for name, item in self.items(split))
-        return frozenset(image for image in found if isinstance(image, str))
+        found = (self.image_of(split, name, item) for split in self.files for name, item in self.items(split))
+        return frozenset(image[0] for image in found if isinstance(image, tuple))
 
-    def image_of(self, split: str, file: str, item: Item) -> str | ValueError | None:
-        """The image of an item; or None, or why there is none."""
+    def image_of(self, split: str, file: str, item: Item) -> Found:
+        """The image of an item, and whether only its name says so; or None, or why there is none."""
         own = file.rpartition("/")[0]
         inner = [f"{own}/{sub}" if own else sub for sub in (split, f"images/{split}", "images", "data")]
         try:
@@ -161,9 +165,16 @@ class ItemFiles:
 
     def _places(self) -> Places:
         root = self.survey.folder
-        return {
-            split: {"annotations": [root / n for n in own], "images": [root]} for split, own in self.files.items()
-        }
+        files = {split: [root / name for name in own] for split, own in self.files.items()}
+        if self.format == "labelme":  # the folders of its many files
+            files = {split: list(dict.fromkeys(path.parent for path in own)) for split, own in files.items()}
+        return {split: {"annotations": [*own], "images": [root]} for split, own in files.items()}
+
+
+def _by_number(text: str) -> tuple[int, str, str]:
+    """Orders texts of digits, of any length, as numbers."""
+    digits = text.lstrip("0")
+    return len(digits), digits, text
 
 
 def _usable(name: object) -> bool:
@@ -193,12 +204,12 @@ def _read(files: ItemFiles, split: str, name: str, strict: bool) -> tuple[Annota
 _Size = tuple[int, int] | DataError | None
 
 
-def _header(root: Path, item: Item, image: object) -> _Size:
+def _header(root: Path, item: Item, image: Found) -> _Size:
     """Height and width from the image's header, or why it cannot be read; None if the item has them."""
-    if (_given(item.height) and _given(item.width)) or not isinstance(image, str):
+    if (_given(item.height) and _given(item.width)) or not isinstance(image, tuple):
         return None
     try:
-        return header_size(root / image)
+        return header_size(root / image[0])
     except DataError as error:
         return error
 
@@ -217,13 +228,14 @@ class _Reader:
         self.known = known_classes(files.classes)
         self.images = 0
 
-    def image(self, item: Item, image: str | ValueError | None, size: _Size) -> None:
+    def image(self, item: Item, found: Found, size: _Size) -> None:
         self.images += 1
         key, bad = self.images, item.bad
-        if bad is None and image is None:
+        image, by_name = found if isinstance(found, tuple) else (None, False)
+        if bad is None and found is None:
             bad = ("image file missing", item.name, f"a file of that name in {self.files.survey.folder}")
-        elif bad is None and isinstance(image, ValueError):
-            bad = (f"image not to be told ({image})", item.name, "a path that leads to one image")
+        elif bad is None and isinstance(found, ValueError):
+            bad = (f"image not to be told ({found})", item.name, "a path that leads to one image")
         elif bad is None and isinstance(size, DataError):
             bad = ("image not readable", size, "an image file")
         height, width = size if isinstance(size, tuple) else (_number(item.height), _number(item.width))
@@ -232,6 +244,8 @@ class _Reader:
         listed = suffix_of(item.name) if isinstance(item.name, str) else ""
         if isinstance(image, str) and listed in IMAGE_SUFFIXES and listed != suffix_of(image):
             self.builder.note(item.file, item.record, "image of another suffix than listed, of that stem", item.name)
+        if by_name and bad is None:
+            self.builder.note(item.file, item.record, "image found by its name alone, in another folder", item.name)
         add = self.builder.add_image
         add(item.file, item.record, key=key, name=image, height=height, width=width, bad=bad)
         for kind, value in item.notes:

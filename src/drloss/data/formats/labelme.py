@@ -13,12 +13,12 @@ from math import hypot
 from pathlib import Path
 
 from drloss.data.checks.boxes import number_or_none
-from drloss.data.files.survey import Survey
+from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_folder, stem_of
 from drloss.data.formats.coco_json import LIMITS, read_json
 from drloss.data.formats.items import Bad, Item, ItemBox, ItemFiles, corners
-from drloss.data.formats.layout import LIKELY, Layout, grouped_by_split
+from drloss.data.formats.layout import LIKELY, Layout
 from drloss.data.formats.sniffing import json_kind
-from drloss.errors import DataError
+from drloss.errors import DataError, shown
 
 MAX_BYTES = 256 * 1024**2
 _LIMITS = {mark: limit for mark, limit in LIMITS.items() if mark}  # imageData makes files of few shapes large
@@ -30,8 +30,19 @@ def find_labelme(survey: Survey) -> Layout | None:
     found = [name for name in survey.named(".json") if json_kind(survey.folder / name) == "labelme"]
     if not found or not survey.listing.images:
         return None
-    files = ItemFiles("labelme", survey, grouped_by_split(found), parse)
+    found += [name for name in survey.named(".json") if _damaged(survey, name)]
+    splits: dict[str, list[str]] = {}
+    for name in sorted(found):
+        splits.setdefault(split_of_folder(name.rpartition("/")[0]) or WHOLE, []).append(name)
+    files = ItemFiles("labelme", survey, {split: splits[split] for split in in_order(splits)}, parse)
     return Layout("labelme", LIKELY, f"{len(found):,} files of LabelMe", files.source)
+
+
+def _damaged(survey: Survey, name: str) -> bool:
+    """Whether a file of no known kind is an image's by its name: reading says what is wrong with it."""
+    stem = stem_of(name)
+    own = any(f"{stem}{suffix}" in survey.images.names for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".PNG"))
+    return own and not json_kind(survey.folder / name)
 
 
 def parse(path: Path, split: str) -> Iterator[Item]:
@@ -51,7 +62,7 @@ def parse(path: Path, split: str) -> Iterator[Item]:
     boxes = []
     for k, shape in enumerate(shapes, start=1):
         kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else None
-        if kind in _NO_BOX:
+        if isinstance(kind, str) and kind in _NO_BOX:
             notes.append((f"shape of type {kind}, which has no box, not read", None))
         else:
             boxes.append(_box(f"shape {k}", shape))
@@ -73,8 +84,10 @@ def _box(record: str, shape: object) -> ItemBox:
         return ItemBox(record, label, (), bad=bad)
     values = corners(points)
     if kind == "circle":
-        (x, y), (edge_x, edge_y) = ([number_or_none(v) or 0.0 for v in point] for point in points[:2])
+        x, y, edge_x, edge_y = (number_or_none(v) for point in points[:2] for v in point)
+        if x is None or y is None or edge_x is None or edge_y is None:
+            return ItemBox(record, label, (), bad=("points not numbers", points, "two points, each of two numbers"))
         radius = hypot(edge_x - x, edge_y - y)
         values = [x - radius, y - radius, x + radius, y + radius]
-    note = "" if kind == "rectangle" else f"{kind}, of which the bounding box is taken"
+    note = "" if kind == "rectangle" else f"shape of type {shown(kind)}, of which the bounding box is taken"
     return ItemBox(record, label, values, note=note)

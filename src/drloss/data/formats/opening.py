@@ -34,10 +34,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from drloss.data.files.paths import IMAGE_SUFFIXES, following_links
+from drloss.data.files.paths import IMAGE_SUFFIXES
 from drloss.data.files.survey import WHOLE, Survey
 from drloss.data.formats import shapes
-from drloss.data.formats.coco import find_coco, find_loose_coco, loose_coco
+from drloss.data.formats.coco_layout import find_coco, find_loose_coco, loose_coco
 from drloss.data.formats.createml import createml_layout, find_createml
 from drloss.data.formats.csv_boxes import csv_layout, find_csv
 from drloss.data.formats.cvat import cvat_layout, find_cvat
@@ -49,11 +49,12 @@ from drloss.data.formats.refusals import ARCHIVES, no_layout, several_layouts
 from drloss.data.formats.sniffing import json_kind, xml_root
 from drloss.data.formats.voc import find_loose_voc, find_voc
 from drloss.data.formats.yolo import find_loose_yolo, find_yolo, open_yolo
-from drloss.data.source import DataSource, FileSource, followed, unreadable
+from drloss.data.source import DataSource, FileSource, unreadable
 from drloss.errors import DataError, UserError, printable
 
 Find = Callable[[Survey], Layout | None]
 """What a format makes of a folder; None if it is not in this format."""
+_DEEPEST = 20
 MARKED: dict[str, Find] = {"COCO": find_coco, "VOC": find_voc, "YOLO": find_yolo, "imagefolder": find_imagefolder}
 """Formats by a mark of their own, which is quick to find. A folder with one is searched for no other layout."""
 LOOSE: dict[str, Find] = {
@@ -69,12 +70,10 @@ LOOSE: dict[str, Find] = {
 _ALONE = "a file of all its annotations: .toml, .yaml, .json, .csv or .xml"
 
 
-def open_data(spec: str | Path, *, follow_links: bool = False) -> DataSource:
+def open_data(spec: str | Path) -> DataSource:
     """The data set that ``--data`` names; see the module's rules.
 
-    Args:
-        spec: a folder, a file, or ``shapes``.
-        follow_links: whether links in the data set may lead out of it.
+    Within :func:`drloss.data.files.paths.following_links`, links in it may lead out of it.
 
     Raises:
         UserError: if it does not exist.
@@ -88,12 +87,10 @@ def open_data(spec: str | Path, *, follow_links: bool = False) -> DataSource:
         raise UserError(
             f"{name or 'DATA'}: no such file or folder; allowed: shapes, the folder of a data set, or {_ALONE}"
         )
-    with following_links(follow_links):
-        try:
-            source = _open_folder(path, str(spec)) if path.is_dir() else _open_file(path, str(spec))
-        except OSError as error:
-            raise unreadable(str(spec), error) from None
-    return followed(source) if follow_links else source
+    try:
+        return _open_folder(path, str(spec)) if path.is_dir() else _open_file(path, str(spec))
+    except OSError as error:
+        raise unreadable(str(spec), error) from None
 
 
 def _open_file(path: Path, name: str) -> FileSource:
@@ -140,7 +137,7 @@ def _open_folder(folder: Path, name: str) -> FileSource:
     found = _found(survey, MARKED) or _found(survey, LOOSE)
     if not found:
         inner = _only_folder(folder)
-        if inner is not None:
+        if inner != folder:
             return _open_folder(inner, name)
         raise DataError(f"{printable(name)}: {no_layout(survey)}")
     surest = max(layout.sure for layout in found.values())
@@ -154,7 +151,20 @@ def _open_folder(folder: Path, name: str) -> FileSource:
 
 
 def _found(survey: Survey, formats: dict[str, Find]) -> dict[str, Layout]:
-    return {kind: layout for kind, find in formats.items() if (layout := find(survey))}
+    """What each format makes of a folder. The error of one counts only if no other takes the folder."""
+    found: dict[str, Layout] = {}
+    errors = []
+    for kind, find in formats.items():
+        try:
+            layout = find(survey)
+        except DataError as error:
+            errors.append(error)
+            continue
+        if layout is not None:
+            found[kind] = layout
+    if errors and not found:
+        raise errors[0]
+    return found
 
 
 def open_as(kind: str, folder: Path, name: str) -> FileSource:
@@ -176,7 +186,11 @@ def open_as(kind: str, folder: Path, name: str) -> FileSource:
     return layout.open(name).saying(layout.says)
 
 
-def _only_folder(folder: Path) -> Path | None:
-    """The only folder in a folder without visible files, as archives leave it; None otherwise."""
-    inner = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-    return inner[0] if len(inner) == 1 and inner[0].is_dir() and not inner[0].is_symlink() else None
+def _only_folder(folder: Path) -> Path:
+    """The folder in a folder without anything else, as archives leave it, and in that; or else the folder itself."""
+    for _ in range(_DEEPEST):
+        inner = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink():
+            return folder
+        folder = inner[0]
+    return folder

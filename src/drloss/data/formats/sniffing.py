@@ -10,9 +10,17 @@ from drloss.data.formats.layout import head
 _LARGEST_SMALL = 64 * 1024
 
 
-@lru_cache(maxsize=200_000)
 def json_kind(path: Path) -> str:
     """``"coco"``, ``"labelme"`` or ``"createml"`` by the keys in a JSON file; an empty string for any other file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return _json_kind(path, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=200_000)
+def _json_kind(path: Path, version: tuple[int, int]) -> str:
     start = head(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if start[:1] == b"[" and _has(path, b'"coordinates"', b'"label"'):
         return "createml"

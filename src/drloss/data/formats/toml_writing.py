@@ -1,9 +1,9 @@
 """Writing a data file that says where a data set is, for whoever wants to change what was recognised."""
 
-import json
 import os
 from pathlib import Path
 
+from drloss.data.formats.writing import quoted
 from drloss.data.source import DataSource, FileSource
 from drloss.errors import UserError
 from drloss.io.atomic import write_text
@@ -22,21 +22,30 @@ def write_data_toml(path: Path, source: DataSource) -> None:
         UserError: if the file exists, or if the data set has no places on disk.
         DataError: if the data set cannot be read.
     """
-    if path.suffix.lower() != ".toml" or path.exists():
-        raise UserError(f"--write {path}: allowed: the name of a .toml file that does not exist")
+    require_new_toml(path)
     if not isinstance(source, FileSource) or source.places is None:
         raise UserError(f"--write {path}: {source.name} is no folder in a known layout, and needs no data file")
-    lines = [f"format = {_text(source.format)}"]
+    lines = [f"format = {quoted(source.format)}"]
     if source.format in _WITH_CLASSES or (source.format != "coco" and source.class_names is not None):
         lines.append(f"classes = {_texts(_classes(source))}")
     places = source.places()
+    for name, setting in source.settings.items():
+        lines.append(f"{name} = {quoted(_relative(setting, path.parent)) if isinstance(setting, Path) else setting}")
+    root = source.settings.get("root")
+    inner = root if isinstance(root, Path) else path.parent
     for split in (s for s in source.splits if s in places):
         keys = places[split]
-        lines += ["", f"[splits.{_text(split)}]"]
+        lines += ["", f"[splits.{quoted(split)}]"]
         for key, value in keys.items():
-            given = value if isinstance(value, str) else [_relative(p, path.parent) for p in value]
-            lines.append(f"{key} = {_text(given) if isinstance(given, str) else _texts(given)}")
+            given = value if isinstance(value, str) else [_relative(p, inner) for p in value]
+            lines.append(f"{key} = {quoted(given) if isinstance(given, str) else _texts(given)}")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def require_new_toml(path: Path) -> None:
+    """Raise UserError unless ``path`` is the name of a new data file."""
+    if path.suffix.lower() != ".toml" or path.exists():
+        raise UserError(f"--write {path}: allowed: the name of a .toml file that does not exist")
 
 
 def _classes(source: FileSource) -> list[str]:
@@ -51,9 +60,4 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _texts(values: list[str]) -> str:
-    return f"[{', '.join(map(_text, values))}]"
-
-
-def _text(value: str) -> str:
-    """A TOML string. JSON's are TOML's, but for characters written as two halves."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(map(quoted, values))}]"

@@ -34,7 +34,7 @@ from drloss.data.checks.boxes import Box, flag_is_set, number_in_text
 from drloss.data.checks.classes import known_classes
 from drloss.data.checks.problems import Report
 from drloss.data.files.paths import Inside, clean_name, common_folder, require_inside, suffix_of, why_not_read
-from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_folder, stem_of
+from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_folder
 from drloss.data.formats.builder import AnnotationsBuilder
 from drloss.data.formats.layout import CERTAIN, LIKELY, Layout
 from drloss.data.formats.sniffing import xml_root
@@ -94,30 +94,14 @@ def find_loose_voc(survey: Survey) -> Layout | None:
         return layout
     splits: dict[str, list[_Set]] = {}
     matched = False
-    files = _by_folder(survey.named(".xml"))
-    stems = {folder: {stem_of(n) for n in names} for folder, names in _by_folder(survey.listing.images).items()}
-    for folder, names in files.items():
-        place = survey.folder / folder
-        if all(xml_root(place / name) != "annotation" for name in names[:_PROBED]):
+    for folder, names in _by_folder(survey.named(".xml")).items():
+        if all(xml_root(survey.folder / folder / name) != "annotation" for name in names[:_PROBED]):
             continue
-        probed = {stem_of(name) for name in names[:_PROBED]}
-        split = split_of_folder(folder)
-
-        def fits(images: str, probed: set[str] = probed, own: str = folder, split: str = split) -> tuple[object, ...]:
-            return (
-                len(stems[images] & probed),
-                images == own,
-                bool(split) and split_of_folder(images) == split,
-                images,
-            )
-
-        images = max(stems, key=fits, default=folder)
-        if images not in stems or not stems[images] & probed:
-            images = folder  # reading says which images are missing
-        else:
-            matched = True
-        tree = VocTree(survey.folder, False, survey.folder / images, place, deep=False)
-        splits.setdefault(split or split_of_folder(images) or WHOLE, []).append((tree, None))
+        images = survey.images.folder_of(names, folder)
+        matched |= images is not None
+        images = folder if images is None else images  # reading says which images are missing
+        tree = VocTree(survey.folder, False, survey.folder / images, survey.folder / folder, deep=False)
+        splits.setdefault(split_of_folder(folder) or split_of_folder(images) or WHOLE, []).append((tree, None))
     if not matched:
         return None
     trees = [tree for own in splits.values() for tree, _ in own]
@@ -242,7 +226,7 @@ class _Reader:
     def image(self, listing: Path, record: str, stem: str, *, listed: bool) -> None:
         add = self.builder.add_image
         self.listed += 1
-        key = (self.tree.folder, self.listed)
+        key = (self.tree.xmls, self.listed)
         bad: tuple[str, object, str]
         try:
             stem = clean_name(stem)

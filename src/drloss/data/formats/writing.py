@@ -63,7 +63,8 @@ def write_coco(annotations: Annotations, folder: Path, split: str) -> None:
 def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
     """Write a tree (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``) and a data file with classes.
 
-    An image ``a/b.png`` becomes ``a_b.png``: not every tool reads subfolders of this format.
+    An image ``a/b.png`` becomes ``a_b.png``: not every tool reads subfolders of this format. If another split has
+    images of the same names, those of this one begin with its name.
 
     Raises:
         DataError: if an image cannot be read, or a file to be written exists.
@@ -73,15 +74,22 @@ def write_voc(annotations: Annotations, folder: Path, split: str) -> None:
         raise UserError(f"{folder}: name of the folder, got one of PASCAL's trees; allowed: any other")
     listing = _new(folder / "ImageSets" / "Main" / f"{_split(split)}.txt")
     names = [name.replace("/", "_") for name in _names(annotations)]
+    if any((folder / "Annotations" / f"{Path(name).stem}.xml").exists() for name in names):  # of another split
+        names = [f"{split}_{name}" for name in names]
     for i, name in enumerate(_files(annotations, names)):
         path = _new(folder / "Annotations" / f"{Path(name).stem}.xml")
         write_text(path, _voc_xml(annotations, i, name))
     _write_images(annotations, folder / "JPEGImages", names)
     write_text(listing, "".join(f"{Path(name).stem}\n" for name in names))
-    classes = ", ".join(json.dumps(name) for name in annotations.class_names)
+    classes = ", ".join(quoted(name) for name in annotations.class_names)
     lines = ['format = "voc"', f"classes = [{classes}]", "one_based = false"]
     for known in VocTree(folder).lists():
-        lines += ["", f"[splits.{json.dumps(known)}]", 'trees = ["."]', f"image_set = {json.dumps(known)}"]
+        lines += [
+            "",
+            f"[splits.{quoted(known)}]",
+            'trees = ["."]',
+            f"image_set = {quoted(known)}",
+        ]
     write_text(folder / DATA_FILE, "\n".join(lines) + "\n")
 
 
@@ -106,9 +114,16 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> None:
     _write_images(annotations, folder / "images" / split, names)
     lines = ["path: ."]
     lines += [f"{s}: images/{s}" for s in SPLITS if (folder / "images" / s).is_dir()]
-    # Every JSON string is a double-quoted YAML string.
-    lines += ["names:", *(f"  {k}: {json.dumps(name)}" for k, name in enumerate(annotations.class_names))]
+    lines += [
+        "names:",
+        *(f"  {k}: {quoted(name)}" for k, name in enumerate(annotations.class_names)),
+    ]
     write_text(folder / "data.yaml", "\n".join(lines) + "\n")
+
+
+def quoted(text: str) -> str:
+    """A string of JSON that is one of TOML and of YAML, too: without characters that are written as two halves."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _names(annotations: Annotations) -> list[str]:

@@ -83,7 +83,7 @@ def find_loose_yolo(survey: Survey) -> Layout | None:
 
 def _open_data(data: YoloData, name: str) -> FileSource:
     readers = {split: yolo_reader(data, split) for split in data.splits}
-    return FileSource(name, "yolo", readers, data.class_names, places=partial(_places, data))
+    return _source(name, data, readers)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -124,7 +124,15 @@ def open_yolo(path: Path, name: str) -> FileSource:
         for split in SPLITS
         if split in data.absent or split in data.splits
     }
-    return FileSource(name, "yolo", readers, data.class_names, places=partial(_places, data))
+    return _source(name, data, readers)
+
+
+def _source(name: str, data: YoloData, readers: dict[str, Read]) -> FileSource:
+    settings: dict[str, Path | list[int]] = {"root": data.root}
+    if data.keypoints is not None:
+        sides = 3 if data.keypoints % 3 == 0 else 2
+        settings["kpt_shape"] = [data.keypoints // sides, sides] if data.keypoints else [0, 0]
+    return FileSource(name, "yolo", readers, data.class_names, places=partial(_places, data), settings=settings)
 
 
 def _places(data: YoloData) -> Places:

@@ -8,9 +8,9 @@ from math import isfinite
 from pathlib import Path
 
 from drloss.data.checks.boxes import number_in_text
-from drloss.data.files.paths import IMAGE_SUFFIXES, suffix_of
+from drloss.data.files.paths import IMAGE_SUFFIXES, require_inside, suffix_of
 from drloss.data.files.reading import read_lines
-from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_file, split_of_folder, stem_of
+from drloss.data.files.survey import WHOLE, Survey, in_order, split_of_file, split_of_folder
 from drloss.data.formats.layout import head
 from drloss.data.formats.yolo_yaml import YoloData
 from drloss.errors import DataError, printable
@@ -19,6 +19,7 @@ _NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "names.tx
 _PROBED = 20
 _MOST_CLASSES = 20_000
 _MAX_BYTES = 10 * 1024**2
+_LARGEST_LIST = 256 * 1024**2
 
 
 def loose_data(survey: Survey) -> YoloData | None:
@@ -26,13 +27,15 @@ def loose_data(survey: Survey) -> YoloData | None:
     texts = survey.named(".txt")
     others = survey.named(".names", ".labels")
     names = [n for n in (*texts, *others) if _base(n) in _NAMES or suffix_of(n) == ".names"]
-    lists = [n for n in texts if n not in names and _is_list(survey.folder / n)]
-    labels = sorted(set(texts) - set(names) - set(lists))
+    listing = [n for n in texts if n not in names and _is_list(survey.folder / n)]
+    lists = [n for n in listing if split_of_file(_base(n))]
+    unread = [n for n in listing if n not in lists]
+    labels = sorted(set(texts) - set(names) - set(listing))
     by_folder: dict[str, list[str]] = {}
     for name in labels:
         by_folder.setdefault(name.rpartition("/")[0], []).append(name)
     probed = {folder: [is_label(survey.folder / n) for n in own[:_PROBED]] for folder, own in by_folder.items()}
-    folders = [folder for folder, found in probed.items() if found.count(True) > found.count(False)]
+    folders = [folder for folder, found in probed.items() if True in found]
     if not folders or not survey.listing.images:
         return None
     file, classes = _classes(survey, sorted(names, key=lambda n: (n.count("/"), n)))
@@ -51,13 +54,24 @@ def loose_data(survey: Survey) -> YoloData | None:
     if classes is None:
         classes = _numbers(survey, [name for folder in folders for name in by_folder[folder]])
     sources = {split: tuple(source for source, _ in splits[split]) for split in in_order(splits)}
-    unnamed = (("classes without names: their numbers are taken", ""),)
-    notes: dict[str, tuple[tuple[str, str], ...]] = {} if file != survey.folder else dict.fromkeys(sources, unnamed)
+    said = [("classes without names: their numbers are taken", "")] if file == survey.folder else []
+    said += [("list of images that names no split, not read", name) for name in unread]
+    if lists:
+        said += _unlisted(survey, lists)
+    notes = {next(iter(sources)): tuple(said)}
     return YoloData(file, survey.folder, classes, sources, None, notes=notes, labels=own_labels)
 
 
 def _base(name: str) -> str:
     return name.rpartition("/")[2].lower()
+
+
+def _unlisted(survey: Survey, lists: Iterable[str]) -> list[tuple[str, str]]:
+    """A note for each image whose name is in no list."""
+    lines = [line for name in lists for line in read_lines(survey.folder / name, _LARGEST_LIST)]
+    listed = {line.strip().replace("\\", "/").rpartition("/")[2] for line in lines}
+    images = survey.listing.images
+    return [("image in no list, not read", name) for name in images if name.rpartition("/")[2] not in listed]
 
 
 def _is_list(path: Path) -> bool:
@@ -89,22 +103,34 @@ def _is_line(words: Sequence[str]) -> bool:
 
 
 def _pairs(survey: Survey, folders: Iterable[str], labels: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """(folder of images, folder of their label files), each of the former once and none within another."""
-    stems: dict[str, set[str]] = {}
-    for name in survey.listing.images:
-        stems.setdefault(name.rpartition("/")[0], set()).add(stem_of(_base(name)))
-    found: dict[str, str] = {}
+    """(folder of images, folder of their label files), each of the former once and none within another.
+
+    Raises:
+        DataError: if several folders have label files for the same images, and none is their usual one.
+    """
+    found: dict[str, list[str]] = {}
     for place in folders:
-        own = {stem_of(_base(name)) for name in labels[place]}
-        split = split_of_folder(place)
+        images = survey.images.folder_of(labels[place], place)
+        if images is not None:
+            found.setdefault(images, []).append(place)
+    chosen = {images: _one_of(survey, images, places) for images, places in found.items()}
+    nested = {i for i, p in chosen.items() for o in chosen if _within(i, o) and _same(i, o, p, chosen)}
+    return sorted((images, place) for images, place in chosen.items() if images not in nested)
 
-        def fits(images: str, own: set[str] = own, place: str = place, split: str = split) -> tuple[object, ...]:
-            return len(stems[images] & own), split_of_folder(images) == split, images == place, images
 
-        images = max(stems, key=fits)
-        if stems[images] & own:
-            found.setdefault(images, place)
-    return sorted((i, p) for i, p in found.items() if not any(_within(i, o) and _same(i, o, p, found) for o in found))
+def _one_of(survey: Survey, images: str, places: list[str]) -> str:
+    usual = [place for place in places if place in (images, _usual_labels(images))]
+    if len(places) > 1 and len(usual) != 1:
+        both = " and ".join(printable(place or ".") for place in places[:2])
+        raise DataError(
+            f"{printable(str(survey.folder / images))}: label files of the same images in {both}; allowed: one "
+            "folder, called labels for images; a .toml data file says which"
+        )
+    return (usual or places)[0]
+
+
+def _usual_labels(images: str) -> str:
+    return "/".join("labels" if part == "images" else part for part in images.split("/"))
 
 
 def _within(folder: str, other: str) -> bool:
@@ -121,6 +147,7 @@ def _classes(survey: Survey, names: Sequence[str]) -> tuple[Path, tuple[str, ...
     found: dict[tuple[str, ...], Path] = {}
     for name in names:
         path = survey.folder / name
+        require_inside(path, survey.folder)
         lines = [line.strip() for line in read_lines(path, _MAX_BYTES)]
         while lines and not lines[-1]:
             lines.pop()
