@@ -107,6 +107,12 @@ def _width(batch: Batch) -> int:
     return 1 << (batch.classes - 1).bit_length()
 
 
+def _background(batch: Batch, task: int) -> bool:
+    """Whether blocks of the background alone are quicker: there all negatives have the same prior, and no first pass."""
+    special = batch.by_class or batch.dense is not None or batch.first_pass is not None
+    return not (special or task == TOP or any(w is not None for w in batch.weights))
+
+
 def _block(batch: Batch) -> int:
     """Candidates that a program reads at a time where anchors are rows."""
     return max(BLOCK, _width(batch)) if batch.by_class else BLOCK
@@ -170,6 +176,8 @@ def _launch(
                 FOCAL=batch.kind == "focal",
                 BY_CLASS=batch.by_class,
                 WIDTH=_width(batch),
+                BACKGROUND=_background(batch, task),
+                ANCHORS=1 << (BLOCK * STEPS // batch.classes + 1).bit_length(),
                 TASK=task,
                 LEVELS=len(levels),
                 BLOCK=BLOCK if planes else _block(batch),
