@@ -80,7 +80,7 @@ def pass_over_logits(
     pos_by_image, pos_by_anchor, pos_by_class, neg_by_image, neg_by_anchor, neg_by_class,
     anchors, programs, first_slot, factor_stride, row_stride,
     pos_rate, neg_rate,
-    K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, DENSE: tl.constexpr,
+    K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, ALIGNED: tl.constexpr, DENSE: tl.constexpr,
     POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
     BY_CLASS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, ANCHORS: tl.constexpr,
     TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
@@ -108,6 +108,8 @@ def pass_over_logits(
     if LEVELS > 7:
         if pid >= b7:
             x, g, begin, places, first = x7, g7, b7, p7, f7
+    if ALIGNED:
+        places = places // 8 * 8  # what the compiler does not know, and needs to read vectors
     size = places.to(tl.int64) * (PER_PLACE * K)
     x += image * size
     g += image * size
