@@ -3,8 +3,8 @@
 python -m benchmarks.instructions
 
 The kernels are compiled for compute capability 9.0 and taken apart by the ``nvdisasm`` of triton's wheel. Counted is
-each loop over the candidates, between a label and the branch back to it: ``general`` is the loop that takes any block,
-``background`` the one for blocks without an object. At 3 TB/s, reading leaves room for about 39 instructions a
+each loop over the candidates, between a label and the branch back to it: ``general`` is the loop that takes any
+block, ``background`` the one for blocks without an object. At 3 TB/s, reading leaves room for about 39 instructions a
 candidate in float32 and 19 in bfloat16, reading and writing for twice as many.
 """
 

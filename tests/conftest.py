@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
             64,
             2,
             2,
-        )  # the interpreter's time goes with the size of the blocks
+        )  # the interpreter is slow with large blocks
 
 
 def pytest_addoption(parser):

@@ -8,6 +8,7 @@ from losses.cases import TRITON
 
 LOSSES = {
     "dr": (dr_loss, {}),
+    "class prior": (dr_loss, {"pos_prior": "class"}),
     "dual": (dr_loss, {"weights_grad": "dual", "pos_lambda": 0.5}),
     "focal": (focal_loss, {}),
     "cross-entropy": (cross_entropy_loss, {"normalizer": "none"}),

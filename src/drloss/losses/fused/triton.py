@@ -118,9 +118,9 @@ def _width(batch: Batch) -> int:
 
 
 def _background(batch: Batch, task: int) -> bool:
-    """Whether blocks of the background alone are quicker: there all negatives have the same prior, and no first pass."""
+    """Whether blocks of the background alone are quicker: all negatives have the same prior, and no first pass."""
     special = batch.by_class or batch.dense is not None or batch.first_pass is not None
-    return not (special or task == TOP or any(w is not None for w in batch.weights))
+    return not (special or task == TOP or batch.weights[1] is not None)
 
 
 def _block(batch: Batch) -> int:
@@ -199,7 +199,7 @@ def _launch(
 
 
 def _launches(batch: Batch) -> list[tuple[bool, bool, int, list[Level]]]:
-    """Levels of each launch: eight at most, all of one layout, and planes apart by whether they are read by vectors."""
+    """Levels of each launch: eight at most, of one layout; planes that vectors can read are apart from others."""
     some = [level for level in batch.levels if batch.images and level.anchors]
     found = []
     for (planes, aligned, per_place), group in groupby(some, key=_layout):
