@@ -17,7 +17,11 @@ if not torch.cuda.is_available():
     if find_spec("triton"):
         from drloss.losses.fused import triton
 
-        triton.BLOCK, triton.STEPS = 64, 2  # the interpreter's time goes with the size of the blocks
+        triton.BLOCK, triton.STEPS, triton.CLASSES = (
+            64,
+            2,
+            2,
+        )  # the interpreter is slow with large blocks
 
 
 def pytest_addoption(parser):

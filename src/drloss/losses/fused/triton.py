@@ -21,7 +21,12 @@ from drloss.losses.fused.triton_kernels import LEVELS, finish, pass_over_logits
 BLOCK = 1024
 """Candidates that a program reads at a time."""
 STEPS = 16
-"""Times that it does so."""
+"""Times that it does so, where anchors are rows."""
+CLASSES = 40
+"""Largest number of classes that a program reads, one by one, where each is a plane: its labels are read once."""
+
+_VECTOR = 8
+"""Values of 16 bits that are read at once: planes whose places are a multiple of it begin where a vector may."""
 
 TOP, SUMS, SLOPE = 0, 1, 2  # what a pass over the logits computes
 SURROGATES = {"hinge": 0, "quadratic": 1, "logistic": 2}
@@ -95,16 +100,27 @@ def _slots(batch: Batch) -> Tensor:
 def _programs(batch: Batch, level: Level, *, of_class: bool = False) -> int:
     """Programs of a level for each image, or those of them that see one class."""
     if level.planes:
-        chunks = 1 if of_class else ceil(batch.classes / STEPS)
+        chunks = 1 if of_class else ceil(batch.classes / _classes(batch))
         return ceil(level.places / BLOCK) * chunks * level.per_place
     if batch.by_class:
         return ceil(level.anchors / (_block(batch) // _width(batch) * STEPS))
     return ceil(level.anchors * batch.classes / (BLOCK * STEPS))
 
 
+def _classes(batch: Batch) -> int:
+    """Classes of a program where each is a plane: all, or equal parts of them."""
+    return ceil(batch.classes / ceil(batch.classes / CLASSES))
+
+
 def _width(batch: Batch) -> int:
     """Lanes of one anchor where each lane keeps to one class: K, rounded up to a power of 2."""
     return 1 << (batch.classes - 1).bit_length()
+
+
+def _background(batch: Batch, task: int) -> bool:
+    """Whether blocks of the background alone are quicker: all negatives have the same prior, and no first pass."""
+    special = batch.by_class or batch.dense is not None or batch.first_pass is not None
+    return not (special or task == TOP or batch.weights[1] is not None)
 
 
 def _block(batch: Batch) -> int:
@@ -127,7 +143,7 @@ def _launch(
     weights = batch.weights
     strides = [(0, 0, 0) if w is None else w.stride() for w in weights]
     first_slot = 0
-    for planes, per_place, levels in _launches(batch):
+    for planes, aligned, per_place, levels in _launches(batch):
         programs = [_programs(batch, level) for level in levels]
         begins = [sum(programs[:i]) for i in range(1, len(levels))]
         absent = LEVELS - len(levels)
@@ -163,6 +179,7 @@ def _launch(
                 K=batch.classes,
                 PER_PLACE=per_place,
                 PLANES=planes,
+                ALIGNED=aligned,
                 DENSE=batch.dense is not None,
                 POS_WEIGHTS=weights[0] is not None,
                 NEG_WEIGHTS=weights[1] is not None,
@@ -170,20 +187,26 @@ def _launch(
                 FOCAL=batch.kind == "focal",
                 BY_CLASS=batch.by_class,
                 WIDTH=_width(batch),
+                BACKGROUND=_background(batch, task),
+                ANCHORS=1 << (BLOCK * STEPS // batch.classes + 1).bit_length(),
                 TASK=task,
                 LEVELS=len(levels),
                 BLOCK=BLOCK if planes else _block(batch),
-                STEPS=STEPS,
+                STEPS=_classes(batch) if planes else STEPS,
                 num_warps=4,
             )
         first_slot += sum(_programs(batch, level, of_class=batch.by_class) for level in levels)
 
 
-def _launches(batch: Batch) -> list[tuple[bool, int, list[Level]]]:
-    """Levels of each launch: eight at most, all of one layout."""
+def _launches(batch: Batch) -> list[tuple[bool, bool, int, list[Level]]]:
+    """Levels of each launch: eight at most, of one layout; planes that vectors can read are apart from others."""
     some = [level for level in batch.levels if batch.images and level.anchors]
     found = []
-    for (planes, per_place), group in groupby(some, key=lambda level: (level.planes, level.per_place)):
+    for (planes, aligned, per_place), group in groupby(some, key=_layout):
         levels = list(group)
-        found += [(planes, per_place, levels[i : i + LEVELS]) for i in range(0, len(levels), LEVELS)]
+        found += [(planes, aligned, per_place, levels[i : i + LEVELS]) for i in range(0, len(levels), LEVELS)]
     return found
+
+
+def _layout(level: Level) -> tuple[bool, bool, int]:
+    return level.planes, level.planes and level.places % _VECTOR == 0, level.per_place

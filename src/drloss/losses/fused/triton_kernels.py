@@ -10,6 +10,7 @@ import triton.language as tl
 
 LEVELS = 8
 """Levels of one launch. A detector has five; more than eight take several launches."""
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -24,6 +25,35 @@ def _log_one_plus(t):
     p = p * q + 1.0 / 5
     p = p * q + 1.0 / 3
     return 2.0 * (s + s * q * p)
+
+
+@triton.jit
+def _background_sums(y, rate, FOCAL: tl.constexpr):
+    """A block's terms of Z and of S, of negatives that all have the prior 1; logits of -inf give 1 and 0."""
+    y = tl.where(y == float("inf"), float("nan"), y)
+    if FOCAL:
+        t = tl.exp2(tl.abs(y) * -LOG2_E)
+        log = _log_one_plus(t)
+        term = tl.exp2((tl.maximum(tl.minimum(y, 0.0), -1e30) - log) * (rate * LOG2_E))
+        return term * (tl.maximum(y, 0.0) + log), term
+    v = 1.0 / (1.0 + tl.exp2(y * -LOG2_E))
+    e = tl.exp2(v * (rate * LOG2_E))
+    return e, e * v
+
+
+@triton.jit
+def _background_slope(y, rate, alpha, beta, FOCAL: tl.constexpr):
+    """A block's gradient, of negatives that all have the prior 1."""
+    y = tl.where(y == float("inf"), float("nan"), y)
+    t = tl.exp2(tl.abs(y) * -LOG2_E)
+    large = 1.0 / (1.0 + t)
+    v = tl.where(y < 0.0, t * large, large)
+    if FOCAL:
+        log = _log_one_plus(t)
+        term = tl.exp2((tl.maximum(tl.minimum(y, 0.0), -1e30) - log) * (rate * LOG2_E))
+        w = tl.where(y < 0.0, large, t * large)
+        return alpha * term * (rate * w * tl.minimum(tl.maximum(y, 0.0) + log, 1e30) + v)
+    return tl.exp2(v * (rate * LOG2_E)) * (t * large * large) * (alpha + beta * v)
 
 
 @triton.jit
@@ -50,9 +80,9 @@ def pass_over_logits(
     pos_by_image, pos_by_anchor, pos_by_class, neg_by_image, neg_by_anchor, neg_by_class,
     anchors, programs, first_slot, factor_stride, row_stride,
     pos_rate, neg_rate,
-    K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, DENSE: tl.constexpr,
+    K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, ALIGNED: tl.constexpr, DENSE: tl.constexpr,
     POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
-    BY_CLASS: tl.constexpr, WIDTH: tl.constexpr,
+    BY_CLASS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, ANCHORS: tl.constexpr,
     TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     pid, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -78,6 +108,8 @@ def pass_over_logits(
     if LEVELS > 7:
         if pid >= b7:
             x, g, begin, places, first = x7, g7, b7, p7, f7
+    if ALIGNED:
+        places = places // 8 * 8  # what the compiler does not know, and needs to read vectors
     size = places.to(tl.int64) * (PER_PLACE * K)
     x += image * size
     g += image * size
@@ -93,6 +125,18 @@ def pass_over_logits(
         anchor = place.to(tl.int64) * PER_PLACE + shape
         if not DENSE:
             label = tl.load(labels + before + anchor, mask=present, other=-1)
+
+    # Most programs see the background alone, and then need neither labels nor sums of positives.
+    busy = True
+    if BACKGROUND:
+        if PLANES:
+            busy = tl.max((present & (label != 0)).to(tl.int32), axis=0) > 0
+        else:
+            start = block.to(tl.int64) * (STEPS * BLOCK)
+            few = start // K + tl.arange(0, ANCHORS)
+            last = tl.minimum(start + STEPS * BLOCK, size)
+            own = tl.load(labels + before + few, mask=few * K < last, other=0)
+            busy = tl.max((own != 0).to(tl.int32), axis=0) > 0
 
     pos_v0, pos_w0, pos_least, pos_share = 0.0, 1.0, float("-inf"), 1.0
     neg_v0, neg_w0, neg_least, neg_share = 0.0, 1.0, float("-inf"), 1.0
@@ -115,105 +159,132 @@ def pass_over_logits(
         pos_z, neg_z = pos_z - float("inf"), neg_z - float("inf")
     pos_s, neg_s = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     pos_m, neg_m = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for step in range(STEPS):
-        if PLANES:
-            k = first_class + step
-            there = place < tl.where(k < K, places, 0)
-            at = (shape * K + k).to(tl.int64) * places + place
-        elif BY_CLASS:  # WIDTH lanes an anchor, so that each lane keeps to one class
-            anchor = (block.to(tl.int64) * STEPS + step) * (BLOCK // WIDTH) + lane // WIDTH
-            k = lane % WIDTH
-            at = anchor * K + k
-            there = (k < K) & (at < size)
-            if not DENSE:
-                label = tl.load(labels + before + anchor, mask=there, other=-1)
-        else:
-            start = (block.to(tl.int64) * STEPS + step) * BLOCK
-            first_anchor = start // K
-            within = (start - first_anchor * K).to(tl.int32) + lane
-            anchor = first_anchor + within // K
-            k = within % K
-            at = start + lane
-            there = at < size
-            if not DENSE:
-                label = tl.load(labels + before + anchor, mask=there, other=-1)
-        y = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-        if DENSE:
-            code = tl.load(dense + (before + anchor) * K + k, mask=there, other=2)
-            positive, negative = code == 1, code == 0
-        else:
-            positive = there & (label == k + 1)
-            negative = there & (label >= 0) & (label <= K) & (label != k + 1)
-        o = (positive | negative).to(tl.float32)
-        if POS_WEIGHTS:
-            entry = image * pos_by_image + (first + anchor) * pos_by_anchor + k * pos_by_class
-            o = tl.where(positive, tl.load(pos_weights + entry, mask=positive, other=0.0), o)
-        if NEG_WEIGHTS:
-            entry = image * neg_by_image + (first + anchor) * neg_by_anchor + k * neg_by_class
-            o = tl.where(negative, tl.load(neg_weights + entry, mask=negative, other=0.0), o)
-        y = tl.where(positive, -y, y)
-        # An infinite logit counts as NaN, unless it is a masked class.
-        y = tl.where((y == float("inf")) | (positive & (y == float("-inf"))), float("nan"), y)
-        if FIRST_PASS:
-            least = tl.where(positive, pos_least, neg_least)
-            share = tl.where(positive, pos_share, neg_share)
-            o = tl.where(y < least, 0.0, tl.where(y == least, o * share, o))
-        there_with_prior = o != 0.0
-        y = tl.where(there_with_prior, y, 0.0)  # a NaN without prior changes nothing
-        if TASK == 0:
-            pos_z = tl.maximum(pos_z, tl.where(positive & there_with_prior, y, float("-inf")))
-            neg_z = tl.maximum(neg_z, tl.where(negative & there_with_prior, y, float("-inf")))
-        else:
-            t = tl.exp(-tl.abs(y))
-            large = 1.0 / (1.0 + t)
-            v = tl.where(y < 0.0, t * large, large)
-            w = tl.where(y < 0.0, large, t * large)
-            rate = tl.where(positive, pos_rate, neg_rate)
-            if FOCAL:
-                log = _log_one_plus(t)
-                softplus = tl.maximum(y, 0.0) + log
-                term = o * tl.exp(rate * (tl.maximum(tl.minimum(y, 0.0), -1e30) - log))
-            else:
-                distance = v
-                if FIRST_PASS:
-                    v0, w0 = tl.where(positive, pos_v0, neg_v0), tl.where(positive, pos_w0, neg_w0)
-                    distance = tl.where(v0 > 0.5, w0 - w, v - v0)
-                    distance = tl.where(there_with_prior, distance, 0.0)  # else e may overflow, and o e be NaN
-                term = o * tl.exp(rate * distance)
-            if TASK == 1:
-                if FOCAL:
-                    term = term * softplus
-                pos_z += tl.where(positive, term, 0.0)
-                neg_z += tl.where(negative, term, 0.0)
-                if not FOCAL:
-                    pos_s += tl.where(positive, term * distance, 0.0)
-                    neg_s += tl.where(negative, term * distance, 0.0)
-                pos_m += tl.where(positive, o, 0.0)
-                neg_m += tl.where(negative, o, 0.0)
-                if BY_CLASS and PLANES:
-                    if k < K:
-                        slot = first_slot + begin // chunks + shape * parts + block % parts
-                        to = slots + ((image * K + k) * programs + slot) * 6
-                        tl.store(to, tl.sum(pos_z, axis=0))
-                        tl.store(to + 1, tl.sum(pos_s, axis=0))
-                        tl.store(to + 2, tl.sum(pos_m, axis=0))
-                        tl.store(to + 3, tl.sum(neg_z, axis=0))
-                        tl.store(to + 4, tl.sum(neg_s, axis=0))
-                        tl.store(to + 5, tl.sum(neg_m, axis=0))
-                    pos_z, pos_s, pos_m = nothing, nothing, nothing
-                    neg_z, neg_s, neg_m = nothing, nothing, nothing
-            else:
-                if BY_CLASS:
-                    own = coefficients + tl.minimum(k, K - 1) * 4
-                    pos_alpha, pos_beta = tl.load(own) * factor, tl.load(own + 1) * factor
-                    neg_alpha, neg_beta = tl.load(own + 2) * factor, tl.load(own + 3) * factor
-                alpha, beta = tl.where(positive, pos_alpha, neg_alpha), tl.where(positive, pos_beta, neg_beta)
-                if FOCAL:
-                    slope = alpha * term * (rate * w * tl.minimum(softplus, 1e30) + v)
+    if BACKGROUND:
+        if not busy:
+            for step in range(STEPS):
+                if PLANES:
+                    k = first_class + step
+                    there = place < tl.where(k < K, places, 0)
+                    at = (shape * K + k).to(tl.int64) * places + place
                 else:
-                    slope = term * v * w * (alpha + beta * distance)
-                slope = tl.where(there_with_prior, tl.where(positive, -slope, slope), 0.0)
-                tl.store(g + at, slope.to(g.dtype.element_ty), mask=there)
+                    at = start + step * BLOCK + lane
+                    there = at < size
+                y = tl.load(x + at, mask=there, other=float("-inf")).to(tl.float32)
+                if TASK == 1:
+                    z, s = _background_sums(y, neg_rate, FOCAL)
+                    neg_z += z
+                    neg_s += s
+                else:
+                    slope = _background_slope(y, neg_rate, neg_alpha, neg_beta, FOCAL)
+                    tl.store(g + at, slope.to(g.dtype.element_ty), mask=there)
+            if TASK == 1:
+                if PLANES:
+                    steps = tl.where(present, tl.minimum(K - first_class, STEPS), 0)
+                else:
+                    steps = tl.minimum(tl.maximum(tl.cdiv(size - start - lane, BLOCK), 0), STEPS)
+                neg_m += steps.to(tl.float32)
+                if not FOCAL:
+                    neg_z -= STEPS - neg_m  # what is not there gave 1
+    if busy:
+        for step in range(STEPS):
+            if PLANES:
+                k = first_class + step
+                there = place < tl.where(k < K, places, 0)
+                at = (shape * K + k).to(tl.int64) * places + place
+            elif BY_CLASS:  # WIDTH lanes an anchor, so that each lane keeps to one class
+                anchor = (block.to(tl.int64) * STEPS + step) * (BLOCK // WIDTH) + lane // WIDTH
+                k = lane % WIDTH
+                at = anchor * K + k
+                there = (k < K) & (at < size)
+                if not DENSE:
+                    label = tl.load(labels + before + anchor, mask=there, other=-1)
+            else:
+                start = (block.to(tl.int64) * STEPS + step) * BLOCK
+                first_anchor = start // K
+                within = (start - first_anchor * K).to(tl.int32) + lane
+                anchor = first_anchor + within // K
+                k = within % K
+                at = start + lane
+                there = at < size
+                if not DENSE:
+                    label = tl.load(labels + before + anchor, mask=there, other=-1)
+            y = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+            if DENSE:
+                code = tl.load(dense + (before + anchor) * K + k, mask=there, other=2)
+                positive, negative = code == 1, code == 0
+            else:
+                positive = there & (label == k + 1)
+                negative = there & (label >= 0) & (label <= K) & (label != k + 1)
+            o = (positive | negative).to(tl.float32)
+            if POS_WEIGHTS:
+                entry = image * pos_by_image + (first + anchor) * pos_by_anchor + k * pos_by_class
+                o = tl.where(positive, tl.load(pos_weights + entry, mask=positive, other=0.0), o)
+            if NEG_WEIGHTS:
+                entry = image * neg_by_image + (first + anchor) * neg_by_anchor + k * neg_by_class
+                o = tl.where(negative, tl.load(neg_weights + entry, mask=negative, other=0.0), o)
+            y = tl.where(positive, -y, y)
+            # An infinite logit counts as NaN, unless it is a masked class.
+            y = tl.where((y == float("inf")) | (positive & (y == float("-inf"))), float("nan"), y)
+            if FIRST_PASS:
+                least = tl.where(positive, pos_least, neg_least)
+                share = tl.where(positive, pos_share, neg_share)
+                o = tl.where(y < least, 0.0, tl.where(y == least, o * share, o))
+            there_with_prior = o != 0.0
+            y = tl.where(there_with_prior, y, 0.0)  # a NaN without prior changes nothing
+            if TASK == 0:
+                pos_z = tl.maximum(pos_z, tl.where(positive & there_with_prior, y, float("-inf")))
+                neg_z = tl.maximum(neg_z, tl.where(negative & there_with_prior, y, float("-inf")))
+            else:
+                t = tl.exp(-tl.abs(y))
+                large = 1.0 / (1.0 + t)
+                v = tl.where(y < 0.0, t * large, large)
+                w = tl.where(y < 0.0, large, t * large)
+                rate = tl.where(positive, pos_rate, neg_rate)
+                if FOCAL:
+                    log = _log_one_plus(t)
+                    softplus = tl.maximum(y, 0.0) + log
+                    term = o * tl.exp(rate * (tl.maximum(tl.minimum(y, 0.0), -1e30) - log))
+                else:
+                    distance = v
+                    if FIRST_PASS:
+                        v0, w0 = tl.where(positive, pos_v0, neg_v0), tl.where(positive, pos_w0, neg_w0)
+                        distance = tl.where(v0 > 0.5, w0 - w, v - v0)
+                        distance = tl.where(there_with_prior, distance, 0.0)  # else e may overflow, and o e be NaN
+                    term = o * tl.exp(rate * distance)
+                if TASK == 1:
+                    if FOCAL:
+                        term = term * softplus
+                    pos_z += tl.where(positive, term, 0.0)
+                    neg_z += tl.where(negative, term, 0.0)
+                    if not FOCAL:
+                        pos_s += tl.where(positive, term * distance, 0.0)
+                        neg_s += tl.where(negative, term * distance, 0.0)
+                    pos_m += tl.where(positive, o, 0.0)
+                    neg_m += tl.where(negative, o, 0.0)
+                    if BY_CLASS and PLANES:
+                        if k < K:
+                            slot = first_slot + begin // chunks + shape * parts + block % parts
+                            to = slots + ((image * K + k) * programs + slot) * 6
+                            tl.store(to, tl.sum(pos_z, axis=0))
+                            tl.store(to + 1, tl.sum(pos_s, axis=0))
+                            tl.store(to + 2, tl.sum(pos_m, axis=0))
+                            tl.store(to + 3, tl.sum(neg_z, axis=0))
+                            tl.store(to + 4, tl.sum(neg_s, axis=0))
+                            tl.store(to + 5, tl.sum(neg_m, axis=0))
+                        pos_z, pos_s, pos_m = nothing, nothing, nothing
+                        neg_z, neg_s, neg_m = nothing, nothing, nothing
+                else:
+                    if BY_CLASS:
+                        own = coefficients + tl.minimum(k, K - 1) * 4
+                        pos_alpha, pos_beta = tl.load(own) * factor, tl.load(own + 1) * factor
+                        neg_alpha, neg_beta = tl.load(own + 2) * factor, tl.load(own + 3) * factor
+                    alpha, beta = tl.where(positive, pos_alpha, neg_alpha), tl.where(positive, pos_beta, neg_beta)
+                    if FOCAL:
+                        slope = alpha * term * (rate * w * tl.minimum(softplus, 1e30) + v)
+                    else:
+                        slope = term * v * w * (alpha + beta * distance)
+                    slope = tl.where(there_with_prior, tl.where(positive, -slope, slope), 0.0)
+                    tl.store(g + at, slope.to(g.dtype.element_ty), mask=there)
     if BY_CLASS and TASK == 1 and not PLANES:
         column = tl.arange(0, WIDTH)
         to = slots + ((image * K + column) * programs + first_slot + pid) * 6
