@@ -32,7 +32,7 @@ def main():
         ("pos_weights", "neg_weights", "first_pass", "slots", "factors", "coefficients", "losses"), "*fp32"
     )
     options = {"DENSE": False, "POS_WEIGHTS": False, "NEG_WEIGHTS": False, "FIRST_PASS": False, "FOCAL": False}
-    options |= {"BY_CLASS": False, "WIDTH": 128}
+    options |= {"BY_CLASS": False, "WIDTH": 128, "BACKGROUND": False, "ANCHORS": 256}
     cases = [
         {},
         {"FIRST_PASS": True},
@@ -40,12 +40,21 @@ def main():
         {"POS_WEIGHTS": True, "NEG_WEIGHTS": True},
         {"DENSE": True},
         {"BY_CLASS": True},
+        {"BACKGROUND": True},
+        {"BACKGROUND": True, "FOCAL": True},
     ]
     for dtype, planes, task, case in product(("fp32", "bf16", "fp16"), (False, True), range(3), cases):
-        if case.get("BY_CLASS") and not task:
-            continue  # no first pass by class
+        if not task and (case.get("BY_CLASS") or case.get("BACKGROUND")):
+            continue  # no first pass by class, and none of the background alone
         levels = {f"{which}{i}": f"*{dtype}" for which in "xg" for i in range(kernels.LEVELS)}
-        shape = {"K": 80, "PER_PLACE": 9 if planes else 1, "PLANES": planes, "TASK": task, "LEVELS": 5}
+        shape = {
+            "K": 80,
+            "PER_PLACE": 9 if planes else 1,
+            "PLANES": planes,
+            "ALIGNED": planes,
+            "TASK": task,
+            "LEVELS": 5,
+        }
         build(kernels.pass_over_logits, fixed | levels, shape | {"BLOCK": 1024, "STEPS": 16} | options | case)
     for surrogate, mode, focal in product(range(3), range(3), (False, True)):
         words = {"CHOICE": surrogate, "WEIGHTS_GRAD": mode, "FIRST_PASS": True, "FOCAL": focal, "BLOCK": 256}
