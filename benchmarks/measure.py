@@ -70,7 +70,7 @@ def example(n: int, anchors: int, classes: int, kind: str) -> tuple[Tensor, Tens
 
 
 def surroundings(device: str) -> dict[str, str | int]:
-    """Device, versions and commit, for a record."""
+    """Device, versions and commit, for a record; outside a checkout, ``DRLOSS_COMMIT`` names the commit."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     found: dict[str, str | int] = {"device": name, "threads": torch.get_num_threads(), "system": platform.system()}
     found["python"] = platform.python_version()
@@ -79,7 +79,8 @@ def surroundings(device: str) -> dict[str, str | int]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "none"
-    found["commit"] = commit() + ("" if _clean() else ", with changes")
+    known = commit() or os.environ.get("DRLOSS_COMMIT")
+    found["commit"] = "unknown" if known is None else known + ("" if _clean() else ", with changes")
     return found
 
 
@@ -93,5 +94,10 @@ def _processor() -> str:
 
 
 def _clean() -> bool:
-    status = subprocess.run(["git", "status", "--porcelain", "src", "benchmarks"], capture_output=True, check=False)
+    try:
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "src", "benchmarks"], capture_output=True, check=False
+        )
+    except OSError:  # no git
+        return True
     return not any(line and not line.startswith(b"?? benchmarks/results") for line in status.stdout.splitlines())

@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
@@ -190,8 +188,15 @@ def random_case(seed):
     return store(images, classes=classes, ignore=crowds, size=(600, 600), areas=areas), detections
 
 
+def pycocotools():
+    """Its classes COCO and COCOeval; without it, the test is skipped."""
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    return coco.COCO, pytest.importorskip("pycocotools.cocoeval").COCOeval
+
+
 def reference(annotations, detections):
     """Precision, recall and the 12 numbers of pycocotools, from the files' own ids and COCO's results format."""
+    COCO, COCOeval = pycocotools()
     truth = COCO()
     image_of_box = np.repeat(annotations.image_ids, np.diff(annotations.first_box))
     truth.dataset = {
@@ -259,6 +264,7 @@ def files_of(annotations, detections):
 
 def average_precision(truth, results):
     """pycocotools' AP of a file and its results, in percent."""
+    COCO, COCOeval = pycocotools()
     coco = COCO()
     coco.dataset = truth
     coco.createIndex()

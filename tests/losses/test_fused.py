@@ -386,10 +386,13 @@ def test_on_a_gpu(loss, options, memory):
     if "weights" in options.values():
         options = {"neg_prior": torch.rand(80).cuda()}
     leaves = [x.requires_grad_() for x in maps]
-    torch.cuda.set_sync_debug_mode("error" if "mined" not in str(options) else "default")
-    value = loss(leaves, labels, backend="triton", **options)
-    value.backward()
-    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value = loss(leaves, labels, backend="triton", **options)
+        value.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     exact = joined.double().requires_grad_()
     wanted = loss(exact, labels, backend="torch", **options)
     wanted.backward()

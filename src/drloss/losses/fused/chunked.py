@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drloss.losses.fused.layout import Batch, FirstPass, Level
+from drloss.losses.fused.layout import Batch, FirstPass, Level, pair
 from drloss.losses.summation import block_length, padded_length, total, wide
 
 CHUNK = 5 * block_length(1)
@@ -59,7 +59,7 @@ def mined(batch: Batch, counts: Sequence[int], pooled: bool) -> Tensor:
     Paper: "Hard negative mining" in §3.2. ``counts`` are the numbers n̂ of positives and of negatives, 0 for all.
     Candidates tied for the last place share it; see :func:`drloss.losses.candidates.keep_hardest`.
     """
-    found = batch.labels.new_tensor([-torch.inf, 1.0], dtype=torch.float32).repeat(batch.images, 2, 1)
+    found = pair(batch.labels.new_empty(0, dtype=torch.float32), -torch.inf, 1.0).repeat(batch.images, 2, 1)
     for sign, count in enumerate(counts):
         for images in [range(batch.images)] if pooled else [range(n, n + 1) for n in range(batch.images)]:
             if count and len(images):
@@ -74,27 +74,27 @@ def _mined(batch: Batch, images: range, sign: int, count: int) -> Tensor:
     for chunk in _chunks(batch, images):
         most = _bound(batch, chunk, sign)
         chunks.append((chunk, most))
-        if len(kept) < count or not most <= kept[-1]:
+        if len(kept) < count or most is None or not most <= kept[-1]:
             y = _part(batch, chunk, sign).y_where_prior(-torch.inf)
             if len(kept) == count and y.device.type == "cpu":
                 y = y[~(y <= kept[-1])]
             y = torch.cat([kept, y])
             kept = y.topk(min(count, len(y))).values
     if not len(kept):
-        return torch.tensor([-torch.inf, 1.0])
+        return pair(kept, -torch.inf, 1.0)
     least = kept[-1]
     tied = torch.zeros_like(least)
     for chunk, most in chunks:
-        if not most < least:
+        if most is None or not most < least:
             tied += (_part(batch, chunk, sign).y_where_prior(torch.nan) == least).sum()
     return torch.stack([least, ((kept == least).sum() / tied.clamp(min=1)).clamp(max=1)])
 
 
-def _bound(batch: Batch, chunk: "_Chunk", sign: int) -> Tensor:
-    """Upper bound on y of one sign in a chunk: ∞ on a device, where reading a number would synchronise with it."""
+def _bound(batch: Batch, chunk: "_Chunk", sign: int) -> Tensor | None:
+    """Upper bound on y of one sign in a chunk; None on a device, where to read a number is to wait for it."""
     x = chunk.level.view_of(chunk.level.logits, chunk.image)[chunk.first : chunk.last]
     if x.device.type != "cpu":
-        return torch.tensor(torch.inf)
+        return None
     return (x.amax() if sign else -x.amin()).float()
 
 
@@ -109,7 +109,7 @@ def sums(batch: Batch) -> Tensor:
                 found[chunk.image, :, sign] += _sums_by_class(part, terms, distance, batch.classes)
                 continue
             z = terms * functional.softplus(part.y) if batch.kind == "focal" else terms
-            mass = z.new_tensor([[len(z)]]) if part.prior is None else total(part.prior.unsqueeze(0))
+            mass = z.new_full((1, 1), len(z)) if part.prior is None else total(part.prior.unsqueeze(0))
             of_part = [total(z.unsqueeze(0)), total(distance.mul_(terms).unsqueeze(0)), wide(mass)]
             found[chunk.image, sign] += torch.cat(of_part, dim=1).squeeze(0)
     return found

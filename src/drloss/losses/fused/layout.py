@@ -35,6 +35,11 @@ NO_FIRST_PASS = FirstPass(0.0, 1.0, -inf, 1.0)
 """Neither a shift nor mining."""
 
 
+def pair(like: Tensor, first: float, second: float) -> Tensor:
+    """Two numbers as a tensor (2,) of the dtype and device of another, without a copy that waits for the device."""
+    return torch.stack([like.new_full((), first), like.new_full((), second)])
+
+
 @dataclass(frozen=True)
 class Level:
     """One pyramid level.

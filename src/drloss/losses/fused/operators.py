@@ -34,8 +34,10 @@ def find_first_pass(
     """
     batch = make_batch(logits, labels, dense, pos_weights, neg_weights, None, (1.0, 1.0), classes, "dr")
     n = batch.images
-    found = labels.new_tensor(NO_FIRST_PASS, dtype=torch.float32).repeat(n, 2, 1)
+    found = labels.new_empty(n, 2, 4, dtype=torch.float32)
     columns = FirstPass(*found.unbind(2))
+    for column, value in zip(columns, NO_FIRST_PASS, strict=True):  # a tensor of the values would wait for the device
+        column.fill_(value)
     if any(mined):
         thresholds, shares = chunked.mined(batch, mined, pooled).unbind(2)
         columns.threshold.copy_(thresholds)

@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from drloss.losses.fused.layout import FirstPass
+from drloss.losses.fused.layout import FirstPass, pair
 from drloss.losses.surrogates import choose_surrogate, surrogate_slope
 
 MOST_RATE = 16.0
@@ -105,7 +105,7 @@ class DRRule:
         z_sum, s_sum, mass = sums.unbind(2)
         there = mass > 0
         z_sum = torch.where(there, z_sum, 1.0)
-        lam = 1 / sums.new_tensor((self.pos_rate, self.neg_rate))
+        lam = 1 / pair(sums, self.pos_rate, self.neg_rate)
         above = torch.where(there, s_sum / z_sum, 0.0)
         shift: Tensor | float = 0.0
         if first_pass is not None:
@@ -158,7 +158,7 @@ class PointwiseRule:
     def finish(self, sums: Tensor, first_pass: Tensor | None) -> tuple[Tensor, Tensor]:
         """As :meth:`DRRule.finish`; β is 0, and there is no first pass."""
         z_sum, _, mass = sums.unbind(2)
-        weights = sums.new_tensor((self.pos_weight, self.neg_weight)).expand(len(sums), 2)
+        weights = pair(sums, self.pos_weight, self.neg_weight).expand(len(sums), 2)
         if self.normalizer == "positives":
             weights = weights / mass[:, :1].clamp(min=1)
         return (z_sum * weights).sum(dim=1), torch.stack([weights, torch.zeros_like(weights)], dim=2)
