@@ -20,7 +20,21 @@ from drloss.training.config import override
 from drloss.training.presets import PRESETS
 
 
+_FORMATS = """\
+folders that are recognised:
+  COCO         a .json file with images, annotations and categories, its images beside it or below
+  PASCAL VOC   Annotations + JPEGImages, or .xml files beside the images or in a folder of their own
+  YOLO         data.yaml; or .txt files of labels, with or without classes.txt, obj.names, ...
+  CSV          a row for each box: TensorFlow, Roboflow, keras-retinanet, Open Images
+  LabelMe      a .json file for each image
+  CreateML     a .json list of images
+  CVAT         annotations.xml, "CVAT for images"
+  imagefolder  metadata.jsonl beside the images (Hugging Face)
+splits are told from names: train, val, valid, validation, test; docs/data.md has the rules"""
+
+
 def add_data(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _FORMATS
     parser.add_argument("data", metavar="DATA", help="data set, as for train --data")
     parser.add_argument("--follow-links", action="store_true", help="take links that lead out of the data set")
     model = parser.add_argument_group("model", "says whether the objects are large enough for the detector's anchors")
