@@ -19,7 +19,6 @@ from drloss.errors import UserError
 from drloss.training.config import override
 from drloss.training.presets import PRESETS
 
-
 _FORMATS = """\
 folders that are recognised:
   COCO         a .json file with images, annotations and categories, its images beside it or below
