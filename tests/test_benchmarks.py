@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import page, reliability, studies, trials
+from benchmarks import formats, page, reliability, studies, trials
+from benchmarks.layouts import LAYOUTS, pictures
 from drloss.errors import UserError
 from drloss.io.atomic import write_json
 from drloss.studies.paper.records import read_records, write_records
@@ -86,3 +87,17 @@ def test_a_record_changed_by_hand_is_refused(kind, tmp_path):
     read(path)
     with pytest.raises(UserError, match="checksum differs"):
         read(changed)
+
+
+def test_a_generated_coco_file_is_read_in_another_process(tmp_path):
+    formats.write_coco(tmp_path, 50)
+    (found,) = formats.reading(tmp_path, 1)
+    assert (found["images"], found["boxes"], found["problems"]) == (50, 363, 0)
+    assert found["seconds"] > 0
+
+
+def test_a_layout_that_is_read_otherwise_than_written_is_told(tmp_path):
+    made, other, layout = pictures(3, 2), pictures(4, 2), LAYOUTS["coco-roboflow"]
+    assert formats.difference(layout, made, tmp_path / "a") == "ok"
+    wrong = replace(layout, as_written=lambda _: other)
+    assert "missing or too many" in formats.difference(wrong, made, tmp_path / "b")

@@ -374,6 +374,6 @@ def test_public_data_sets(real_data, name, groups):
     assert groups[0] <= splits.groups <= groups[1]
     assert len(splits.val) == int(0.2 * len(data) + 0.5)
     train, val, neither = select_splits(data, splits)
-    assert (len(train) + len(val), neither) == (len(data), ())
+    assert (len(train) + len(val), len(neither)) == (len(data), 0)
     assert set(train.labels.tolist()) == set(data.labels.tolist())
     assert make_splits(replace(data.select(np.arange(len(data))[::-1]), name="x")) == splits

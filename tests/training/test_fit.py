@@ -319,7 +319,7 @@ def test_an_image_is_trained_on_as_it_is_alone(tmp_path, data):
     mixed = replace(data[0], sizes=sizes, draw=draw, boxes=boxes)
     config = override(TINY, {"max_side": 128, "train_short_sides": (24, 64), "batch_size": 8, "micro_batch": 8})
     out = tmp_path / "run"
-    how = {"console": Console(quiet=True), "stop": StopRequest(), "force": False, "reports": {}}
+    how = {"console": Console(quiet=True), "stop": StopRequest(), "force": False, "records": ({}, None)}
     new = new_detector(config, mixed, out, ALONE, resume=False)
     trainer = prepare(new, mixed, None, out, ALONE, resume=False, **how)
     with own_batches(trainer) as batches:

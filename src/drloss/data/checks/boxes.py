@@ -26,6 +26,7 @@ _LEAST_SIDE = 8
 _INT64 = 2**63
 _NOT_SET = frozenset({"", "0", "no", "false", "none", "null", "unspecified"})
 
+Floats = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """xyxy in absolute pixels."""
 
@@ -87,6 +88,24 @@ def is_normalised(box: Box, height: int, width: int) -> bool:
     return min(height, width) >= _LEAST_SIDE and 0 <= x1 < x2 <= _LARGEST_SHARE and 0 <= y1 < y2 <= _LARGEST_SHARE
 
 
+def fit_boxes(
+    boxes: Floats, heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32]
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Boxes clipped to their images, and which of them :func:`fit_box` and :func:`is_normalised` say nothing of.
+
+    Args:
+        boxes: (M, 4) xyxy in absolute pixels; finite.
+        heights, widths: (M,) of their images.
+    """
+    limits = np.stack([widths, heights, widths, heights], axis=1)
+    clipped = np.clip(boxes, 0.0, limits)
+    fine = (np.abs(clipped - boxes) <= UNNOTED).all(axis=1)
+    for found in (boxes, clipped):
+        fine &= (found[:, 2:] - found[:, :2] >= MIN_BOX_SIDE).all(axis=1)
+    shares = (boxes[:, :2] >= 0).all(axis=1) & (boxes[:, 2:] <= _LARGEST_SHARE).all(axis=1)
+    return clipped, fine & ~(shares & (np.minimum(heights, widths) >= _LEAST_SIDE))
+
+
 @dataclass
 class BoxColumns:
     """The boxes of a split while it is read, in any order of their images; columns of numbers, to save memory."""
@@ -104,6 +123,27 @@ class BoxColumns:
         self.label.append(label)
         self.ignore.append(ignore)
         self.area.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
+
+    def extend(
+        self,
+        image: npt.NDArray[np.int64],
+        boxes: Floats,
+        label: npt.NDArray[np.int64],
+        ignore: npt.NDArray[np.bool_],
+        area: Floats | None,
+    ) -> None:
+        """Add boxes, as :meth:`append` does."""
+        if area is None:
+            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        columns = (
+            (self.image, image),
+            (self.xyxy, boxes),
+            (self.label, label),
+            (self.ignore, ignore),
+            (self.area, area),
+        )
+        for column, values in columns:
+            column.frombytes(values.tobytes())
 
     def arrays(self, images: int, selected: Sequence[int]) -> tuple[npt.NDArray[Any], ...]:
         """The boxes of some of the images, sorted by image; within an image in the order they were added.
@@ -132,6 +172,8 @@ class BoxColumns:
 
 def integer_or_none(value: object) -> int | None:
     """``value`` if it is an int, or a float without fraction, that fits int64; else None."""
+    if type(value) is int:  # nearly always
+        return value if -_INT64 <= value < _INT64 else None
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and isfinite(value) and value == int(value):

@@ -29,6 +29,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes of image files, of every format that :mod:`drloss.data.images.decoding` reads."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{5,200}\.[A-Za-z0-9]{1,50}")
+"""Most names of files: nothing is to be checked or changed. Windows' devices have four letters at most."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))})
@@ -47,9 +50,11 @@ def clean_name(name: object) -> str:
     """
     if not isinstance(name, str):
         raise ValueError("not a string")
+    if _PLAIN.fullmatch(name):
+        return name
     if not name.strip():
         raise ValueError("empty")
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+    if _CONTROL.search(name):
         raise ValueError("control character in the name")
     name = name.replace("\\", "/")
     if name.startswith("/") or _DRIVE.match(name):
@@ -100,6 +105,7 @@ class Inside:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._root = os.fspath(root)
         self._anywhere = _FOLLOW.get()
         self._resolved = os.path.realpath(root)
         self._parents: dict[str, bool] = {}
@@ -108,10 +114,9 @@ class Inside:
         """Whether ``root / name`` (a :func:`clean_name`) stays below ``root``; it need not exist."""
         if self._anywhere:
             return True
-        path = os.path.join(self.root, name)
-        parent = os.path.dirname(path)
+        path, parent = os.path.join(self._root, name), name.rpartition("/")[0]
         if parent not in self._parents:
-            self._parents[parent] = self._below(os.path.realpath(parent))
+            self._parents[parent] = self._below(os.path.realpath(os.path.dirname(path)))
         if not self._parents[parent]:
             return False
         return not os.path.islink(path) or self._below(os.path.realpath(path))

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from drloss.errors import DataError, printable
 
 _BLOCK = 16 * 1024**2
+_PART = 256 * 1024
 _NAMES = {b"": "bytes", b"\n": "lines", b"\r": "lines"}
 
 
@@ -45,6 +48,17 @@ def read_bytes(
     Raises:
         DataError: if the file does not exist, is not a regular file, is too large or cannot be read.
     """
+    require_limits(path, max_bytes, limits, records)
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def require_limits(
+    path: Path, max_bytes: int, limits: Mapping[bytes, Limit] | None = None, records: Sequence[bytes] = ()
+) -> None:
+    """Raise DataError as :func:`read_bytes` does, without the content in memory."""
     name = printable(str(path))
     try:
         if not path.is_file():
@@ -54,9 +68,12 @@ def read_bytes(
             raise DataError(f"{name}: size, got {size:,} bytes; allowed: at most {max_bytes:,}")
         if limits:
             _check_limits(path, limits, records)
-        return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read ({error})") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{printable(str(path))}: cannot be read ({error})")
 
 
 def _check_limits(path: Path, limits: Mapping[bytes, Limit], records: Sequence[bytes]) -> None:
@@ -65,7 +82,7 @@ def _check_limits(path: Path, limits: Mapping[bytes, Limit], records: Sequence[b
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             for mark in (*limits, *records):
-                found[mark] += block.count(mark) if mark else len(block)
+                found[mark] += _count(block, mark)
             number = sum(found[key] for key in records)
             for mark, limit in limits.items():
                 allowed = limit.of(number)
@@ -74,6 +91,14 @@ def _check_limits(path: Path, limits: Mapping[bytes, Limit], records: Sequence[b
                     rule = f" ({limit.base:,} and {limit.each:,} for each {keys})" if limit.each else ""
                     what = f"{printable(str(path))}: number of {_NAMES.get(mark) or mark.decode()}"
                     raise DataError(f"{what}, got more than {allowed:,}; allowed: at most {allowed:,}{rule}")
+
+
+def _count(block: bytes, mark: bytes) -> int:
+    """How often a mark is in a block; one byte is counted by numpy, which is faster if its part fits the cache."""
+    if len(mark) != 1:
+        return block.count(mark) if mark else len(block)
+    values = np.frombuffer(block, dtype=np.uint8)
+    return sum(int(np.count_nonzero(values[i : i + _PART] == mark[0])) for i in range(0, len(block), _PART))
 
 
 def read_text(

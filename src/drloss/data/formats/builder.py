@@ -32,15 +32,16 @@ If an image is left out, so are its boxes, which its problem counts. Images with
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from drloss.data.annotations import Annotations
-from drloss.data.checks.boxes import Box, BoxColumns, fit_box, integer_or_none, is_normalised
+from drloss.data.checks.boxes import Box, BoxColumns, fit_box, fit_boxes, integer_or_none, is_normalised
 from drloss.data.checks.classes import check_classes, known_classes
 from drloss.data.checks.problems import BOX_CLIPPED, BOX_LEFT_OUT, IMAGE_LEFT_OUT, ProblemLog, Report, report_of
 from drloss.data.files.paths import Inside, clean_name
@@ -57,9 +58,12 @@ _MOST_NORMALISED, _LEAST_NORMALISED = 0.9, 3
 """The split is refused if at least this share and this number of its boxes look normalised."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Image:
-    """One image of the files; ``bad`` is the position of the problem that leaves it out."""
+    """One image of the files; ``bad`` is the position of the problem that leaves it out.
+
+    ``boxes`` is the number of its boxes, those in the columns only once all are read.
+    """
 
     name: str
     height: int
@@ -100,6 +104,7 @@ class AnnotationsBuilder:
         self._by_folded: dict[str, str] = {}
         self._inside: dict[Path, Inside] = {}
         self._boxes = BoxColumns()
+        self._usable = np.zeros((0, 2), dtype=np.int32)
         self._log = ProblemLog()
         self._boxes_in = 0
         self._normalised, self._first_normalised = 0, ""
@@ -172,7 +177,7 @@ class AnnotationsBuilder:
         if not self._inside[folder](clean):
             return "file name refused (a link out of the image folder)", name, f"a file within {folder}"
         image.name = clean
-        if folder != self.image_root:
+        if folder is not self.image_root and folder != self.image_root:
             image.name = f"{os.path.relpath(folder, self.image_root)}/{clean}".replace(os.sep, "/")
             image.name = image.name.removeprefix("./")
         try:
@@ -268,8 +273,47 @@ class AnnotationsBuilder:
             if fit.box is None:
                 return
             box = fit.box
-        image.boxes += 1
         self._boxes.append(position, box, label, ignore, area)
+
+    def add_boxes(
+        self,
+        keys: Sequence[Any],
+        categories: Sequence[int],
+        boxes: npt.NDArray[np.float64],
+        ignore: npt.NDArray[np.bool_],
+        areas: npt.NDArray[np.float64] | None,
+        one_by_one: npt.NDArray[np.bool_],
+        add: Callable[[int], None],
+    ) -> None:
+        """Add M boxes in their order: at once those of which :meth:`add_box` has nothing to say.
+
+        Args:
+            keys, categories, boxes, ignore, areas: as for :meth:`add_box`, with pixels as the file has them.
+            one_by_one: (M,) boxes to be added by ``add`` in any case.
+            add: adds the box at a position by :meth:`add_box`.
+        """
+        images = np.array([self._by_key.get(key, -1) for key in keys], dtype=np.int64)
+        labels = np.array([self._labels.get(category, 0) for category in categories], dtype=np.int64)
+        sizes = self._usable_sizes()[images]
+        boxes, fine = fit_boxes(boxes, sizes[:, 0], sizes[:, 1])
+        fine &= (images >= 0) & (labels > 0) & (sizes[:, 0] > 0) & ~one_by_one
+        borders = np.flatnonzero(np.diff(fine)) + 1
+        for first, end in zip([0, *borders.tolist()], [*borders.tolist(), len(keys)], strict=True):
+            own = slice(first, end)
+            if not fine[first]:
+                for position in range(first, end):
+                    add(position)
+                continue
+            self._boxes_in += end - first
+            area = None if areas is None else areas[own]
+            self._boxes.extend(images[own], boxes[own], labels[own], ignore[own], area)
+
+    def _usable_sizes(self) -> npt.NDArray[np.int32]:
+        """Height and width of each image, 0 if it is left out; and at the end those of no image."""
+        if len(self._usable) != len(self._images) + 1:
+            sizes = [(i.height, i.width) if i.bad is None else (0, 0) for i in self._images]
+            self._usable = np.array([*sizes, (0, 0)], dtype=np.int32)
+        return self._usable
 
     def _leave_out_box(self, file: str, record: str, kind: str, value: object, allowed: str, boxes: int = 1) -> int:
         return self._log.add(file, record, kind, value=value, allowed=allowed, consequence=BOX_LEFT_OUT, boxes=boxes)
@@ -291,6 +335,9 @@ class AnnotationsBuilder:
             DataError: if ``strict`` and a problem is refused, if no image is left, or if the boxes are normalised.
         """
         self._refuse_normalised()
+        in_columns = np.bincount(np.array(self._boxes.image, dtype=np.int64), minlength=len(self._images)).tolist()
+        for image, boxes in zip(self._images, in_columns, strict=True):
+            image.boxes += boxes
         self._too_many_boxes()
         for image in self._images:
             if image.bad is not None:

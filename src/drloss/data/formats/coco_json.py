@@ -38,7 +38,7 @@ def load_json(path: Path) -> dict[str, Any]:
         DataError: with line and column, if known.
     """
     name = printable(str(path))
-    content = read_json(path, MAX_BYTES, LIMITS, RECORDS, _object)
+    content = read_json(path, MAX_BYTES, LIMITS, RECORDS, used_keys)
     if not isinstance(content, dict):
         raise DataError(f"{name}: top level, got {shown(content)}; allowed: an object with images and annotations")
     if TWICE in content:
@@ -85,7 +85,7 @@ def read_json(
         raise DataError(f"{name}: does not fit into this machine's memory") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def used_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without the keys that are not used; see also :data:`TWICE` and :data:`SEGMENTED`."""
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -11,7 +11,7 @@ from drloss.data.checks.problems import Report
 from drloss.data.files.paths import require_inside
 from drloss.data.files.survey import Survey, split_of_file, split_of_folder
 from drloss.data.formats.coco import CocoPart, image_folder, read_coco
-from drloss.data.formats.coco_json import load_json
+from drloss.data.formats.coco_stream import load_coco
 from drloss.data.formats.layout import CERTAIN, LIKELY, Layout, grouped_by_split, head
 from drloss.data.formats.sniffing import json_kind
 from drloss.data.source import FileSource, Places, Read
@@ -56,7 +56,7 @@ def _places(parts: dict[str, CocoPart]) -> Places:
     names = _names_of(parts)
     return {
         names[split]: {
-            "images": [image_folder(part, load_json(part.annotations))],
+            "images": [image_folder(part, load_coco(part.annotations))],
             "annotations": [part.annotations],
         }
         for split, part in parts.items()
