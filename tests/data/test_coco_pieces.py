@@ -173,9 +173,10 @@ def test_an_odd_record_is_read_as_of_the_whole_file(row, places, text, tmp_path,
     compare(tmp_path, edited.encode(), monkeypatch)
 
 
-def test_random_damage_is_read_as_of_the_whole_file(text, tmp_path, monkeypatch):
+@pytest.mark.soak
+def test_random_damage_is_read_as_of_the_whole_file(text, tmp_path, monkeypatch, soak):
     data, rng = text.encode(), Random(0)
-    for _ in range(60):
+    for _ in range(600 if soak else 15):
         damaged = bytearray(data)
         for _ in range(rng.choice((1, 1, 3))):
             place = rng.randrange(len(damaged))

@@ -13,6 +13,8 @@ LOSSES = {
     "focal": (focal_loss, {}),
     "cross-entropy": (cross_entropy_loss, {"normalizer": "none"}),
 }
+QUICK = ("dr", "focal")
+"""Those that are tried with every run of the tests: the interpreter takes a second a case."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -34,9 +36,9 @@ def rows(maps, classes):
 
 
 @pytest.mark.parametrize("backend", [TRITON])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in LOSSES])
 @pytest.mark.parametrize("planes", [True, False], ids=["planes", "rows"])
-@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("classes", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_most_programs_see_the_background_alone(backend, loss, planes, classes):
     function, options = LOSSES[loss]
     maps, labels = mostly_background(classes, planes)
@@ -63,7 +65,7 @@ def test_an_infinite_logit_of_the_background_makes_the_loss_of_its_image_nan(bac
 
 
 @pytest.mark.parametrize("backend", [TRITON])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", QUICK)
 def test_a_masked_class_of_the_background_changes_nothing_else(backend, loss):
     function, options = LOSSES[loss]
     maps, labels = mostly_background(5, planes=False)
