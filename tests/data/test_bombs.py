@@ -260,6 +260,7 @@ WORDS = dict.fromkeys(XML, "annotation file not readable") | {
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_bombs_are_refused_in_two_seconds_and_500_megabytes(soak, figure, tmp_path, made):
     paths = made_bombs(tmp_path, made, soak)
     lines = measured(paths.values())

@@ -247,6 +247,7 @@ def test_weights_that_cannot_be_fetched_are_two_lines(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.slow
 def test_a_family_trains_and_what_it_exports_predicts_the_same(tmp_path, name):
     assert main([*TRAIN, "--backbone", name, "--out", str(tmp_path / "run")]) == 0
     file = tmp_path / "run" / "model.safetensors"

@@ -69,6 +69,7 @@ def test_a_run_is_the_same_twice_and_on_workers(run):
     assert losses(one) == losses(two) == losses(three)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_where_it_was(run):
     whole, _ = run("whole")
     part, _ = run("part", max_iters=6)

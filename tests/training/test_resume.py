@@ -95,6 +95,7 @@ def test_a_run_killed_anywhere_ends_bit_identical(whole, tmp_path, soak, figure)
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_a_signal_ends_a_run_with_a_checkpoint_and_exit_code_0(whole, tmp_path, soak, figure):
     expected, seconds = whole
     wanted, slowest = 20 if soak else 3, 0.0
@@ -243,6 +244,7 @@ def test_a_run_that_is_killed_while_it_evaluates_loses_no_step(whole, tmp_path, 
     assert what_is_left(tmp_path / "run") == whole[0]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_into_one_folder(tmp_path):
     arguments = tiny_run(tmp_path / "run", **RUN)
     first = start(arguments, tmp_path / "log", fault(at_step, step=3, do="hang"))

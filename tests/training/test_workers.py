@@ -49,6 +49,7 @@ def test_a_lost_worker_ends_the_run_within_a_minute_and_names_the_image(tmp_path
     figure("T33", f"{do}: ended {seconds:.0f} s after the fault or the last step, naming the image")
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_does_not_end_a_worker_that_is_just_born(tmp_path):
     early = fault(before, module="drloss.data.workers", name="_ignore_signals", do="SIGTERM")
     child = start(tiny_run(tmp_path / "run", workers=2), tmp_path / "log", early)
