@@ -9,7 +9,6 @@ from typing import Any
 
 from drloss.cli.options import (
     DEFAULT_PRESET,
-    VAL_FRACTION,
     Command,
     default_preset,
     input_size,
@@ -59,6 +58,7 @@ def _data(options: argparse.Namespace) -> int:
     from drloss.data.formats.toml_writing import require_new_toml, write_data_toml
     from drloss.data.held_out import with_val
     from drloss.data.inspection import check_data
+    from drloss.data.splitting import VAL_FRACTION
     from drloss.io.atomic import write_json
 
     preset = options.preset or default_preset(options.data)

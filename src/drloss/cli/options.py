@@ -11,7 +11,6 @@ from drloss.training.config import GROUPS, OPTIONS, Config, descriptions, flat, 
 from drloss.training.presets import PRESETS
 
 USER_ERROR = 2
-VAL_FRACTION = 0.2  # drloss.data.splitting's, which --help does not import
 NO_SPLIT = "none"
 """What ``--val-split`` is given for training without evaluation."""
 INTERRUPTED = 130
@@ -40,7 +39,7 @@ def split_options(group: argparse._ActionsContainer, *, val_default: str | None)
     group.add_argument("--train-split", default="train", metavar="SPLIT", help="split to train on (default: train)")
     words = "split to evaluate on; none for no evaluation (default: val)"
     group.add_argument("--val-split", default=val_default, metavar="SPLIT", help=words)
-    share = f"of data without a split val, hold out this share of the images (default: {VAL_FRACTION:g})"
+    share = "of data without a split val, hold out this share of the images (default: a fifth)"
     group.add_argument("--val-fraction", type=float, metavar="SHARE", help=share)
 
 

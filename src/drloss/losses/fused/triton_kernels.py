@@ -62,6 +62,17 @@ def _by_lane(x, WIDTH: tl.constexpr):
     return tl.sum(tl.reshape(x, [x.shape[0] // WIDTH, WIDTH]), axis=0)
 
 
+@triton.jit
+def _store_sums(to, pos_z, pos_s, pos_m, neg_z, neg_s, neg_m):
+    """Writes the sums of a block's lanes into six places."""
+    tl.store(to, tl.sum(pos_z, axis=0))
+    tl.store(to + 1, tl.sum(pos_s, axis=0))
+    tl.store(to + 2, tl.sum(pos_m, axis=0))
+    tl.store(to + 3, tl.sum(neg_z, axis=0))
+    tl.store(to + 4, tl.sum(neg_s, axis=0))
+    tl.store(to + 5, tl.sum(neg_m, axis=0))
+
+
 # Sizes differ from batch to batch: specialised to each, a kernel would be compiled again and again.
 _SIZES = [f"{name}{i}" for name in "bpf" for i in range(LEVELS)][1:]
 _SIZES += [f"{sign}_by_{what}" for sign in ("pos", "neg") for what in ("image", "anchor", "class")]
@@ -265,12 +276,7 @@ def pass_over_logits(
                         if k < K:
                             slot = first_slot + begin // chunks + shape * parts + block % parts
                             to = slots + ((image * K + k) * programs + slot) * 6
-                            tl.store(to, tl.sum(pos_z, axis=0))
-                            tl.store(to + 1, tl.sum(pos_s, axis=0))
-                            tl.store(to + 2, tl.sum(pos_m, axis=0))
-                            tl.store(to + 3, tl.sum(neg_z, axis=0))
-                            tl.store(to + 4, tl.sum(neg_s, axis=0))
-                            tl.store(to + 5, tl.sum(neg_m, axis=0))
+                            _store_sums(to, pos_z, pos_s, pos_m, neg_z, neg_s, neg_m)
                         pos_z, pos_s, pos_m = nothing, nothing, nothing
                         neg_z, neg_s, neg_m = nothing, nothing, nothing
                 else:
@@ -300,12 +306,7 @@ def pass_over_logits(
             tl.store(slots, tl.max(pos_z, axis=0))
             tl.store(slots + 3, tl.max(neg_z, axis=0))
         else:
-            tl.store(slots, tl.sum(pos_z, axis=0))
-            tl.store(slots + 1, tl.sum(pos_s, axis=0))
-            tl.store(slots + 2, tl.sum(pos_m, axis=0))
-            tl.store(slots + 3, tl.sum(neg_z, axis=0))
-            tl.store(slots + 4, tl.sum(neg_s, axis=0))
-            tl.store(slots + 5, tl.sum(neg_m, axis=0))
+            _store_sums(slots, pos_z, pos_s, pos_m, neg_z, neg_s, neg_m)
 
 
 @triton.jit
