@@ -193,9 +193,9 @@ def measured(paths):
         [sys.executable, "-W", "error", "-c", READ, *map(str, paths)],
         capture_output=True,
         text=True,
-        check=True,
         timeout=300,
     )
+    assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -322,7 +322,7 @@ def test_what_is_just_allowed_needs_no_more_than_a_bomb_may(tmp_path, made):
     images = [p for p in paths if p.is_file()]  # of which each takes nearly all
     lines = measured([p for p in paths if p not in images]) + [measured([p])[0] for p in images]
     for name, (message, megabytes, _) in zip(BELOW, lines, strict=True):
-        assert not re.search("number of .*got more than|MemoryError|Unable to allocate", message), name
+        assert not re.search("number of .*got more than|MemoryError|Unable to allocate|does not fit", message), name
         assert megabytes < 500, name
 
 

@@ -69,11 +69,10 @@ def read_json(
         raise DataError(f"{name}: encoding, got UTF-16 or UTF-32; allowed: UTF-8")
     try:
         text = data.decode("utf-8-sig")
+        del data
+        return json.loads(text, object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: byte {error.start:,} is not UTF-8; allowed: a file saved as UTF-8") from None
-    del data
-    try:
-        return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno:,}, column {error.colno:,}"
         raise DataError(f"{name}: {where}: not JSON ({error.msg}); is the file complete?") from None

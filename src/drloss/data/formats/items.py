@@ -211,7 +211,7 @@ def _header(root: Path, item: Item, image: Found) -> _Size:
     try:
         return header_size(root / image[0])
     except DataError as error:
-        return error
+        return error.with_traceback(None)
 
 
 def _given(side: object) -> bool:

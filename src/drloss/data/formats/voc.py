@@ -246,7 +246,7 @@ class _Reader:
             if not listed and not self.tree.image_names(stem) and xml_root(path) not in ("annotation", ""):
                 self.builder.note(str(path), "", "XML file of another kind, not read")
                 return
-            bad = ("annotation file not readable", error, "a VOC XML file")
+            bad = ("annotation file not readable", error.with_traceback(None), "a VOC XML file")
             add(str(path), "", key=None, name=None, height=None, width=None, bad=bad)
             return
         names = self.tree.image_names(stem)

@@ -263,4 +263,4 @@ def _header(inside: Inside, entry: _Entry) -> tuple[int, int] | DataError | None
     except ValueError:
         return None
     except DataError as error:
-        return error
+        return error.with_traceback(None)

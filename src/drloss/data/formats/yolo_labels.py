@@ -82,7 +82,7 @@ class LabelReader:
         except ValueError:  # the builder refuses the name
             refused = True
         except DataError as error:
-            bad = bad or ("label file not readable", error, "a text file")
+            bad = bad or ("label file not readable", error.with_traceback(None), "a text file")
         add = self.builder.add_image
         add(file, record, key=key, name=name, height=height, width=width, folder=folder, bad=bad)
         if label is None and bad is None and not refused:
