@@ -89,6 +89,7 @@ def test_a_record_changed_by_hand_is_refused(kind, tmp_path):
         read(changed)
 
 
+@pytest.mark.slow
 def test_a_generated_coco_file_is_read_in_another_process(tmp_path):
     formats.write_coco(tmp_path, 50)
     (found,) = formats.reading(tmp_path, 1)

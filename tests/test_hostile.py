@@ -164,6 +164,7 @@ def test_a_hostile_state_of_a_run_is_refused_by_field(tmp_path, try_all, figure)
     assert [code for _, code, *_ in try_all(commands)] == [0, 0]
 
 
+@pytest.mark.slow
 def test_an_unsealed_checkpoint_is_not_even_looked_at(tmp_path, good, try_all):
     folder = run_folder(tmp_path / "run", saved({"model": good[1]}))
     ((_, code, said, *_),) = try_all([["export", str(folder), "--out", str(tmp_path / "o.safetensors")]])

@@ -306,7 +306,7 @@ def test_a_damaged_file_is_accepted_with_all_its_boxes_or_refused_by_name(
     # Headers of three images are read sooner by one thread than by eight.
     monkeypatch.setattr("drloss.data.formats.yolo.ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     subject = kind(tmp_path / "set", made)
-    files = kind.files if soak else kind.files // 40
+    files = kind.files if soak else kind.files // 80
     outcomes, slowest = Counter(), 0.0
     for number in range(files):
         count = subject.damage(Random(f"{kind.__name__} {number}"))

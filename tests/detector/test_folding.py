@@ -22,7 +22,8 @@ def filled(module):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10", "tf_efficientnet_lite0", pytest.param("resnet50", marks=pytest.mark.slow)]
+    "name",
+    ["resnet10", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf_efficientnet_lite0", "resnet50"))],
 )
 def test_outputs_and_gradients_are_those_of_the_layers_apart(name, monkeypatch):
     if not name.startswith("resnet"):

@@ -101,27 +101,27 @@ WIDE = {"logits_scale": 75.0, "value_error": 2e-5, "gradient_error": 2e-3}
 
 
 @given(variants(wide=False))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 def test_value_and_gradient_equal_the_loops_of_the_paper(case):
     check(case, **USUAL)
 
 
 @given(variants(wide=True))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_wide_parameters_and_masked_classes(case):
     check(case, **WIDE)
 
 
 @pytest.mark.parametrize("backend", [CPU, "chunked"])
 @given(variants(wide=False, fused=True))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_fused_value_and_gradient_equal_the_loops_of_the_paper(backend, case):
     check_fused(case, backend, **USUAL)
 
 
 @pytest.mark.parametrize("backend", [CPU, "chunked"])
 @given(variants(wide=True, fused=True))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_fused_wide_parameters_and_masked_classes(backend, case):
     check_fused(case, backend, **WIDE)
 

@@ -37,6 +37,7 @@ def detector(val, **settings):
     return RetinaNet(replace(CONFIG.detector, **settings), len(val.class_names), 0.3)
 
 
+@pytest.mark.slow
 def test_the_sweep_does_not_depend_on_the_threshold_of_the_run(val, ranks, tmp_path, monkeypatch):
     (tmp_path / measure.MODEL).touch()
     found = []
@@ -59,6 +60,7 @@ def test_the_sweep_does_not_depend_on_the_threshold_of_the_run(val, ranks, tmp_p
     assert sum(len(d["scores"]) for d in found[1]["detections"]) == per_image[3] * len(val)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_same_whatever_ran_before_and_the_profiler_says_nothing(val, ranks, capfd):
     timed = []
     for _ in range(2):

@@ -73,6 +73,7 @@ def stop_and_go_on(out):
     return said
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_after_the_driver_was_stopped(finished):
     out, ((code, runs, trained), (code_again, runs_again, trained_again)) = finished
     assert (code, runs) == (130, NAMES[:1])
@@ -82,6 +83,7 @@ def test_a_finished_run_is_not_repeated_after_the_driver_was_stopped(finished):
     assert sorted(p.name for p in (out / "runs").iterdir() if p.is_dir()) == sorted(NAMES)
 
 
+@pytest.mark.slow
 def test_a_third_call_trains_and_evaluates_nothing_and_writes_the_same_page(finished, tmp_path, capsys):
     out, _ = finished
     (tmp_path / "runs").symlink_to(out / "runs")
@@ -100,6 +102,7 @@ def line_of(text, heading, run):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_the_page_has_the_runs_numbers_below_the_papers(finished):
     out, _ = finished
     text = (out / PAGE).read_text()
@@ -120,6 +123,7 @@ def test_the_page_has_the_runs_numbers_below_the_papers(finished):
     assert "takes at a time, its micro-batch: 2 on each GPU at the paper's scale, 8 in the preset" in text
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
     out, _ = finished
     (tmp_path / "runs").symlink_to(out / "runs")
@@ -131,6 +135,7 @@ def test_the_page_needs_nothing_but_the_run_folders(finished, tmp_path):
     assert "only COCO's server" in empty
 
 
+@pytest.mark.slow
 def test_the_records_give_the_same_page_and_are_refused_once_changed(finished, tmp_path):
     out, _ = finished
     scale, records = read_records(out / RECORDS)
@@ -144,6 +149,7 @@ def test_the_records_give_the_same_page_and_are_refused_once_changed(finished, t
     assert read_records(tmp_path / "none.json") == (scale, {})
 
 
+@pytest.mark.slow
 def test_the_runs_scores_are_on_the_page_and_in_figures_1_and_5(finished):
     out, _ = finished
     text = (out / PAGE).read_text()
@@ -164,6 +170,7 @@ def copied(finished, tmp_path):
     return folders, lambda data=DATA: main(["reproduce", "table7", *TINY, "--data", data, "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_is_made_anew(copied, capsys):
     folders, call = copied
     path = folders[0] / "eval_val" / "metrics.json"
@@ -177,6 +184,7 @@ def test_an_evaluation_that_was_cut_off_is_made_anew(copied, capsys):
     assert json.loads(path.read_text())["metrics"] == whole["metrics"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_say_what_it_was_trained_on_is_refused_in_words(copied, capsys):
     folders, call = copied
     (folders[0] / "environment.json").unlink()
@@ -187,6 +195,7 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_is_refused_in_words(copi
     assert len(said.strip().splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_the_same_data_by_another_name_are_the_same(copied, capsys, monkeypatch):
     seen = []
     read = studies.read_split
@@ -201,6 +210,7 @@ def test_the_same_data_by_another_name_are_the_same(copied, capsys, monkeypatch)
     assert sorted(seen) == ["train", "val"]
 
 
+@pytest.mark.slow
 def test_changed_data_are_noticed(copied, capsys):
     folders, call = copied
     assert call(DATA.replace("val=4", "val=5")) == 0  # what it was trained on is as it was
@@ -216,6 +226,7 @@ def test_changed_data_are_noticed(copied, capsys):
     assert "is something else now; name another --out" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_each_run_says_what_its_rows_must_reach(finished):
     out, _ = finished
     for name, ap in zip(NAMES, ("36.1", "37.4"), strict=True):
@@ -223,6 +234,7 @@ def test_each_run_says_what_its_rows_must_reach(finished):
         assert said.startswith(f"its place among the rows, not AP; the paper's: AP {ap} on minival (Table ")
 
 
+@pytest.mark.slow
 def test_at_the_papers_scale_the_page_says_which_rows_reach_its_numbers(finished):
     out, _ = finished
     record = next(iter(next(iter(read_records(out / RECORDS)[1].values())).values()))
@@ -242,6 +254,7 @@ def test_at_the_papers_scale_the_page_says_which_rows_reach_its_numbers(finished
     )
 
 
+@pytest.mark.slow
 def test_other_data_in_the_same_folder_are_refused(finished, capsys):
     out, _ = finished
     other = [option.replace("size=64", "size=72") for option in TINY]
@@ -351,6 +364,7 @@ def test_figures_are_drawn_without_data(tmp_path, capsys):
     assert "figure3.svg" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_figure_1_of_a_run_names_it(finished, tmp_path):
     out, _ = finished
     run = out / "runs" / NAMES[1]

@@ -68,6 +68,7 @@ def test_the_end_of_a_training_says_what_to_do_next(trained, tmp_path, capsys):
     assert (out / PAGE).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_each_line_of_the_log_has_the_speed_and_the_time_left(trained, tmp_path, capsys):
     _, train = trained
     assert main([*train, "--out", str(tmp_path / "run")]) == 0

@@ -44,6 +44,7 @@ def test_a_checkpoint_of_before_is_loaded(run_of_before):
     assert not model.training
 
 
+@pytest.mark.slow
 def test_a_run_of_before_goes_on(run_of_before, capsys):
     settings = ["--batch-size", "4", "--no-scale-lr", "--workers", "0", "--device", "cpu"]
     command = ["train", "--data", DATA, "--preset", "cpu", *settings, "--out", str(run_of_before), "--resume"]

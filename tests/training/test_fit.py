@@ -254,6 +254,7 @@ def test_what_the_preset_reaches_is_said_on_its_data_alone(run, data, tmp_path):
     assert "AP50" not in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_what_does_not_change_the_learning_may_change_on_resume(run):
     whole = losses(run("whole")[0])
     part, _ = run("part")

@@ -172,6 +172,7 @@ def resumed(folder, *more, **settings):
     return child.wait(), " ".join(child.said.split())
 
 
+@pytest.mark.slow
 def test_other_data_or_settings_are_refused_unless_forced_and_named_then(begun):
     other = "shapes:train=23,val=6,size=32"
     code, said = resumed(begun, data=other)
@@ -189,6 +190,7 @@ def test_other_data_or_settings_are_refused_unless_forced_and_named_then(begun):
     assert rows(begun / METRICS_FILE)[3]["lr"] != rows(begun / METRICS_FILE)[2]["lr"]
 
 
+@pytest.mark.slow
 def test_force_does_not_bend_what_cannot_fit(begun):
     code, said = resumed(begun, "--force", fpn_channels=24)
     assert code == 2
@@ -231,6 +233,7 @@ def test_a_validation_split_that_is_gone_may_be_done_without(begun, tmp_path):
     assert "the data have changed" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("do", ["SIGKILL", "raise"])
 def test_a_run_that_is_killed_while_it_evaluates_loses_no_step(whole, tmp_path, do):
     settings = {**RUN, "checkpoint_every": 100}

@@ -23,7 +23,7 @@ SOONER = 3
 @pytest.mark.parametrize(
     ("do", "words", "code"),
     [
-        ("raise", f"RuntimeError: {NAME}: reading it failed", 1),
+        pytest.param("raise", f"RuntimeError: {NAME}: reading it failed", 1, marks=pytest.mark.slow),
         ("SIGKILL", "a data-loading process was killed (signal 9), perhaps for want of memory, while reading", 2),
         pytest.param(
             "SIGSEGV", "a data-loading process was killed (signal 11) while reading", 2, marks=pytest.mark.slow
