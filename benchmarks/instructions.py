@@ -48,7 +48,8 @@ def count(loss: str, layout: str, task: str, dtype: str) -> dict[str, float]:
     constants: dict[str, Any] = dict.fromkeys(
         ("DENSE", "POS_WEIGHTS", "NEG_WEIGHTS", "FIRST_PASS", "BY_CLASS"), False
     ) | {
-        **{"K": CLASSES, "PER_PLACE": SHAPES if planes else 1, "PLANES": planes, "ALIGNED": planes, "WIDTH": 128},
+        **{"K": CLASSES, "PITCH": CLASSES, "PER_PLACE": SHAPES if planes else 1, "PLANES": planes, "ALIGNED": planes},
+        "WIDTH": 128,
         **{"FOCAL": loss == "focal", "TASK": _TASKS[task], "LEVELS": 5, "BLOCK": backend.BLOCK},
         **{"STEPS": backend.CLASSES if planes else backend.STEPS, "BACKGROUND": True, "ANCHORS": 256},
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import Function, forward_ad
 
 from drloss.losses.summation import total
@@ -27,6 +27,15 @@ def forward_mode() -> bool:
 def transformed(x: Tensor) -> bool:
     """Whether a tensor belongs to a transform of torch.func: it may stand for many, and has no memory of its own."""
     return not torch.compiler.is_compiling() and bool(is_functorch_wrapped_tensor(x))
+
+
+def nothing_looks(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether plain tensors are computed with at once: not compiled, exported, traced, transformed or watched."""
+    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
 
 
 def differentiated(inputs: Sequence[Tensor]) -> bool:

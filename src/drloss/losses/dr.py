@@ -27,12 +27,12 @@ from drloss.losses.candidates import (
 )
 from drloss.losses.distribution import drifted_weights, expected_easiness
 from drloss.losses.fused.backends import check_backend, choose_backend
-from drloss.losses.fused.loss import fused_losses
+from drloss.losses.fused.loss import fused_loss
 from drloss.losses.fused.rules import MOST_RATE_BY_CLASS, DRRule
 from drloss.losses.inputs import CLASS_SCOPES, POOLED_SCOPES, SCOPES, Levels, Prior, check_inputs, check_split
 from drloss.losses.module import ImageLoss
 from drloss.losses.parameters import require_choice, require_finite, require_positive
-from drloss.losses.ranking import RankingLoss
+from drloss.losses.ranking import RankingLoss, ranking_of
 from drloss.losses.summation import spread
 
 POS_LAMBDA = 1.0
@@ -169,7 +169,7 @@ def dr_loss(
     >>> dr_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64))  # no positive: z = 0.5 - 1 + 0.5
     tensor(0.1155)
     """
-    ranking = RankingLoss.of(
+    ranking = ranking_of(
         pairing=pairing,
         surrogate=surrogate,
         smoothness=smoothness,
@@ -198,16 +198,16 @@ def dr_loss(
             pooled=scope in POOLED_SCOPES,
             by_class=scope in CLASS_SCOPES,
         )
-        losses = fused_losses(inputs, rule, mined, chosen, inplace)
+        loss = fused_loss(inputs, rule, mined, chosen, inplace, reduction)
     elif scope in CLASS_SCOPES:
         classes = class_candidates_of(inputs, pos_prior, neg_prior, scope)
-        losses = classes.mean(ranking.losses(classes.own), ranking.losses(classes.rest))
+        loss = reduce_images(classes.mean(ranking.losses(classes.own), ranking.losses(classes.rest)), reduction)
     else:
-        losses = ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope))
+        loss = reduce_images(ranking.losses(candidates_of(inputs, pos_prior, neg_prior, scope)), reduction)
     options = {"ignore": ignore, "scope": scope, "reduction": reduction}
     if objects is not None:
         options["objects"] = objects
-    return record_call(logits, labels, options, reduce_images(losses, reduction))
+    return record_call(logits, labels, options, loss)
 
 
 def _mined(pos_prior: Prior, neg_prior: Prior) -> tuple[int, int]:

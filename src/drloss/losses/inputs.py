@@ -130,25 +130,25 @@ def check_split(pos_prior: Prior, neg_prior: Prior, scope: str, scopes: tuple[st
 
 def _shape(levels: list[Tensor], labels: Tensor) -> tuple[int, int, int]:
     """(N, A, K)."""
-    first = levels[0]
     shapes = [tuple(x.shape) for x in levels]
-    if first.ndim == 3 and first.shape[2] > 0:
-        if any(x.ndim != 3 or x.shape[0] != first.shape[0] or x.shape[2] != first.shape[2] for x in levels):
+    first = shapes[0]
+    if len(first) == 3 and first[2] > 0:
+        if any(len(s) != 3 or s[0] != first[0] or s[2] != first[2] for s in shapes):
             raise ValueError(f"the levels of logits must agree in every dimension but the second, got {shapes}")
-        return first.shape[0], sum(x.shape[1] for x in levels), first.shape[2]
-    if first.ndim != 4:
-        raise ValueError(f"logits must have shape (N, A, K) with K >= 1, or be maps (N, B·K, H, W), got {shapes[0]}")
-    if any(x.ndim != 4 or x.shape[:2] != first.shape[:2] for x in levels):
+        return first[0], sum(s[1] for s in shapes), first[2]
+    if len(first) != 4:
+        raise ValueError(f"logits must have shape (N, A, K) with K >= 1, or be maps (N, B·K, H, W), got {first}")
+    if any(len(s) != 4 or s[:2] != first[:2] for s in shapes):
         raise ValueError(f"the levels of logits as maps (N, B·K, H, W) must agree in N and B·K, got {shapes}")
-    places = sum(x.shape[2] * x.shape[3] for x in levels)
+    places = sum(s[2] * s[3] for s in shapes)
     anchors = labels.shape[1] if labels.ndim > 1 else 0
     per_place = anchors // places if places else 0
-    if not per_place or per_place * places != anchors or first.shape[1] % per_place:
+    if not per_place or per_place * places != anchors or first[1] % per_place:
         raise ValueError(
             f"labels must have shape (N, A) with A = B · {places} to fit the logits' maps {shapes}, where B divides "
-            f"{first.shape[1]}, got {tuple(labels.shape)}"
+            f"{first[1]}, got {tuple(labels.shape)}"
         )
-    return first.shape[0], anchors, first.shape[1] // per_place
+    return first[0], anchors, first[1] // per_place
 
 
 def _check_labels(labels: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -258,7 +258,10 @@ def equal_masses(
     else:
         groups, count = _check_objects(objects, positive) + 1, max(shape[1], MOST_OBJECTS) + 1
     found = positive.to(dtype)
-    number = found.new_zeros(groups.shape[0], count).scatter_add(1, groups, found)
+    # The others are counted each at a place of its own: on a GPU, additions to one place wait for one another.
+    places = count + torch.arange(groups.shape[1], device=groups.device)
+    groups = torch.where(positive, groups, places)
+    number = found.new_zeros(groups.shape[0], count + groups.shape[1]).scatter_add(1, groups, found)
     return (found / number.gather(1, groups).clamp(min=1)).view(labels.shape)
 
 

@@ -22,7 +22,7 @@ from drloss.losses.candidates import (
     split_candidates,
 )
 from drloss.losses.fused.backends import check_backend, choose_backend
-from drloss.losses.fused.loss import fused_losses
+from drloss.losses.fused.loss import fused_loss
 from drloss.losses.fused.rules import PointwiseRule
 from drloss.losses.inputs import SCOPES, Inputs, Levels, check_inputs, values_can_be_checked
 from drloss.losses.module import ImageLoss
@@ -65,7 +65,7 @@ def cross_entropy_loss(
     chosen = choose_backend(backend, inputs, inplace=inplace)
     if chosen != "torch":
         rule = PointwiseRule(0.0, 1.0, 1.0, normalizer, scope == "pooled")
-        return reduce_images(fused_losses(inputs, rule, (0, 0), chosen, inplace), reduction)
+        return fused_loss(inputs, rule, (0, 0), chosen, inplace, reduction)
     candidates = candidates_of(inputs, None, None, scope)
     losses = total(_cross_entropy(candidates.positive.signed)) + total(_cross_entropy(candidates.negative.signed))
     return _reduce(losses, candidates, normalizer, reduction)
@@ -109,7 +109,7 @@ def focal_loss(
     chosen = choose_backend(backend, inputs, inplace=inplace)
     if chosen != "torch":
         rule = PointwiseRule(gamma, alpha, 1 - alpha, normalizer, scope == "pooled")
-        return reduce_images(fused_losses(inputs, rule, (0, 0), chosen, inplace), reduction)
+        return fused_loss(inputs, rule, (0, 0), chosen, inplace, reduction)
     candidates = candidates_of(inputs, None, None, scope)
 
     def focal(part: CandidateSet) -> Tensor:

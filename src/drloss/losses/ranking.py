@@ -6,8 +6,11 @@ In every pairing a set without candidates counts as one positive of score 1, or 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from types import NoneType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from drloss.losses.candidates import Candidates
@@ -98,6 +101,17 @@ class RankingLoss:
             else:
                 losses = distributional_loss(candidates, surrogate, self.margin, self.positive, self.negative)
         return losses.squeeze(1).to(candidates.negative.signed.dtype)
+
+
+_known_ranking = lru_cache(maxsize=256, typed=True)(RankingLoss.of)
+
+
+def ranking_of(**options: Any) -> RankingLoss:
+    """As :meth:`RankingLoss.of`, which is costly for a small batch: what was made once is kept."""
+    # The compiler does not look at what is kept; what else may be equal to a number is checked at each call.
+    if torch.compiler.is_compiling() or not all(type(v) in (float, int, str, NoneType) for v in options.values()):
+        return RankingLoss.of(**options)
+    return _known_ranking(**options)
 
 
 def distributional_loss(

@@ -171,9 +171,10 @@ def _call(
             described.by_anchor[sign], described.by_class[sign] = weights.stride(1), weights.stride(2)
     sets = batch.classes if batch.by_class else 1
     slots = torch.empty(6 * sets * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
+    own = level.logits[n] if level.pitch == batch.classes else level.logits[n].contiguous()
     library.drloss_level(
         ctypes.byref(described),
-        ctypes.c_void_p(level.logits[n].data_ptr()),
+        ctypes.c_void_p(own.data_ptr()),
         None if into is None else ctypes.c_void_p(into[n].data_ptr()),
         task,
         ctypes.c_void_p(slots.data_ptr()),

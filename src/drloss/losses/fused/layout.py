@@ -40,18 +40,18 @@ def pair(like: Tensor, first: float, second: float) -> Tensor:
     return torch.stack([like.new_full((), first), like.new_full((), second)])
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """One pyramid level.
 
     Attributes:
         number: index in the list of levels.
-        logits: (N, A_l, K) contiguous, or the classifier's maps (N, B·K, H, W), contiguous or channels_last.
+        logits: (N, A_l, K), or the classifier's maps (N, B·K, H, W), contiguous or channels_last.
         first: index of its first anchor among the anchors of all levels.
         places: H · W, or A_l where the logits are no maps.
         per_place: B; anchor s · B + b of the level is shape b at place s.
         planes: whether each channel is a plane, as in contiguous maps: class k of anchor s · B + b is at
-            (b · K + k) · H · W + s. Otherwise each anchor is a row: class k of anchor a is at a · K + k.
+            (b · K + k) · H · W + s. Otherwise each anchor is a row: class k of anchor a is at a · P + k.
+        pitch: P, which is K but where the rows are a part of wider ones, such as those with a background column.
     """
 
     number: int
@@ -60,6 +60,7 @@ class Level:
     places: int
     per_place: int
     planes: bool
+    pitch: int
 
     @property
     def anchors(self) -> int:
@@ -114,6 +115,11 @@ class Batch:
         return scaled.expand(self.images, *coefficients.shape[1:])
 
     @property
+    def geometry(self) -> tuple[tuple[int, int, bool, int], ...]:
+        """Of each level the places, the anchors a place, whether each channel is a plane, and the pitch."""
+        return tuple(level[3:] for level in self.levels)
+
+    @property
     def images(self) -> int:
         """N."""
         return self.labels.shape[0]
@@ -125,12 +131,20 @@ class Batch:
                 yield n, level
 
 
-def readable(logits: Tensor) -> Tensor:
-    """The logits if the kernels can read their layout, else a contiguous copy."""
+def readable(logits: Tensor, *, rows_of_wider: bool = True) -> Tensor:
+    """The logits if the kernels can read their layout, else a contiguous copy.
+
+    Rows that are parts of wider ones can be read, but not written.
+    """
     if transformed(logits):  # whose layout is not known
         return logits.contiguous()
-    channels_last = logits.ndim == 4 and logits.is_contiguous(memory_format=torch.channels_last)
-    return logits if channels_last or logits.is_contiguous() else logits.contiguous()
+    if logits.ndim == 4:
+        kept = logits.is_contiguous(memory_format=torch.channels_last) or logits.is_contiguous()
+    else:
+        anchors, pitch = logits.shape[1], logits.stride(1)
+        part = rows_of_wider and pitch >= logits.shape[2] and logits.stride() == (anchors * pitch, pitch, 1)
+        kept = part or logits.is_contiguous()
+    return logits if kept else logits.contiguous()
 
 
 def make_batch(
@@ -147,18 +161,20 @@ def make_batch(
     by_class: bool = False,
 ) -> Batch:
     """The batch of these logits, one tensor a level, and of the labels of all their anchors."""
-    levels, first = [], 0
+    levels, first, images = [], 0, labels.shape[0]
+    shapes = [x.shape for x in logits]
     # A map of 1 x 1 is contiguous in both formats: it is read as the others are.
     rows = all(x.is_contiguous(memory_format=torch.channels_last) for x in logits if x.ndim == 4)
-    for number, x in enumerate(logits):
-        if x.ndim == 4:
-            planes = x.is_contiguous() and not rows
-            level = Level(number, x, first, x.shape[2] * x.shape[3], x.shape[1] // classes, planes)
+    for number, (x, shape) in enumerate(zip(logits, shapes, strict=True)):
+        if len(shape) == 4:
+            places, per_place = shape[2] * shape[3], shape[1] // classes
+            levels.append(Level(number, x, first, places, per_place, x.is_contiguous() and not rows, classes))
         else:
-            level = Level(number, x, first, x.shape[1], 1, planes=False)
-        levels.append(level)
-        first += level.anchors
-    if labels.shape[1] != first or any(x.shape[0] != labels.shape[0] for x in logits):
+            places, per_place = shape[1], 1
+            pitch = classes if x.is_contiguous() else x.stride(1)
+            levels.append(Level(number, x, first, places, per_place, planes=False, pitch=pitch))
+        first += places * per_place
+    if labels.shape[1] != first or any(shape[0] != images for shape in shapes):
         raise ValueError(f"labels must have one entry for each of {first} anchors, got {tuple(labels.shape)}")
     weights = (pos_weights, neg_weights)
     return Batch(levels, labels, dense, weights, first_pass, (rates[0], rates[1]), classes, kind, by_class)

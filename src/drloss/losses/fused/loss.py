@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drloss.losses.candidates import reduce_images
 from drloss.losses.derivatives import differentiated, forward_mode, last_derivative, transformed
 from drloss.losses.fused.layout import readable
-from drloss.losses.fused.operators import find_first_pass, gradients, gradients_in_place, losses_and_coefficients
+from drloss.losses.fused.operators import FUNCTIONS, calls, gradients, gradients_in_place
 from drloss.losses.fused.rules import Rule
 from drloss.losses.inputs import Inputs
 from drloss.losses.summation import total
 
 
-def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: str, inplace: bool) -> Tensor:
-    """Loss of each image, (N,) float32, or (1,) if they are pooled; see :func:`drloss.dr_loss`.
+def fused_loss(
+    inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: str, inplace: bool, reduction: str
+) -> Tensor:
+    """The loss, float32: a scalar, (N,) without a reduction, or (1,) if pooled; see :func:`drloss.dr_loss`.
 
     Args:
         inputs: float32, bfloat16 or float16 logits on one device.
@@ -25,8 +28,9 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         mined: numbers n̂ of hard mining of positives and of negatives, 0 for all candidates.
         backend: ``"auto"``, ``"cpu"``, ``"triton"`` or ``"chunked"``.
         inplace: whether the gradient may be written over the logits.
+        reduction: over the losses of the images.
     """
-    logits = [readable(x) for x in inputs.logits]
+    logits = [readable(x, rows_of_wider=not inplace) for x in inputs.logits]
     if inplace:
         _check_inplace(inputs.logits)
     if inputs.labels is not None:
@@ -37,23 +41,29 @@ def fused_losses(inputs: Inputs, rule: Rule, mined: tuple[int, int], backend: st
         if inputs.ignore is not None:
             dense = dense.masked_fill(inputs.ignore.unsqueeze(2), 2)
         labels, dense = dense.new_zeros(dense.shape[:2], dtype=torch.int64), dense.contiguous()
-    # A tensor, because numbers that change between calls would be constants of a compiled graph.
-    one = torch.ones((), dtype=torch.float64, device="cpu")
-    numbers = torch.stack([one * number for number in rule.numbers])
     rest = (labels, dense, *inputs.weights)
+    how = calls(*rest, *logits)
+    numbers = torch.tensor(rule.numbers, dtype=torch.float64, device="cpu") if how is FUNCTIONS else _stacked(rule)
     first_pass = None
     if any(mined) or any(rule.shifted):
-        first_pass = find_first_pass(
-            [x.detach() for x in logits], *rest, inputs.classes, mined, rule.shifted, rule.pooled, backend
-        )
+        detached = [x.detach() for x in logits]
+        first_pass = how.first_pass(detached, *rest, inputs.classes, mined, rule.shifted, rule.pooled, backend)
     options = _Options(inputs.classes, rule.kind, backend, *rule.choices, rule.by_class, rule.pooled)
     if not differentiated(logits):
         detached = [x.detach() for x in logits]
-        alone: Tensor = losses_and_coefficients(detached, *rest, first_pass, numbers, *options.of_losses)[0]
-        return alone
+        return reduce_images(how.losses(detached, *rest, first_pass, numbers, *options.of_losses)[0], reduction)
+    tensors = (*rest, first_pass, numbers, *logits)
+    if how is FUNCTIONS and not forward_mode():
+        found: Tensor = _PlainLoss.apply(reduction, options, inplace, *tensors)[0]
+        return found
     function = _ForwardLosses if forward_mode() else _Losses
-    losses: Tensor = function.apply(options, inplace, *rest, first_pass, numbers, *logits)[0]
-    return losses
+    return reduce_images(function.apply(options, inplace, *tensors)[0], reduction)
+
+
+def _stacked(rule: Rule) -> Tensor:
+    """The numbers of a rule as a tensor: those that change between calls would be constants of a compiled graph."""
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    return torch.stack([one * number for number in rule.numbers])
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(options: _Options, inplace: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         levels, others = list(tensors[_FIRST_LEVEL:]), tensors[:_FIRST_LEVEL]
-        found: tuple[Tensor, Tensor] = losses_and_coefficients(levels, *others, *options.of_losses)
-        return found
+        return calls(*tensors).losses(levels, *others, *options.of_losses)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -153,9 +162,32 @@ class _Losses(torch.autograd.Function):
             function = _ForwardGradients if forward_mode() else _Gradients
             found = function.apply(ctx.options, factors, coefficients, *others, *levels)
         else:
-            found = gradients(factors, coefficients, levels, *others, *ctx.options.of_gradients)
+            call = calls(factors, coefficients, *others, *levels).gradients
+            found = call(factors, coefficients, levels, *others, *ctx.options.of_gradients)
         once = [last_derivative(g, x, _ONCE) for g, x in zip(found, levels, strict=True)]
         return *[None] * (2 + _FIRST_LEVEL), *once
+
+
+class _PlainLoss(_Losses):
+    """The reduced loss of plain tensors, in less time.
+
+    Torch reads the signature of a function with ``setup_context`` at each call, and each operator has its cost.
+    """
+
+    setup_context = torch.autograd.Function.setup_context
+
+    @staticmethod
+    def forward(ctx: Any, reduction: str, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        losses, coefficients = _Losses.forward(*inputs)
+        _Losses.setup_context(ctx, inputs, (losses, coefficients))
+        ctx.reduction, ctx.rows = reduction, len(losses)
+        return reduce_images(losses, reduction), coefficients
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Any, ...]:
+        if ctx.reduction == "mean":
+            factor = factor / max(ctx.rows, 1)
+        return None, *_Losses.backward(ctx, factor.expand(ctx.rows), _)
 
 
 class _ForwardLosses(_Losses):

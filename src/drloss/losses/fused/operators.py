@@ -1,22 +1,24 @@
 """The fused losses as operators of torch, which its compiler and vmap do not look into; each calls a backend.
 
 The arguments ``kind``, ``numbers`` and both choices describe the rule of the loss (:mod:`drloss.losses.fused.rules`).
+Where nothing looks at operators, :data:`FUNCTIONS` does the same without torch's dispatcher, in half the time.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, List, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
+from typing import Any, List, NamedTuple, Sequence  # noqa: UP035 - what custom_op reads before torch 2.7
 
 import torch
 from torch import Tensor, library
 
+from drloss.losses.derivatives import nothing_looks
 from drloss.losses.fused import chunked
 from drloss.losses.fused.backends import backend_of
 from drloss.losses.fused.layout import NO_FIRST_PASS, FirstPass, make_batch
 from drloss.losses.fused.rules import read_rule
 
 
-@library.custom_op("drloss::first_pass", mutates_args=())
-def find_first_pass(
+def _first_pass(
     logits: Sequence[Tensor],
     labels: Tensor,
     dense: Tensor | None,
@@ -53,13 +55,15 @@ def find_first_pass(
     return found
 
 
+find_first_pass = library.custom_op("drloss::first_pass", _first_pass, mutates_args=())
+
+
 @find_first_pass.register_fake
 def _(logits: Sequence[Tensor], labels: Tensor, *_: Any) -> Tensor:
     return labels.new_empty(labels.shape[0], 2, 4, dtype=torch.float32)
 
 
-@library.custom_op("drloss::losses", mutates_args=())
-def losses_and_coefficients(
+def _losses(
     logits: Sequence[Tensor],
     labels: Tensor,
     dense: Tensor | None,
@@ -95,6 +99,9 @@ def losses_and_coefficients(
     return losses.float(), coefficients.float()
 
 
+losses_and_coefficients = library.custom_op("drloss::losses", _losses, mutates_args=())
+
+
 @losses_and_coefficients.register_fake
 def _(logits: Sequence[Tensor], labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     rows = min(labels.shape[0], 1) if rest[-1] else labels.shape[0]  # pooled is the last
@@ -103,8 +110,7 @@ def _(logits: Sequence[Tensor], labels: Tensor, *rest: Any) -> tuple[Tensor, Ten
     return losses, losses.new_empty(*(rows, classes) if by_class else (rows,), 2, 2)
 
 
-@library.custom_op("drloss::gradients", mutates_args=())
-def gradients(
+def _gradients(
     factors: Tensor,
     coefficients: Tensor,
     logits: Sequence[Tensor],
@@ -124,6 +130,9 @@ def gradients(
     batch = make_batch(logits, *rest, by_class=coefficients.ndim == 4)
     backend_of(backend, logits[0]).gradient(batch, factors, coefficients, into)
     return into
+
+
+gradients = library.custom_op("drloss::gradients", _gradients, mutates_args=())
 
 
 @gradients.register_fake
@@ -146,10 +155,27 @@ def gradients_in_place(
     kind: str,
     backend: str,
 ) -> None:
-    """As :func:`gradients`, written over the logits."""
+    """As :data:`gradients`, written over the logits."""
     rest = (labels, dense, pos_weights, neg_weights, first_pass, numbers.tolist(), classes, kind)
     batch = make_batch(logits, *rest, by_class=coefficients.ndim == 4)
     backend_of(backend, logits[0]).gradient(batch, factors, coefficients, list(logits))
+
+
+class Calls(NamedTuple):
+    """The steps of a fused loss, as operators or as functions."""
+
+    first_pass: Callable[..., Tensor]
+    losses: Callable[..., tuple[Tensor, Tensor]]
+    gradients: Callable[..., list[Tensor]]
+
+
+OPERATORS = Calls(find_first_pass, losses_and_coefficients, gradients)
+FUNCTIONS = Calls(_first_pass, _losses, _gradients)
+
+
+def calls(*tensors: Tensor | None) -> Calls:
+    """How to call a backend with these tensors: as functions where no compiler, mode or transform must see it."""
+    return FUNCTIONS if nothing_looks(tensors) else OPERATORS
 
 
 def _one_by_one(op: Any) -> Any:

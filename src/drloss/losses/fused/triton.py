@@ -7,14 +7,15 @@ slots of its own, and torch adds them up and computes the loss.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import groupby
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from drloss.losses.fused.layout import Batch, Level
+from drloss.losses.fused.layout import Batch
 from drloss.losses.fused.rules import DRRule, Rule
 from drloss.losses.fused.triton_kernels import LEVELS, finish, pass_over_logits
 
@@ -90,42 +91,82 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+class Launch(NamedTuple):
+    """One launch of a pass over the logits: some levels of one layout, :data:`LEVELS` at most.
+
+    Attributes:
+        levels: their numbers.
+        programs: of all of them, for each image.
+        sizes: the integers that the kernel takes of the levels, padded: first programs, places, first anchors.
+        first_slot: index of their first program among those of the image.
+        constants: what the kernel is compiled for.
+    """
+
+    levels: tuple[int, ...]
+    programs: int
+    sizes: tuple[int, ...]
+    first_slot: int
+    constants: dict[str, int | bool]
+
+
+@lru_cache(maxsize=256)
+def plan(
+    geometry: tuple[tuple[int, int, bool, int], ...], classes: int, by_class: bool
+) -> tuple[tuple[Launch, ...], int]:
+    """The launches of a pass over the logits, and the number of its slots for each image, or for each class of it.
+
+    ``geometry`` is that of a batch. Planes that vectors can read are apart from others.
+    """
+    width = 1 << (classes - 1).bit_length()  # lanes of an anchor where each lane keeps to one class
+    of_rows = max(BLOCK, width) if by_class else BLOCK
+    of_planes = ceil(classes / ceil(classes / CLASSES))  # classes of a program where each is a plane, in equal parts
+
+    def programs(level: int, *, of_class: bool) -> int:
+        places, per_place, planes, _ = geometry[level]
+        if planes:
+            return ceil(places / BLOCK) * (1 if of_class else ceil(classes / of_planes)) * per_place
+        if by_class:
+            return ceil(places * per_place / (of_rows // width * STEPS))
+        return ceil(places * per_place * classes / (BLOCK * STEPS))
+
+    def layout(level: int) -> tuple[bool, bool, int, int]:
+        places, per_place, planes, pitch = geometry[level]
+        return planes, planes and places % _VECTOR == 0, per_place, pitch
+
+    anchors = [places * per_place for places, per_place, *_ in geometry]
+    first_slot, found = 0, []
+    for (planes, aligned, per_place, pitch), group in groupby((i for i, n in enumerate(anchors) if n), key=layout):
+        same = list(group)
+        for levels in (same[i : i + LEVELS] for i in range(0, len(same), LEVELS)):
+            each, absent = [programs(level, of_class=False) for level in levels], [0] * (LEVELS - len(levels))
+            begins = [sum(each[:i]) for i in range(1, len(levels))]
+            places = [geometry[level][0] for level in levels]
+            firsts = [sum(anchors[:level]) for level in levels]
+            sizes = (*begins, *absent, *places, *absent, *firsts, *absent)
+            constants = {
+                "K": classes, "PER_PLACE": per_place, "PLANES": planes, "ALIGNED": aligned, "PITCH": pitch,
+                "BY_CLASS": by_class, "WIDTH": width, "ANCHORS": 1 << (BLOCK * STEPS // classes + 1).bit_length(),
+                "LEVELS": len(levels), "BLOCK": BLOCK if planes else of_rows, "STEPS": of_planes if planes else STEPS,
+            }  # fmt: skip
+            found.append(Launch(tuple(levels), sum(each), sizes, first_slot, constants))
+            first_slot += sum(programs(level, of_class=by_class) for level in levels)
+    return tuple(found), first_slot
+
+
+def _plan(batch: Batch) -> tuple[tuple[Launch, ...], int]:
+    return plan(batch.geometry, batch.classes, batch.by_class)
+
+
 def _slots(batch: Batch) -> Tensor:
     """(N, programs, 6), or (N, K, programs of a class, 6) by class."""
     sets = (batch.classes,) if batch.by_class else ()
-    programs = sum(_programs(batch, level, of_class=batch.by_class) for level in batch.levels)
-    return batch.labels.new_empty(batch.images, *sets, programs, 6, dtype=torch.float32)
-
-
-def _programs(batch: Batch, level: Level, *, of_class: bool = False) -> int:
-    """Programs of a level for each image, or those of them that see one class."""
-    if level.planes:
-        chunks = 1 if of_class else ceil(batch.classes / _classes(batch))
-        return ceil(level.places / BLOCK) * chunks * level.per_place
-    if batch.by_class:
-        return ceil(level.anchors / (_block(batch) // _width(batch) * STEPS))
-    return ceil(level.anchors * batch.classes / (BLOCK * STEPS))
-
-
-def _classes(batch: Batch) -> int:
-    """Classes of a program where each is a plane: all, or equal parts of them."""
-    return ceil(batch.classes / ceil(batch.classes / CLASSES))
-
-
-def _width(batch: Batch) -> int:
-    """Lanes of one anchor where each lane keeps to one class: K, rounded up to a power of 2."""
-    return 1 << (batch.classes - 1).bit_length()
+    return torch.empty(batch.images, *sets, _plan(batch)[1], 6, dtype=torch.float32, device=batch.labels.device)
 
 
 def _background(batch: Batch, task: int) -> bool:
     """Whether blocks of the background alone are quicker: all negatives have the same prior, and no first pass."""
     special = batch.by_class or batch.dense is not None or batch.first_pass is not None
     return not (special or task == TOP or batch.weights[1] is not None)
-
-
-def _block(batch: Batch) -> int:
-    """Candidates that a program reads at a time where anchors are rows."""
-    return max(BLOCK, _width(batch)) if batch.by_class else BLOCK
 
 
 def _launch(
@@ -139,74 +180,41 @@ def _launch(
     factor_stride: int = 0,
     row_stride: int = 0,
 ) -> None:
-    unused = batch.labels
-    weights = batch.weights
-    strides = [(0, 0, 0) if w is None else w.stride() for w in weights]
-    first_slot = 0
-    for planes, aligned, per_place, levels in _launches(batch):
-        programs = [_programs(batch, level) for level in levels]
-        begins = [sum(programs[:i]) for i in range(1, len(levels))]
-        absent = LEVELS - len(levels)
-        x = [level.logits for level in levels]
-        g = x if into is None else [into[level.number] for level in levels]
-        with _on(x[0]):
-            pass_over_logits[(sum(programs), batch.images)](
+    if not batch.images:
+        return
+    unused, weights = batch.labels, batch.weights
+    tensors = (batch.dense, *weights, batch.first_pass, slots, factors, coefficients)
+    strides = [number for w in weights for number in ((0, 0, 0) if w is None else w.stride())]
+    constants = {
+        "DENSE": batch.dense is not None,
+        "POS_WEIGHTS": weights[0] is not None,
+        "NEG_WEIGHTS": weights[1] is not None,
+        "FIRST_PASS": batch.first_pass is not None,
+        "FOCAL": batch.kind == "focal",
+        "BACKGROUND": _background(batch, task),
+        "TASK": task,
+        "num_warps": 4,
+    }
+    with _on(batch.labels):
+        for launch in _plan(batch)[0]:
+            x = [batch.levels[level].logits for level in launch.levels]
+            g = x if into is None else [into[level] for level in launch.levels]
+            absent = LEVELS - len(x)
+            pass_over_logits[(launch.programs, batch.images)](
                 *x,
-                *[x[0]] * absent,
+                *x[:1] * absent,
                 *g,
-                *[g[0]] * absent,
-                *begins,
-                *[0] * absent,
-                *[level.places for level in levels],
-                *[0] * absent,
-                *[level.first for level in levels],
-                *[0] * absent,
+                *g[:1] * absent,
+                *launch.sizes,
                 batch.labels,
-                unused if batch.dense is None else batch.dense,
-                *[unused if w is None else w for w in weights],
-                unused if batch.first_pass is None else batch.first_pass,
-                unused if slots is None else slots,
-                unused if factors is None else factors,
-                unused if coefficients is None else coefficients,
-                *strides[0],
-                *strides[1],
+                *[unused if t is None else t for t in tensors],
+                *strides,
                 batch.labels.shape[1],
                 0 if slots is None else slots.shape[-2],
-                first_slot,
+                launch.first_slot,
                 factor_stride,
                 row_stride,
                 *batch.rates,
-                K=batch.classes,
-                PER_PLACE=per_place,
-                PLANES=planes,
-                ALIGNED=aligned,
-                DENSE=batch.dense is not None,
-                POS_WEIGHTS=weights[0] is not None,
-                NEG_WEIGHTS=weights[1] is not None,
-                FIRST_PASS=batch.first_pass is not None,
-                FOCAL=batch.kind == "focal",
-                BY_CLASS=batch.by_class,
-                WIDTH=_width(batch),
-                BACKGROUND=_background(batch, task),
-                ANCHORS=1 << (BLOCK * STEPS // batch.classes + 1).bit_length(),
-                TASK=task,
-                LEVELS=len(levels),
-                BLOCK=BLOCK if planes else _block(batch),
-                STEPS=_classes(batch) if planes else STEPS,
-                num_warps=4,
+                **launch.constants,
+                **constants,
             )
-        first_slot += sum(_programs(batch, level, of_class=batch.by_class) for level in levels)
-
-
-def _launches(batch: Batch) -> list[tuple[bool, bool, int, list[Level]]]:
-    """Levels of each launch: eight at most, of one layout; planes that vectors can read are apart from others."""
-    some = [level for level in batch.levels if batch.images and level.anchors]
-    found = []
-    for (planes, aligned, per_place), group in groupby(some, key=_layout):
-        levels = list(group)
-        found += [(planes, aligned, per_place, levels[i : i + LEVELS]) for i in range(0, len(levels), LEVELS)]
-    return found
-
-
-def _layout(level: Level) -> tuple[bool, bool, int]:
-    return level.planes, level.planes and level.places % _VECTOR == 0, level.per_place

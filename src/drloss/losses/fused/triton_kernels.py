@@ -91,10 +91,10 @@ def pass_over_logits(
     pos_by_image, pos_by_anchor, pos_by_class, neg_by_image, neg_by_anchor, neg_by_class,
     anchors, programs, first_slot, factor_stride, row_stride,
     pos_rate, neg_rate,
-    K: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, ALIGNED: tl.constexpr, DENSE: tl.constexpr,
-    POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr, FOCAL: tl.constexpr,
-    BY_CLASS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr, ANCHORS: tl.constexpr,
-    TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    K: tl.constexpr, PITCH: tl.constexpr, PER_PLACE: tl.constexpr, PLANES: tl.constexpr, ALIGNED: tl.constexpr,
+    DENSE: tl.constexpr, POS_WEIGHTS: tl.constexpr, NEG_WEIGHTS: tl.constexpr, FIRST_PASS: tl.constexpr,
+    FOCAL: tl.constexpr, BY_CLASS: tl.constexpr, WIDTH: tl.constexpr, BACKGROUND: tl.constexpr,
+    ANCHORS: tl.constexpr, TASK: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     pid, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     x, g, begin, places, first = x0, g0, 0, p0, f0
@@ -122,7 +122,10 @@ def pass_over_logits(
     if ALIGNED:
         places = places // 8 * 8  # what the compiler does not know, and needs to read vectors
     size = places.to(tl.int64) * (PER_PLACE * K)
-    x += image * size
+    if PLANES:
+        x += image * size
+    else:
+        x += image * places.to(tl.int64) * (PER_PLACE * PITCH)
     g += image * size
     before = image * anchors + first  # anchors before those of this level
     block = pid - begin
@@ -180,7 +183,10 @@ def pass_over_logits(
                 else:
                     at = start + step * BLOCK + lane
                     there = at < size
-                y = tl.load(x + at, mask=there, other=float("-inf")).to(tl.float32)
+                read = at
+                if not PLANES and PITCH != K:
+                    read += at // K * (PITCH - K)
+                y = tl.load(x + read, mask=there, other=float("-inf")).to(tl.float32)
                 if TASK == 1:
                     z, s = _background_sums(y, neg_rate, FOCAL)
                     neg_z += z
@@ -219,7 +225,10 @@ def pass_over_logits(
                 there = at < size
                 if not DENSE:
                     label = tl.load(labels + before + anchor, mask=there, other=-1)
-            y = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+            read = at
+            if not PLANES and PITCH != K:
+                read = anchor * PITCH + k
+            y = tl.load(x + read, mask=there, other=0.0).to(tl.float32)
             if DENSE:
                 code = tl.load(dense + (before + anchor) * K + k, mask=there, other=2)
                 positive, negative = code == 1, code == 0
