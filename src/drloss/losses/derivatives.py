@@ -31,11 +31,12 @@ def transformed(x: Tensor) -> bool:
 
 def nothing_looks(tensors: Sequence[Tensor | None]) -> bool:
     """Whether plain tensors are computed with at once: not compiled, exported, traced, transformed or watched."""
-    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    if torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
         return False
-    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    plain = (Tensor, torch.nn.Parameter)
+    return all(x is None or (type(x) in plain and not is_functorch_wrapped_tensor(x)) for x in tensors)
 
 
 def differentiated(inputs: Sequence[Tensor]) -> bool:
