@@ -245,7 +245,7 @@ def autocast(device: str, backend: str) -> dict[str, Any]:
             scaler.scale(value).backward()
             scaler.step(optimizer)
             scaler.update()
-            losses.append(float(value))
+            losses.append(float(value.detach()))
         found[name] = losses
     found["apart"] = max(abs(a - b) for a, b in zip(found[backend], found["torch"], strict=True))
     return found

@@ -44,7 +44,11 @@ def _device() -> dict[str, Any]:
     about = torch.cuda.get_device_properties(0)
     found = {name: getattr(about, name, None) for name in ("name", "total_memory", "multi_processor_count")}
     found |= {"capability": f"{about.major}.{about.minor}", "l2_bytes": getattr(about, "L2_cache_size", None)}
-    return found | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found | {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def _nvidia_smi() -> str:

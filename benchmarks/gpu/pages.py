@@ -21,7 +21,7 @@ def sections(record: Row) -> list[str]:
     lines = ["### Whole training steps", "", _correctness(_found(record, "correctness").get("summary")), ""]
     if steps:
         lines += [
-            "ResNet-50, 800 × 1333 pixels, batch 16, 80 classes, synthetic images that are on the device. Waits are",
+            "ResNet-50, 800 × 1333 pixels, batch 16, 80 classes, synthetic images in the host's memory. Waits are",
             "how often the host waits for the device in a step.",
             "",
             "| model | images/s | ms of an image | waits | memory, GB |",

@@ -1,6 +1,7 @@
 """One part in a process of its own: python -m benchmarks.gpu.part MODULE DEVICE SECONDS FILE"""
 
 import faulthandler
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -24,9 +25,11 @@ def main(module: str, device: str, seconds: str, path: str) -> int:
         traceback.print_exc()
         return 1
     notes.write(finished=True)
-    faulthandler.cancel_dump_traceback_later()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    status = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # without waiting for processes of its own, which are killed with it

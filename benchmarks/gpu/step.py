@@ -1,7 +1,8 @@
 """Whole training steps at the paper's size: torchvision's RetinaNet, the same with the DR loss, and ours.
 
 All have a ResNet-50 with frozen norms and random weights, whose stem and first stage are not trained, 80 classes and
-images of 800 x 1333 with a few objects each. A step is everything from the images on the device to the new weights.
+images of 800 x 1333 with a few objects each. A step is everything from the images in the host's memory to the new
+weights.
 """
 
 import gc
@@ -9,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ SMALL_BATCH, SMALL_SIZE = 2, (64, 96)
 PRECISIONS = {"fp32": (torch.float32, False), "bf16, channels_last": (torch.bfloat16, True)}
 WORKERS = (2, 8, 12)
 
-Run = Callable[[], Any]
+Run = Callable[[], Tensor | float]
+"""A step, which returns its loss."""
 
 
 def run(notes: Notes) -> None:
@@ -65,6 +68,7 @@ def _measure(step: Run, notes: Notes) -> dict[str, Any]:
     (seconds,), (host,) = clock.times([lambda _: step()], notes.device, 2 if notes.small else 10, most_s=6)
     peak = torch.cuda.max_memory_allocated() if notes.device == "cuda" else 0
     found: dict[str, Any] = {"images_per_s": n / seconds, "step_s": seconds, "host_s": host, "peak_gb": peak / 1e9}
+    found["loss"] = float(step())
     found["waits"] = waits(step) if notes.device == "cuda" else None
     every = clock.kernels(step, notes.device, most=1_000_000)
     return found | {"kernels_s": sum(us for _, us, _ in every) / 1e6, "kernels": every[:10]}
@@ -88,50 +92,57 @@ def _size(notes: Notes) -> tuple[int, int]:
 
 
 def images_and_objects(notes: Notes) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """uint8 images (3, H, W) on the device, and boxes and labels 1..K of each on the CPU."""
+    """uint8 images (3, H, W), and boxes and labels 1..K of each; the images are in page-locked memory of the host."""
     generator = torch.Generator().manual_seed(0)
     n, (h, w) = SMALL_BATCH if notes.small else BATCH, _size(notes)
-    images = torch.randint(0, 256, (n, 3, h, w), generator=generator, dtype=torch.uint8).to(notes.device)
+    images = torch.randint(0, 256, (n, 3, h, w), generator=generator, dtype=torch.uint8)
     corners = torch.rand(n, OBJECTS, 2, generator=generator) * torch.tensor([w, h]) * 0.6
     sides = (0.05 + 0.3 * torch.rand(n, OBJECTS, 2, generator=generator)) * h
     boxes = torch.cat([corners, corners + sides], dim=2)
+    images = images.pin_memory() if notes.device == "cuda" else images
     return list(images), list(boxes), list(torch.randint(1, CLASSES + 1, (n, OBJECTS), generator=generator))
 
 
 def own(notes: Notes, precision: str, *, compiled: bool = False) -> Run:
-    """A step of Dr. Retina, as ``drloss train`` takes it."""
-    from dataclasses import replace
-
+    """A step of ``drloss train``, all images at once."""
+    from drloss.data.batches import collate
     from drloss.data.transforms import pad, padded_size
     from drloss.detector.config import DetectorConfig
     from drloss.detector.model import RetinaNet
     from drloss.detector.objective import Objective
-    from drloss.structures import Objects
+    from drloss.distributed.ranks import Ranks
+    from drloss.structures import Frame, Objects
     from drloss.training.config import Config, make_loss
     from drloss.training.schedule import build_optimizer
+    from drloss.training.step import take_step
 
     dtype, channels_last = PRECISIONS[precision]
-    config = Config(detector=replace(DetectorConfig(), norm="frozen"), lr=1e-6)
+    detector = DetectorConfig(norm="frozen")
+    config = Config(detector=detector, lr=1e-6, precision="fp32" if dtype == torch.float32 else "bf16")
     torch.manual_seed(0)
-    model = RetinaNet(config.detector, CLASSES, 0.5).to(notes.device).train()
-    images, boxes, classes = images_and_objects(notes)
-    batch = torch.stack([pad(image, padded_size(_size(notes))) for image in images])
+    model = RetinaNet(detector, CLASSES, 0.5).to(notes.device).train()
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective, optimizer = Objective(make_loss("dr"), config.detector), build_optimizer(model, config)
-    given = [Objects(b, c, torch.zeros(len(c), dtype=torch.bool)) for b, c in zip(boxes, classes, strict=True)]
-    called = torch.compile(model) if compiled else model
-    sizes = [padded_size(_size(notes))] * len(batch)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(notes.device, dtype=torch.bfloat16, enabled=dtype != torch.float32):
-            outputs = called(batch, sizes)
-        terms = objective(outputs, [o.to(torch.device(notes.device)) for o in given])
-        terms.total.backward()
-        optimizer.step()
-
-    return step
+    trainer: Any = SimpleNamespace(
+        config=config,
+        model=model,
+        parallel=torch.compile(model) if compiled else model,
+        objective=Objective(make_loss("dr"), detector),
+        optimizer=build_optimizer(model, config),
+        scaler=torch.amp.GradScaler(notes.device, enabled=False),
+        ranks=Ranks(0, 1, torch.device(notes.device)),
+        stop=SimpleNamespace(received=False),
+        iteration=1000,
+    )
+    size = _size(notes)
+    batch: Any = collate(
+        [
+            (pad(x, padded_size(size)), Objects(b, c, torch.zeros(len(c), dtype=torch.bool)), Frame(size, size), i)
+            for i, (x, b, c) in enumerate(zip(*images_and_objects(notes), strict=True))
+        ]
+    )
+    batch = batch.pin_memory() if notes.device == "cuda" else batch
+    return lambda: take_step(trainer, [batch], logged=False).loss
 
 
 def torchvisions(notes: Notes, precision: str) -> Run:
@@ -180,23 +191,24 @@ def _of_torchvision(model: nn.Module, notes: Notes, precision: str) -> Run:
     images, boxes, classes = images_and_objects(notes)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
 
-    def step() -> None:
+    def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        floats = [image.float() / 255 for image in images]
+        floats = [image.to(notes.device, non_blocking=True).float() / 255 for image in images]
         targets = [
             {"boxes": b.to(notes.device), "labels": c.to(notes.device)} for b, c in zip(boxes, classes, strict=True)
         ]
         with torch.autocast(notes.device, dtype=torch.bfloat16, enabled=dtype != torch.float32):
             losses = model(floats, targets)
-        sum(losses.values()).backward()
+        total: Tensor = sum(losses.values())
+        total.backward()
         optimizer.step()
+        return total.detach()
 
     return step
 
 
 def loading(notes: Notes) -> dict[str, float]:
     """Images a second that the loading processes bring, of JPEG files of 480 x 640 resized to the paper's size."""
-    from dataclasses import replace
     from time import perf_counter
 
     from benchmarks.step import photographs
@@ -208,7 +220,7 @@ def loading(notes: Notes) -> dict[str, float]:
     side, longest = min(_size(notes)), max(_size(notes))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = replace(photographs(Path(folder)), name="photographs")
+        data = photographs(Path(folder))
         augmentation = Augmentation((side, side), longest, 0.5, (1.0, 1.0))
         images = TrainingImages(data, augmentation, 0)
         for workers in (0,) if notes.small else WORKERS:
