@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drloss.training.records import commit
-
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the memory profiler
 
 
@@ -79,9 +77,17 @@ def surroundings(device: str) -> dict[str, str | int]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "none"
-    known = commit() or os.environ.get("DRLOSS_COMMIT")
+    known = _commit() or os.environ.get("DRLOSS_COMMIT")
     found["commit"] = "unknown" if known is None else known + ("" if _clean() else ", with changes")
     return found
+
+
+def _commit() -> str | None:
+    try:
+        from drloss.training.records import commit
+    except ImportError:  # of what training needs and a loss does not
+        return None
+    return commit()
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import hosts, reliability, studies, trials
+from benchmarks.gpu import pages
 from benchmarks.loss import FOCAL, RESULTS
 from drloss.losses import make_loss
 from drloss.studies.paper.records import read_records
@@ -55,6 +56,10 @@ def newest() -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(RESULTS.glob("*-loss-*.json")):
         found[path.stem.rsplit("-", 1)[1]] = json.loads(path.read_text()) | {"file": path.name}
+    for path in sorted(RESULTS.glob("*-gpu-*.json")):
+        record = pages.loss_record(json.loads(path.read_text()))
+        if record and not path.stem.endswith("-gpu-cpu"):
+            found["cuda"] = record | {"file": path.name}
     return found
 
 
@@ -91,16 +96,24 @@ def speed_page(records: dict[str, dict[str, Any]]) -> str:
         for key in dict.fromkeys((r["dtype"], r["batch"], r["logits"]) for r in record["rows"]):
             rows = [r for r in record["rows"] if (r["dtype"], r["batch"], r["logits"]) == key]
             kind = {"start": "as at the start of training", "trained": "as late in training"}[key[2]]
+            least = _milliseconds(rows[0]["floor_s"], rows[0])
             lines += [
-                f"{key[0]}, batch {key[1]}, logits {kind}; the floor is {rows[0]['floor_s'] * 1e3:.1f} ms:",
+                f"{key[0]}, batch {key[1]}, logits {kind}; the floor is {least} ms:",
                 "",
                 "| loss | forward, ms | backward, ms | both, ms | × focal | × floor | memory |",
                 "|---|---:|---:|---:|---:|---:|---:|",
                 *map(_row, rows),
                 "",
             ]
+        if "gpu" in record:
+            lines += pages.sections(record["gpu"])
     if "cuda" not in records:
-        lines += ["## A GPU", "", "Not run: nothing is claimed about speed on a GPU.", ""]
+        lines += [
+            "## A GPU",
+            "",
+            "Not run: nothing is claimed about speed on a GPU. `python -m benchmarks.gpu` measures it.",
+            "",
+        ]
     return "\n".join([*lines, *_instructions(), ""])
 
 
@@ -129,8 +142,12 @@ def _row(row: dict[str, Any]) -> str:
     if "not_run" in row:
         return f"| {row['loss']} | not run | | | | | |"
     name = f"**{row['loss']}**" if row["loss"] == "DR" else row["loss"]
-    times = " | ".join(f"{row[k] * 1e3:.1f}" for k in ("forward_s", "backward_s", "both_s"))
+    times = " | ".join(_milliseconds(row[k], row) for k in ("forward_s", "backward_s", "both_s"))
     return f"| {name} | {times} | {row['x_focal']:.3f} | {row['x_floor']:.2f} | {row['memory']:.2f} |"
+
+
+def _milliseconds(seconds: float, row: dict[str, Any]) -> str:
+    return f"{seconds * 1e3:.{1 if row['device'] == 'cpu' else 3}f}"
 
 
 def _goals(records: dict[str, dict[str, Any]]) -> list[str]:

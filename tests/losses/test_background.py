@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drloss import cross_entropy_loss, dr_loss, focal_loss
-from losses.cases import TRITON
+from losses.cases import TRITON, device_of, error_of
 
 LOSSES = {
     "dr": (dr_loss, {}),
@@ -15,18 +15,18 @@ LOSSES = {
 }
 QUICK = ("dr", "focal")
 """Those that are tried with every run of the tests: the interpreter takes a second a case."""
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ERROR = error_of("triton", 2e-6)
 
 
 def mostly_background(classes, planes, dtype=torch.float32):
     """Maps of two levels, their rows in float64, and labels: a few anchors of the first image have objects."""
     generator = torch.Generator().manual_seed(classes)
     maps = [3 * torch.randn(2, 2 * classes, side, side + 2, generator=generator) for side in (13, 6)]
-    maps = [x.to(DEVICE, dtype) for x in maps]
+    maps = [x.to(device_of("triton"), dtype) for x in maps]
     if planes is False:
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
     anchors = sum(x.shape[2] * x.shape[3] * 2 for x in maps)
-    labels = torch.zeros(2, anchors, dtype=torch.int64, device=DEVICE)
+    labels = torch.zeros(2, anchors, dtype=torch.int64, device=maps[0].device)
     labels[0, 3:7], labels[0, 200:204], labels[0, 300] = 1, classes, -1
     return maps, labels
 
@@ -48,9 +48,9 @@ def test_most_programs_see_the_background_alone(backend, loss, planes, classes):
     exact = rows(maps, classes).double().requires_grad_()
     wanted = function(exact, labels, reduction="none", backend="torch", **options)
     wanted.sum().backward()
-    torch.testing.assert_close(values.detach().double(), wanted.detach(), rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(values.detach().double(), wanted.detach(), rtol=ERROR, atol=1e-7)
     found = rows([x.grad for x in leaves], classes).double()
-    torch.testing.assert_close(found, exact.grad, rtol=1e-4, atol=float(exact.grad.abs().max()) * 2e-6)
+    torch.testing.assert_close(found, exact.grad, rtol=1e-4, atol=float(exact.grad.abs().max()) * ERROR)
 
 
 @pytest.mark.parametrize("backend", [TRITON])
@@ -75,6 +75,6 @@ def test_a_masked_class_of_the_background_changes_nothing_else(backend, loss):
     values = function(leaf, labels, reduction="none", backend=backend, **options)
     values.sum().backward()
     wanted = function(x.double(), labels, reduction="none", backend="torch", **options)
-    torch.testing.assert_close(values.detach().double(), wanted, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(values.detach().double(), wanted, rtol=ERROR, atol=1e-7)
     assert (leaf.grad[:, :, 2] == 0).all()
     assert leaf.grad.isfinite().all()

@@ -8,7 +8,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from drloss import dr_loss
-from losses.cases import BACKENDS, CPU, TRITON, gradient_of, random_case, reference, with_masked_classes
+from losses.cases import (
+    BACKENDS,
+    CPU,
+    TRITON,
+    device_of,
+    error_of,
+    gradient_of,
+    random_case,
+    reference,
+    with_masked_classes,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 GRADIENT_ROUNDING = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 6e-3, torch.float16: 2e-3}
@@ -75,13 +85,16 @@ def check(case, *, logits_scale, value_error, gradient_error):
     wanted, wanted_gradient, violations = reference(logits, labels, **told)
     kinks = KINKS[options["surrogate"]](options["rho"])
     assume(all(abs(z - kink) > 1e-5 for z in violations for kink in kinks))
-    losses = dr_loss(logits, labels, reduction="none", **options)
+    device = device_of(options["backend"])
+    logits, labels = logits.to(device), labels.to(device)
+    options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    losses = dr_loss(logits, labels, reduction="none", **options).cpu()
     assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     # Where a surrogate is flat or cut off, the error is one of z, in score units; 0.05 is small for a loss.
     scale_of_loss = wanted if options["surrogate"] == "logistic" else wanted.clamp(min=0.05)
     denormal = 1e-38  # where float32 has fewer digits
     assert ((losses.double() - wanted).abs() <= value_error * scale_of_loss + denormal).all(), (losses, wanted)
-    gradient = gradient_of(logits, labels, **options)
+    gradient = gradient_of(logits, labels, **options).cpu()
     assert gradient.dtype == dtype
     assert gradient.isfinite().all()
     # float16 has no numbers below 6e-8: what falls there is lost to the dtype, not to the loss.
@@ -93,6 +106,8 @@ def check(case, *, logits_scale, value_error, gradient_error):
 def check_fused(case, backend, **errors):
     seed, k, scale, dtype, options = case
     assume(backend != "cpu" or dtype != torch.float16)
+    for name in ("value_error", "gradient_error"):
+        errors[name] = error_of(backend, errors[name])
     check((seed, k, scale, dtype, options | {"backend": backend}), **errors)
 
 

@@ -8,7 +8,7 @@ from torch import library, nn
 from torch.utils.checkpoint import checkpoint
 
 from drloss import DRLoss, FocalLoss, cross_entropy_loss, dr_loss, focal_loss
-from losses.cases import BACKENDS, CPU, TRITON, gradient_of, random_case
+from losses.cases import BACKENDS, CPU, TRITON, device_of, error_of, gradient_of, random_case
 
 ERROR = 2e-6
 LOSSES = {
@@ -50,21 +50,26 @@ def close(found, wanted, error=ERROR):
 
 
 def compare(loss, options, logits, labels, backend, *, joined=None, **more):
-    """Value and gradient of levels against the definition on float64; what the gradient is scaled by is seen, too."""
+    """Value and gradient of levels against the definition on float64; what the gradient is scaled by is seen, too.
+
+    All tensors are on the backend's device.
+    """
     levels = logits if isinstance(logits, list) else [logits]
     if "weights" in options.values():
         weights = torch.rand(joined.shape, generator=torch.Generator().manual_seed(1))
-        options = {k: weights.clone() if v == "weights" else v for k, v in options.items()}
-    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in levels]
+        options = {k: weights.clone().to(joined.device) if v == "weights" else v for k, v in options.items()}
+    leaves = [x.detach().requires_grad_() for x in levels]
     before = [x.detach().clone() for x in leaves]
     given = leaves if isinstance(logits, list) else leaves[0]
     found = loss(given, labels, backend=backend, reduction="none", **options, **more)
-    factors = torch.arange(1, len(found) + 1)  # each image has its own, and none is 1 but the first
+    factors = torch.arange(
+        1, len(found) + 1, device=found.device
+    )  # each image has its own, and none is 1 but the first
     (found * factors).sum().backward()
     exact = joined.double().requires_grad_()
     wanted = loss(exact, labels, backend="torch", reduction="none", **options, **more)
     (wanted * factors).sum().backward()
-    close(found.detach(), wanted.detach())
+    close(found.detach(), wanted.detach(), error_of(backend, ERROR))
     assert all(torch.equal(x, b) for x, b in zip(leaves, before, strict=True))
     return [x.grad for x in leaves], exact.grad
 
@@ -78,7 +83,7 @@ def test_maps_are_read_as_the_head_leaves_them(backend, loss, options, memory, k
     # Five ragged levels, the last of 1 x 1; two anchors a place; an image without positives, ignored anchors.
     generator = torch.Generator().manual_seed(k)
     grids, shapes = [(5, 7), (3, 4), (2, 2), (1, 2), (1, 1)], 2
-    maps = [torch.randn(2, shapes * k, h, w, generator=generator) * 3 for h, w in grids]
+    maps = [(torch.randn(2, shapes * k, h, w, generator=generator) * 3).to(device_of(backend)) for h, w in grids]
     if memory in ("channels_last", "mixed"):
         maps = [
             x.contiguous(memory_format=torch.channels_last) if memory == "channels_last" or i % 2 else x
@@ -92,9 +97,10 @@ def test_maps_are_read_as_the_head_leaves_them(backend, loss, options, memory, k
     labels = torch.randint(-1, k + 1, joined.shape[:2], generator=generator)
     labels[:, 10:] *= torch.rand(labels[:, 10:].shape, generator=generator) < 0.1
     labels[1] = labels[1].clamp(max=0)
+    labels = labels.to(device_of(backend))
     gradients, wanted = compare(loss, options, maps, labels, backend, joined=joined)
     found = torch.cat([g.permute(0, 2, 3, 1).reshape(2, -1, k) for g in gradients], dim=1)
-    close(found, wanted)
+    close(found, wanted, error_of(backend, ERROR))
     assert all(g.stride() == x.stride() for g, x in zip(gradients, maps, strict=True) if memory != "sliced")
 
 
@@ -104,18 +110,20 @@ def test_maps_are_read_as_the_head_leaves_them(backend, loss, options, memory, k
     [(1, [1], 1), (2, [3, 0, 5], 2), (1, [2, 1], 1203), (3, [17, 4, 1, 1, 1, 1, 1, 1, 1, 2], 3), (2, [70], 31)],
 )
 def test_odd_shapes(backend, loss, options, n, anchors, k):
-    joined, labels = random_case(3, n=n, a=sum(anchors), k=k, dtype=torch.float32, values=(-1, 0, 0, 1, k))
+    sizes = {"n": n, "a": sum(anchors), "k": k}
+    joined, labels = random_case(3, **sizes, dtype=torch.float32, values=(-1, 0, 0, 1, k), backend=backend)
     levels = list(joined.split(anchors, dim=1))
     gradients, wanted = compare(loss, options, levels, labels, backend, joined=joined)
-    close(torch.cat(gradients, dim=1), wanted)
+    close(torch.cat(gradients, dim=1), wanted, error_of(backend, ERROR))
 
 
 @pytest.mark.parametrize(("backend", "loss", "options"), EVERY_LOSS)
 @pytest.mark.parametrize("values", [(0,), (1,), (-1,), (-1, 1)])
 def test_empty_sets(backend, loss, options, values):
-    logits, labels = random_case(4, a=9, k=1 if values == (1,) else 2, dtype=torch.float32, values=values)
+    k = 1 if values == (1,) else 2
+    logits, labels = random_case(4, a=9, k=k, dtype=torch.float32, values=values, backend=backend)
     (gradient,), wanted = compare(loss, options, logits, labels, backend, joined=logits)
-    close(gradient, wanted)
+    close(gradient, wanted, error_of(backend, ERROR))
     if values == (-1,):
         assert gradient.count_nonzero() == 0
 
@@ -123,7 +131,9 @@ def test_empty_sets(backend, loss, options, values):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_images_and_no_anchors(backend):
     for shape in [(0, 4, 2), (2, 0, 2), (0, 0, 2)]:
-        logits, labels = torch.zeros(shape, requires_grad=True), torch.zeros(shape[:2], dtype=torch.int64)
+        device = device_of(backend)
+        logits = torch.zeros(shape, device=device, requires_grad=True)
+        labels = torch.zeros(shape[:2], dtype=torch.int64, device=device)
         for loss in (dr_loss, focal_loss):
             found = loss(logits, labels, backend=backend, reduction="none")
             assert torch.equal(found, loss(logits, labels, backend="torch", reduction="none"))
@@ -133,11 +143,11 @@ def test_no_images_and_no_anchors(backend):
 
 @pytest.mark.parametrize(("backend", "loss", "options"), EVERY_LOSS)
 def test_dense_targets(backend, loss, options):
-    logits, _ = random_case(5, a=40, k=3, dtype=torch.float32)
-    targets = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2)) < 0.1
-    ignore = torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(3)) < 0.2
+    logits, _ = random_case(5, a=40, k=3, dtype=torch.float32, backend=backend)
+    targets = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2)).to(logits.device) < 0.1
+    ignore = torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(3)).to(logits.device) < 0.2
     (gradient,), wanted = compare(loss, options, logits, targets, backend, joined=logits, ignore=ignore)
-    close(gradient, wanted)
+    close(gradient, wanted, error_of(backend, ERROR))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -146,8 +156,8 @@ def test_dense_targets(backend, loss, options):
 def test_half_precision_is_no_worse_than_the_definition_in_it(backend, dtype, loss, options):
     if backend == "cpu" and dtype == torch.float16:
         pytest.skip("the compiled kernels read float32 and bfloat16")
-    logits, labels = random_case(6, a=200, k=4, dtype=dtype)
-    factors = torch.arange(1.0, 3.0)
+    logits, labels = random_case(6, a=200, k=4, dtype=dtype, backend=backend)
+    factors = torch.arange(1.0, 3.0, device=logits.device)
 
     def gradient(x, backend):
         leaf = x.clone().requires_grad_()
@@ -164,7 +174,7 @@ def test_half_precision_is_no_worse_than_the_definition_in_it(backend, dtype, lo
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_reaches_the_loss_of_its_image_alone_and_none_from_ignored_anchors(backend):
-    logits, labels = random_case(7, a=20, k=2, dtype=torch.float32)
+    logits, labels = random_case(7, a=20, k=2, dtype=torch.float32, backend=backend)
     labels[:, 3], labels[:, 4] = -1, 0
     logits[0, 4, 1] = torch.nan
     logits[1, 3] = torch.nan
@@ -176,7 +186,7 @@ def test_nan_reaches_the_loss_of_its_image_alone_and_none_from_ignored_anchors(b
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_reductions(backend):
-    logits, labels = random_case(8, dtype=torch.float32)
+    logits, labels = random_case(8, dtype=torch.float32, backend=backend)
     each = dr_loss(logits, labels, backend=backend, reduction="none")
     torch.testing.assert_close(dr_loss(logits, labels, backend=backend), each.mean())
     torch.testing.assert_close(dr_loss(logits, labels, backend=backend, reduction="sum"), each.sum())
@@ -194,7 +204,7 @@ def test_a_hundred_runs_are_equal_to_the_bit(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["rows", "maps"])
 def test_in_place_the_gradient_takes_the_memory_of_the_logits(backend, kind):
-    leaf, labels = random_case(10, a=24, k=3, dtype=torch.float32)
+    leaf, labels = random_case(10, a=24, k=3, dtype=torch.float32, backend=backend)
     leaf.requires_grad_()
     wanted = torch.autograd.grad(dr_loss(leaf, labels, backend=backend), leaf)[0]
     shape = (2, 4, 6, 3)  # 24 anchors as 4 x 6 places of one anchor
@@ -279,10 +289,12 @@ def test_the_fused_losses_can_be_differentiated_once():
 
 
 class Head(nn.Module):
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
         torch.manual_seed(0)
         self.tower, self.predict = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.device = device
+        self.to(device)
 
     def forward(self, features):
         return [self.predict(self.tower(f).relu()) for f in features]
@@ -291,8 +303,8 @@ class Head(nn.Module):
 def training_step(head, wrap=lambda f: f, loss=None, **options):
     """Gradient of a head's parameters on two levels, the loss computed by ``wrap`` of it."""
     generator = torch.Generator().manual_seed(1)
-    features = [torch.randn(2, 4, s, s, generator=generator) for s in (8, 4)]
-    labels = torch.randint(-1, 4, (2, 2 * 80), generator=generator)
+    features = [torch.randn(2, 4, s, s, generator=generator).to(head.device) for s in (8, 4)]
+    labels = torch.randint(-1, 4, (2, 2 * 80), generator=generator).to(head.device)
     loss = loss or (lambda maps, labels: dr_loss(maps, labels, **options))
     head.zero_grad()
     wrap(lambda: loss(head(features), labels))().backward()
@@ -301,7 +313,7 @@ def training_step(head, wrap=lambda f: f, loss=None, **options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_checkpointing_autocast_and_in_place_in_a_head(backend):
-    head = Head()
+    head = Head(device_of(backend))
     wanted = training_step(head, backend="torch")
     close(training_step(head, backend=backend), wanted, 1e-5)
     close(training_step(head, backend=backend, inplace=True), wanted, 1e-5)
@@ -310,7 +322,7 @@ def test_checkpointing_autocast_and_in_place_in_a_head(backend):
 
     def autocast(f):
         def run():
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(head.device, dtype=torch.bfloat16):
                 return f()
 
         return run
@@ -324,7 +336,7 @@ def test_checkpointing_autocast_and_in_place_in_a_head(backend):
 @pytest.mark.parametrize("options", [{}, {"neg_prior": 5, "neg_lambda": 0.01}, {"scope": "pooled"}])
 def test_the_compiler_sees_an_ordinary_operator(backend, options):
     torch._dynamo.reset()  # it gives up on a function that it has compiled for eight sets of options
-    head = Head()
+    head = Head(device_of(backend))
     loss = torch.compile(lambda maps, labels: dr_loss(maps, labels, backend=backend, **options), fullgraph=True,
                          backend="aot_eager")  # fmt: skip
     close(training_step(head, loss=loss), training_step(head, backend="torch", **options), 1e-5)
@@ -332,9 +344,9 @@ def test_the_compiler_sees_an_ordinary_operator(backend, options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_functional_gradients(backend):
-    logits, labels = random_case(15, dtype=torch.float32)
+    logits, labels = random_case(15, dtype=torch.float32, backend=backend)
     found = torch.func.grad(lambda x: dr_loss(x, labels, backend=backend, reduction="sum"))(logits)
-    close(found, gradient_of(logits.double(), labels))
+    close(found, gradient_of(logits.double(), labels), error_of(backend, ERROR))
 
 
 def test_operators_are_registered_as_torch_asks():

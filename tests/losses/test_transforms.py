@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from drloss import DRLoss, ap_loss, cross_entropy_loss, dr_gradient, dr_loss, focal_loss
 from drloss.losses import LOSSES, ohem_loss, quality_focal_loss
 from drloss.losses.fused import cpu
-from losses.cases import BACKENDS, CPU, gradient_of, random_case
+from losses.cases import BACKENDS, CPU, device_of, gradient_of, random_case
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script"),
@@ -156,7 +156,8 @@ def test_a_label_that_is_no_class_counts_as_ignored_where_it_is_not_looked_at(lo
 @pytest.mark.parametrize("loss", [dr_loss, focal_loss])
 def test_an_infinite_logit_is_seen_unless_it_is_a_masked_class(backend, loss):
     for value, anchor, k in ((torch.inf, 0, 0), (-torch.inf, 0, 0), (torch.inf, 1, 1), (NAN, 1, 1)):
-        x, y = torch.zeros(2, 3, 2), torch.tensor([[1, 0, -1], [1, 0, -1]])
+        x = torch.zeros(2, 3, 2, device=device_of(backend))
+        y = torch.tensor([[1, 0, -1], [1, 0, -1]], device=x.device)
         x[1, 2] = torch.inf  # ignored
         x[:, 1, 0] = -torch.inf  # masked
         x[0, anchor, k] = value

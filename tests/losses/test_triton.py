@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from losses.test_fused import LOSSES, close
+from losses.cases import device_of, error_of
+from losses.test_fused import ERROR, LOSSES, close
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -19,7 +20,13 @@ def test_triton_compiles_its_kernels_for_a_device_that_is_not_here():
     assert done.returncode == 0
 
 
+def test_tensors_of_triton_are_on_the_device_if_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device_of(backend) for backend in ("triton", "cpu", "chunked", "torch")] == ["cuda", "cpu", "cpu", "cpu"]
+
+
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # that it does not see every wait
 @pytest.mark.parametrize(("loss", "options"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_on_a_gpu(loss, options, memory):
@@ -37,8 +44,8 @@ def test_on_a_gpu(loss, options, memory):
         options = {"neg_prior": torch.rand(80).cuda()}
     leaves = [x.requires_grad_() for x in maps]
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         value = loss(leaves, labels, backend="triton", **options)
         value.backward()
     finally:
@@ -46,6 +53,6 @@ def test_on_a_gpu(loss, options, memory):
     exact = joined.double().requires_grad_()
     wanted = loss(exact, labels, backend="torch", **options)
     wanted.backward()
-    close(value.detach(), wanted.detach())
+    close(value.detach(), wanted.detach(), error_of("triton", ERROR))
     found = torch.cat([x.grad.permute(0, 2, 3, 1).reshape(2, -1, 80) for x in leaves], dim=1)
-    close(found, exact.grad)
+    close(found, exact.grad, error_of("triton", ERROR))

@@ -31,7 +31,7 @@ from drloss.training.config import override
 from drloss.training.presets import PRESETS
 
 TINY = ["--max-iters", "3", "--short-side", "64", "--max-side", "64", "--batch-size", "4", "--micro-batch", "4"]
-TINY += ["--workers", "0"]
+TINY += ["--workers", "0", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
