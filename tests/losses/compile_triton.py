@@ -32,7 +32,7 @@ def main():
         ("pos_weights", "neg_weights", "first_pass", "slots", "factors", "coefficients", "losses"), "*fp32"
     )
     options = {"DENSE": False, "POS_WEIGHTS": False, "NEG_WEIGHTS": False, "FIRST_PASS": False, "FOCAL": False}
-    options |= {"BY_CLASS": False, "WIDTH": 128, "BACKGROUND": False, "ANCHORS": 256}
+    options |= {"BY_CLASS": False, "WIDTH": 128, "BACKGROUND": False, "ANCHORS": 256, "PITCH": 80}
     cases = [
         {},
         {"FIRST_PASS": True},
@@ -42,6 +42,7 @@ def main():
         {"BY_CLASS": True},
         {"BACKGROUND": True},
         {"BACKGROUND": True, "FOCAL": True},
+        {"BACKGROUND": True, "PITCH": 91},
     ]
     for dtype, planes, task, case in product(("fp32", "bf16", "fp16"), (False, True), range(3), cases):
         if not task and (case.get("BY_CLASS") or case.get("BACKGROUND")):
