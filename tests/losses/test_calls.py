@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drloss import dr_loss, focal_loss
 from drloss.losses.fused.layout import readable
-from losses.cases import BACKENDS, TRITON
+from losses.cases import BACKENDS, TRITON, device_of
 
 FUSED = [backend for backend in BACKENDS if backend != "torch"]
 LOSSES = {
@@ -31,12 +31,12 @@ class Names(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def case(classes=5):
+def case(backend, classes=5):
     generator = torch.Generator().manual_seed(3)
     wide = 3 * torch.randn(2, 70, classes + 1, generator=generator)
     labels = torch.randint(-1, classes + 1, (2, 70), generator=generator)
     labels[1, 30:] = 0
-    return wide, labels
+    return wide.to(device_of(backend)), labels.to(device_of(backend))
 
 
 def value_and_gradient(function, x, labels, **options):
@@ -49,7 +49,7 @@ def value_and_gradient(function, x, labels, **options):
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_operators_and_functions_give_the_same_bits(backend, reduction):
-    x, labels = case()
+    x, labels = case(backend)
     options = {"backend": backend, "reduction": reduction}
     plain = value_and_gradient(dr_loss, x, labels, **options)
     with Names() as names:
@@ -65,7 +65,7 @@ def test_operators_and_functions_give_the_same_bits(backend, reduction):
 )
 def test_rows_of_wider_ones_are_read_where_they_are(backend, name):
     function, options = LOSSES[name]
-    wide, labels = case()
+    wide, labels = case(backend)
     whole = wide.requires_grad_()
     part = whole[..., 1:]
     assert readable(part) is part  # no copy
@@ -82,6 +82,7 @@ def test_most_of_the_background_is_read_where_it_is(backend):
     generator = torch.Generator().manual_seed(0)
     wide, labels = torch.randn(2, 9000, 8, generator=generator), torch.zeros(2, 9000, dtype=torch.int64)
     labels[0, 5] = 3
+    wide, labels = wide.to(device_of(backend)), labels.to(device_of(backend))
     found = value_and_gradient(dr_loss, wide[..., 2:], labels, backend=backend)
     copied = value_and_gradient(dr_loss, wide[..., 2:].contiguous(), labels, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(found, copied, strict=True))
@@ -89,7 +90,7 @@ def test_most_of_the_background_is_read_where_it_is(backend):
 
 @pytest.mark.parametrize("backend", FUSED)
 def test_in_place_the_gradient_is_not_written_into_rows_of_wider_ones(backend):
-    wide, labels = case()
+    wide, labels = case(backend)
     x = wide.clone().requires_grad_()
     part = (x * 1)[..., 1:]
     dr_loss(part, labels, backend=backend, inplace=True).backward()
