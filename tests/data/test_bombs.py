@@ -195,7 +195,6 @@ def measured(paths):
         check=False,
         text=True,
         timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
