@@ -101,7 +101,7 @@ class Step:
                 batch = collate([self.images[key] for key in keys[first : first + size]])
             assert not isinstance(batch, Exception), batch
             clock("images")
-            objects = [o.to(self.device) for o in batch.objects]
+            objects = batch.objects.to(self.device)
             outputs = self.model(batch.images.to(self.device), batch.sizes)
             clock("forward")
             targets = assign_batch(outputs, objects, self.config.detector)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from drloss.detector.boxes import decode
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
-from drloss.detector.targets import BOX_CODER
 from drloss.structures import Detection, Frame
 
 
@@ -34,7 +34,7 @@ def _detect_image(outputs: HeadOutputs, index: int, frame: Frame, config: Detect
     boxes, scores, labels = [], [], []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
         num_classes = logits.shape[2]
-        decoded = BOX_CODER.decode_single(deltas[index].float(), anchors)
+        decoded = decode(deltas[index].float(), anchors)
         box = clip_boxes_to_image(decoded, frame.resized)
         solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
         score = logits[index].float().sigmoid()

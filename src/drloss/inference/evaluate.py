@@ -122,7 +122,7 @@ def require_own_results(out: Path) -> None:
 def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
     """Add the scores of a batch to a histogram. Training's rules decide which of its candidates are positive."""
     device = outputs.logits[0].device
-    targets = assign_batch(outputs, [o.to(device) for o in batch.objects], model.config)
+    targets = assign_batch(outputs, batch.objects.to(device), model.config)
     histogram.update(outputs.logits, targets.labels)
 
 

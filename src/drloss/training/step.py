@@ -80,7 +80,7 @@ def forward(trainer: Trainer, batch: Batch) -> tuple[HeadOutputs, LossTerms]:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
         outputs = trainer.parallel(batch.images.to(device, non_blocking=True), batch.sizes)
-    return outputs, trainer.objective(outputs, [o.to(device) for o in batch.objects])
+    return outputs, trainer.objective(outputs, batch.objects.to(device))
 
 
 def _no_sync(trainer: Trainer, more: bool) -> AbstractContextManager[Any]:

@@ -200,7 +200,7 @@ def _cost(
     """
     batch = timed[0][1]
     n = min(config.micro_batch, len(batch.indices))
-    images, objects = batch.images[:n].to(device), [o.to(device) for o in batch.objects[:n]]
+    images, objects = batch.images[:n].to(device), batch.objects[:n].to(device)
     loss = make_loss(config.loss).to(device)
     objective = Objective(loss, model.config)
     dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
