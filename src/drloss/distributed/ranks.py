@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -40,17 +40,13 @@ class Ranks:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of ``values`` over processes, float64."""
-        return self.sum(values) / self.size
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of ``values`` over processes, float64."""
+    def sum(self, values: torch.Tensor) -> list[float]:
+        """Sums of ``values`` (n,) over processes in float64; waits for the device."""
         values = values.detach().to(torch.float64)
         if self.size > 1:
             with self._waiting():
                 dist.all_reduce(values)
-        return values
+        return cast(list[float], values.tolist())
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every process, in order of rank; every process gets the list."""

@@ -45,6 +45,9 @@ class StepReport:
 def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> StepReport:
     """Take one optimiser step on this rank's micro-batches.
 
+    The host waits for the device once, for the sums over ranks, and in fp16 once more, for the scaler; the first step
+    of a run looks at its loss, too.
+
     Raises:
         NonFiniteLoss: on every rank, if the loss or its gradient is not finite on one of them.
     """
@@ -66,12 +69,10 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm or math.inf)
     ranks.at("agreeing")
-    stop = _agree(trainer, totals, norm, micro_batches)
+    (loss, cls, box, *seen), stop = _agree(trainer, totals, statistics, norm, micro_batches)
     scaler.step(optimizer)
     scaler.update()
-    seen = summary(ranks.mean(torch.stack(statistics).mean(dim=0)).tolist()) if logged else None
-    loss, cls, box = totals.tolist()
-    return StepReport(loss, cls, box, stop, seen)
+    return StepReport(loss, cls, box, stop, summary(seen) if logged else None)
 
 
 def forward(trainer: Trainer, batch: Batch) -> tuple[HeadOutputs, LossTerms]:
@@ -90,19 +91,24 @@ def _no_sync(trainer: Trainer, more: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _agree(trainer: Trainer, totals: Tensor, norm: Tensor, micro_batches: list[Batch]) -> bool:
-    """Average the loss over ranks, in place, and decide with them: raise, stop after this step (True) or go on.
+def _agree(
+    trainer: Trainer, totals: Tensor, statistics: list[Tensor], norm: Tensor, micro_batches: list[Batch]
+) -> tuple[list[float], bool]:
+    """Decide with the other ranks: raise, stop after this step (True) or go on.
 
     In fp16 a gradient that is not finite is normal: the scaler skips the step and lowers its scale.
+
+    Returns:
+        The means over ranks of ``totals`` and, if there are any, of the statistics; and whether to stop.
     """
     loss_bad = ~torch.isfinite(totals).all()
     bad = loss_bad if trainer.scaler.is_enabled() else loss_bad | ~torch.isfinite(norm)
-    flags = torch.stack([bad.double(), bad.new_tensor(trainer.stop.received).double()])
-    shared = trainer.ranks.sum(torch.cat([totals, flags]))
-    if shared[3] > 0:
+    stop = torch.full((), trainer.stop.received, device=bad.device)
+    seen = [torch.stack(statistics).mean(dim=0).double()] if statistics else []
+    bad_ranks, stopped, *sums = trainer.ranks.sum(torch.cat([torch.stack([bad, stop]).double(), totals, *seen]))
+    if bad_ranks:
         _refuse_step(trainer, bool(loss_bad), micro_batches)
-    totals.copy_(shared[:3] / trainer.ranks.size)
-    return bool(shared[4] > 0)
+    return [value / trainer.ranks.size for value in sums], stopped > 0
 
 
 def _refuse_step(trainer: Trainer, loss_bad: bool, micro_batches: list[Batch]) -> NoReturn:
