@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drloss.data.batches import Batch
 from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import LossTerms
+from drloss.detector.precision import autocast
 from drloss.errors import UserError
 from drloss.losses import DRLoss, dr_statistics, first_loss_problem
 from drloss.training.checkpoints import newest_first
@@ -45,8 +46,7 @@ class StepReport:
 def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> StepReport:
     """Take one optimiser step on this rank's micro-batches.
 
-    The host waits for the device once, for the sums over ranks, and in fp16 once more, for the scaler; the first step
-    of a run looks at its loss, too.
+    The host waits for the device once, for the sums over ranks; the first step of a run looks at its loss, too.
 
     Raises:
         NonFiniteLoss: on every rank, if the loss or its gradient is not finite on one of them.
@@ -77,9 +77,8 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
 
 def forward(trainer: Trainer, batch: Batch) -> tuple[HeadOutputs, LossTerms]:
     """Outputs and loss terms of one micro-batch."""
-    device, precision = trainer.ranks.device, trainer.config.precision
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
+    device = trainer.ranks.device
+    with autocast(device, trainer.config.precision):
         outputs = trainer.parallel(batch.images.to(device, non_blocking=True), batch.sizes)
     return outputs, trainer.objective(outputs, batch.objects.to(device))
 
