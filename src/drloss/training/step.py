@@ -14,7 +14,8 @@ from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import LossTerms
 from drloss.detector.precision import autocast
 from drloss.errors import UserError
-from drloss.losses import DRLoss, dr_statistics, first_loss_problem
+from drloss.losses import DRLoss, first_loss_problem
+from drloss.losses.diagnostics import dr_expectations
 from drloss.training.checkpoints import newest_first
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS
@@ -140,7 +141,7 @@ def _statistics(trainer: Trainer, outputs: HeadOutputs, terms: LossTerms) -> Ten
     loss = trainer.objective.loss
     options = {k: v for k, v in loss.options.items() if k != "reduction"} if isinstance(loss, DRLoss) else {}
     of_batch = terms.of_batch if isinstance(loss, DRLoss) else {}
-    s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **options, **of_batch)
+    s = dr_expectations([level.detach() for level in outputs.maps], terms.labels, **options, **of_batch)
     positives = (terms.labels > 0).sum(dim=1).float()
     some = positives > 0
     of_positives = (torch.where(some, v, 0.0) for v in (s.expected_pos, s.effective_pos))
