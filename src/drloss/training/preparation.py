@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
@@ -206,10 +207,12 @@ def _parallel(model: RetinaNet, config: Config, ranks: Ranks) -> torch.nn.Module
             part.compile()
     if ranks.size == 1:
         return model
+    for buffer in model.buffers():  # no step changes one: they are sent once, not in every step
+        dist.broadcast(buffer, 0)
     if ranks.device.type == "cuda":
-        return DistributedDataParallel(model, device_ids=[ranks.device])
+        return DistributedDataParallel(model, device_ids=[ranks.device], broadcast_buffers=False)
     # After its first step DDP reorders its buckets, and with three or more ranks another order gives another sum: a
     # resumed run would differ in its last bits from an uninterrupted one. DDP does not reorder when it looks for
     # unused parameters. There are none, of which it warns.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True")
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)

@@ -47,7 +47,8 @@ class StepReport:
 def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> StepReport:
     """Take one optimiser step on this rank's micro-batches.
 
-    The host waits for the device once, for the sums over ranks; the first step of a run looks at its loss, too.
+    The host waits for the device once, for the sums over ranks; with several GPUs also for its own forward pass, and
+    in the first step of a run for its loss.
 
     Raises:
         NonFiniteLoss: on every rank, if the loss or its gradient is not finite on one of them.
@@ -57,10 +58,12 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
     optimizer.zero_grad(set_to_none=True)
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     statistics: list[Tensor] = []
+    forward_done = None
     for number, batch in enumerate(micro_batches):
         ranks.at("computing", slow=trainer.config.compile)  # a new image size may need a compilation
         with _no_sync(trainer, number < len(micro_batches) - 1):
             outputs, terms = forward(trainer, batch)
+            forward_done = ranks.mark()  # the last backward waits for the other ranks
             scaler.scale(terms.total / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         totals += torch.stack([terms.total, terms.cls, terms.box]).detach() / len(micro_batches)
         if trainer.iteration == 0 and number == 0:
@@ -70,7 +73,7 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm or math.inf)
     ranks.at("agreeing")
-    (loss, cls, box, *seen), stop = _agree(trainer, totals, statistics, norm, micro_batches)
+    (loss, cls, box, *seen), stop = _agree(trainer, totals, statistics, norm, micro_batches, forward_done)
     scaler.step(optimizer)
     scaler.update()
     return StepReport(loss, cls, box, stop, summary(seen) if logged else None)
@@ -92,7 +95,12 @@ def _no_sync(trainer: Trainer, more: bool) -> AbstractContextManager[Any]:
 
 
 def _agree(
-    trainer: Trainer, totals: Tensor, statistics: list[Tensor], norm: Tensor, micro_batches: list[Batch]
+    trainer: Trainer,
+    totals: Tensor,
+    statistics: list[Tensor],
+    norm: Tensor,
+    micro_batches: list[Batch],
+    forward_done: torch.cuda.Event | None,
 ) -> tuple[list[float], bool]:
     """Decide with the other ranks: raise, stop after this step (True) or go on.
 
@@ -105,7 +113,8 @@ def _agree(
     bad = loss_bad if trainer.scaler.is_enabled() else loss_bad | ~torch.isfinite(norm)
     stop = torch.full((), trainer.stop.received, device=bad.device)
     seen = [torch.stack(statistics).mean(dim=0).double()] if statistics else []
-    bad_ranks, stopped, *sums = trainer.ranks.sum(torch.cat([torch.stack([bad, stop]).double(), totals, *seen]))
+    values = torch.cat([torch.stack([bad, stop]).double(), totals, *seen])
+    bad_ranks, stopped, *sums = trainer.ranks.sum(values, after=forward_done)
     if bad_ranks:
         _refuse_step(trainer, bool(loss_bad), micro_batches)
     return [value / trainer.ranks.size for value in sums], stopped > 0
