@@ -40,6 +40,7 @@ from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective, assign_batch, box_loss, options_of_batch
 from drloss.detector.starting_weights import resolve_detector
 from drloss.training.config import Config, make_loss
+from drloss.training.device import for_device
 from drloss.training.presets import PRESETS
 from drloss.training.schedule import build_optimizer
 
@@ -83,6 +84,7 @@ class Step:
         torch.manual_seed(0)
         with mock.patch.object(backbone, "fold_norms") if way == "plain" else nullcontext():
             self.model = RetinaNet(config.detector, len(data.class_names), 0.5).to(device).train()
+        config = for_device(config, device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.config, self.device = config, device
@@ -101,7 +103,7 @@ class Step:
                 batch = collate([self.images[key] for key in keys[first : first + size]])
             assert not isinstance(batch, Exception), batch
             clock("images")
-            objects = [o.to(self.device) for o in batch.objects]
+            objects = batch.objects.to(self.device)
             outputs = self.model(batch.images.to(self.device), batch.sizes)
             clock("forward")
             targets = assign_batch(outputs, objects, self.config.detector)

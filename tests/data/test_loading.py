@@ -1,6 +1,7 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -114,6 +115,18 @@ def test_boxes_follow_their_pixels_through_resize_and_flip():
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         wanted = transform_boxes(boxes, (40, 60), new, flip)[0]
         assert [int(v) for v in found] == pytest.approx(wanted.tolist(), abs=1)
+
+
+def test_a_batch_is_few_tensors_and_all_of_them_are_pinned(data):
+    images = TrainingImages(data, AUGMENTATION, seed=0)
+    (keys,) = first(TrainingOrder(data, AUGMENTATION, 8, seed=0), 1)
+    batch = collate([images[k] for k in keys])
+    sent = []
+    with mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: sent.append(tensor) or tensor):
+        pinned = batch.pin_memory()
+    held = [v for part in (pinned, pinned.objects) for v in vars(part).values() if isinstance(v, torch.Tensor)]
+    assert {id(t) for t in held} == {id(t) for t in sent}
+    assert len(held) <= 4  # of any number of images: each takes a file descriptor on its way from a worker
 
 
 def test_flipping_twice_is_nothing_and_the_input_stays():

@@ -5,11 +5,11 @@ import torch
 
 from drloss.detector.anchors import anchor_shapes, level_anchors
 from drloss.detector.backbone import BACKBONES, BackboneFPN
+from drloss.detector.boxes import encode
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch, box_loss, box_quality
-from drloss.detector.targets import BOX_CODER, assign_targets
 from drloss.errors import UserError
 from drloss.losses import LOSSES, DRLoss, FocalLoss, QualityFocalLoss
 from drloss.structures import Frame, Objects
@@ -139,53 +139,6 @@ def test_every_backbone_of_the_issue_is_there():
     assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"} <= set(BACKBONES)
 
 
-# ---------------------------------------------------------------------- targets
-
-ANCHORS = torch.tensor(
-    [[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4.5], [0, 0, 10, 2], [50, 50, 60, 60], [100, 100, 110, 110]],
-    dtype=torch.float32,
-)
-
-
-def test_thresholds_sort_anchors_by_hand_computed_iou():
-    labels, deltas, own = assign_targets(ANCHORS, objects((0, 0, 10, 10), labels=[3]), DetectorConfig())
-    assert labels.tolist() == [3, 3, -1, 0, 0, 0]  # IoU 1, 0.6, 0.45, 0.2, 0, 0
-    assert own.tolist() == [0, 0, -1, -1, -1, -1]
-    assert (deltas[2:] == 0).all()
-    torch.testing.assert_close(BOX_CODER.decode_single(deltas[:2], ANCHORS[:2]), ANCHORS[[0, 0]])
-
-
-def test_authors_thresholds_have_no_ignored_band():
-    labels = assign_targets(ANCHORS, objects((0, 0, 10, 10)), DetectorConfig(negative_iou=0.5)).labels
-    assert labels.tolist() == [1, 1, 0, 0, 0, 0]
-
-
-def test_an_object_that_fits_no_anchor_takes_its_best_ones_with_ties():
-    twice = torch.cat([ANCHORS, ANCHORS[4:5]])
-    labels = assign_targets(twice, objects((50, 50, 53, 53), labels=[2]), DetectorConfig()).labels
-    assert labels.tolist() == [0, 0, 0, 0, 2, 0, 2]
-
-
-def test_an_object_outside_every_anchor_takes_none():
-    labels = assign_targets(ANCHORS, objects((300, 300, 310, 310)), DetectorConfig()).labels
-    assert (labels == 0).all()
-
-
-def test_no_object_makes_everything_background():
-    labels, deltas, own = assign_targets(ANCHORS, objects(), DetectorConfig())
-    assert (labels == 0).all()
-    assert (own == -1).all()
-    assert (deltas == 0).all()
-
-
-def test_crowds_are_neither_target_nor_background():
-    crowd = objects((0, 0, 10, 10), (45, 45, 70, 70), labels=[1, 2], ignore=[False, True])
-    labels = assign_targets(ANCHORS, crowd, DetectorConfig()).labels
-    assert labels.tolist() == [1, 1, -1, 0, -1, 0]
-    only_crowd = assign_targets(ANCHORS, objects((45, 45, 70, 70), ignore=[True]), DetectorConfig()).labels
-    assert only_crowd.tolist() == [0, 0, 0, 0, -1, 0]
-
-
 # ---------------------------------------------------------------------- objective
 
 
@@ -284,7 +237,7 @@ def test_lateral_convolutions_start_kaiming_uniform():
 def test_quality_is_the_iou_of_the_predicted_box():
     anchors = torch.tensor([[0.0, 0, 20, 20], [10, 10, 30, 30], [40, 40, 60, 60]])
     objects_ = torch.tensor([[2.0, 0, 22, 20], [10, 10, 30, 30], [40, 40, 60, 60]])
-    targets = BOX_CODER.encode_single(objects_, anchors)[None]
+    targets = encode(objects_, anchors)[None]
     labels = torch.tensor([[1, 2, 0]])
     zero = torch.zeros(1, 3, 4, dtype=torch.bfloat16)  # predicts the anchors themselves
     quality = box_quality(zero, targets, labels, anchors)

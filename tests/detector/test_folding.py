@@ -11,6 +11,7 @@ from drloss.detector import backbone
 from drloss.detector.backbone import BackboneFPN
 from drloss.detector.config import DetectorConfig
 from drloss.detector.folding import AppliedNorm, FoldedConv2d, fold_norms
+from drloss.detector.model import RetinaNet
 
 
 def filled(module):
@@ -44,6 +45,24 @@ def test_outputs_and_gradients_are_those_of_the_layers_apart(name, monkeypatch):
         assert (a.grad is None) == (b.grad is None), key
         if a.grad is not None:
             assert (a.grad - b.grad).norm() <= 1e-8 * b.grad.norm(), key
+
+
+@pytest.mark.parametrize("name", ["resnet10", "tf_efficientnet_lite0"])
+def test_no_activation_is_single_precision_under_autocast(name):
+    if not name.startswith("resnet"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    model = RetinaNet(DetectorConfig(backbone=name, norm="frozen", fpn_channels=16, head_channels=16), 3, 0.5)
+    assert sum(isinstance(m, FoldedConv2d) for m in model.modules()) > 5
+    made = {}
+    for place, module in model.named_modules():
+        module.register_forward_hook(lambda _, inputs, output, place=place: made.update({place: output}))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    layers = {place: output for place, output in made.items() if isinstance(output, torch.Tensor)}
+    assert len(layers) > 40
+    assert {place for place, output in layers.items() if output.dtype != torch.bfloat16} == set()
+    sum(m.float().sum() for m in outputs.maps + outputs.deltas).backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 
 
 def test_a_copy_is_its_own():

@@ -67,6 +67,18 @@ def test_the_models_own_scale_alone_finds_what_a_single_scale_test_finds(trained
     assert (model.config.short_side, model.config.max_side) == (64, 128)
 
 
+def test_precision_is_for_a_gpu_and_a_cpu_detects_in_single(trained):
+    model, val = trained
+    with join_ranks("cpu") as ranks:
+        wanted = run_detector(model, val, ranks, batch_size=2)
+        for found in (
+            run_detector(model, val, ranks, batch_size=2, precision="bf16"),
+            run_multi_scale(model, val, ranks, [64], batch_size=2, precision="bf16"),
+        ):
+            for a, b in zip(found, wanted, strict=True):
+                assert all(torch.equal(a[name], b[name]) for name in b)
+
+
 SHAPES = [(64, 64), (40, 64), (64, 24), (64, 40), (8, 64), (64, 61), (40, 63), (63, 5)]
 
 

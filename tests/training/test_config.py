@@ -52,7 +52,7 @@ def test_configurations_are_frozen():
         ({"workers": -1}, "workers must be not negative"),
         ({"flip": 1.5}, "flip must be at most 1"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adamw"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16"),
         ({"schedule": "poly"}, "schedule must be one of"),
         ({"norm": "batch"}, "norm must be one of"),
         ({"steps": (5, 2)}, "steps must rise"),

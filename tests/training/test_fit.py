@@ -329,7 +329,7 @@ def test_an_image_is_trained_on_as_it_is_alone(tmp_path, data):
     assert len(set(batch.sizes)) > 2
     _, together = forward(trainer, batch)
     alone = [
-        trainer.objective(trainer.model(image[None, :, :height, :width]), [objects]).total
-        for image, (height, width), objects in zip(batch.images, batch.sizes, batch.objects, strict=True)
+        trainer.objective(trainer.model(image[None, :, :height, :width]), batch.objects[i : i + 1]).total
+        for i, (image, (height, width)) in enumerate(zip(batch.images, batch.sizes, strict=True))
     ]
     torch.testing.assert_close(together.total, torch.stack(alone).mean(), rtol=1e-5, atol=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from drloss.errors import UserError, first_line, nearest
-from drloss.training.config import GROUPS, OPTIONS, Config, descriptions, flat, from_json, override, parse_value
+from drloss.training.config import AUTO, GROUPS, OPTIONS, Config, descriptions, flat, from_json, override, parse_value
 from drloss.training.presets import PRESETS
 
 USER_ERROR = 2
@@ -153,7 +153,7 @@ def settings_options(
             if kind is bool:
                 section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_)
             else:
-                metavar = "NAME|FILE" if name == "weights" else _metavar(kind)
+                metavar = "NAME|FILE" if name == "weights" else _metavar(kind) + ("|auto" if name in AUTO else "")
                 section.add_argument(flag, metavar=metavar, help=help_)
 
 

@@ -28,7 +28,7 @@ from drloss.data.transforms import (
     transform_boxes,
 )
 from drloss.errors import UserError
-from drloss.structures import Frame, Objects
+from drloss.structures import Frame, Objects, PaddedObjects
 
 Sample = tuple[Tensor, Objects, Frame, int]
 """Padded image uint8 (3, H, W), its objects, its sizes and its position in the annotations."""
@@ -40,13 +40,14 @@ class Batch:
 
     Attributes:
         images: (N, 3, H, W) uint8, each with its own padding, then padded to the largest of them.
-        objects: objects of the N images, in pixels of the padded images.
+        objects: objects of the N images, in pixels of the padded images; few tensors, because each that a worker
+            sends takes a file descriptor.
         frames: sizes of the N images before and after resizing.
         indices: positions of the N images in the annotations.
     """
 
     images: Tensor
-    objects: list[Objects]
+    objects: PaddedObjects
     frames: list[Frame]
     indices: list[int]
 
@@ -56,8 +57,8 @@ class Batch:
         return [padded_size(frame.resized) for frame in self.frames]
 
     def pin_memory(self) -> "Batch":
-        """The batch with its images in page-locked memory; called by the DataLoader."""
-        return replace(self, images=self.images.pin_memory())
+        """The batch in page-locked memory; called by the DataLoader."""
+        return replace(self, images=self.images.pin_memory(), objects=self.objects.pin_memory())
 
 
 class TrainingImages(Dataset[Sample | UserError]):
@@ -195,4 +196,5 @@ def collate(samples: list[Sample | UserError]) -> Batch | UserError:
         good.append(sample)
     images, objects, frames, indices = zip(*good, strict=True)
     size = (max(image.shape[1] for image in images), max(image.shape[2] for image in images))
-    return Batch(torch.stack([pad(image, size) for image in images]), list(objects), list(frames), list(indices))
+    padded = torch.stack([pad(image, size) for image in images])
+    return Batch(padded, PaddedObjects.of(objects), list(frames), list(indices))

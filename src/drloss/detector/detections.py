@@ -1,14 +1,33 @@
 """Detections from the outputs of the heads: thresholds, decoding and non-maximum suppression (NMS)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torch import Tensor
+from torchvision.ops import batched_nms
 
+from drloss.detector.boxes import decode
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
-from drloss.detector.targets import BOX_CODER
 from drloss.structures import Detection, Frame
+
+DROPPED = -1.0
+"""Score of a candidate that is no detection."""
+
+
+class FoundBoxes(NamedTuple):
+    """The best candidates of N images before NMS, C for each, level by level and best first.
+
+    Attributes:
+        boxes: (N, C, 4) float32 xyxy in pixels of the resized image, clipped to it.
+        scores: (N, C) float32, :data:`DROPPED` where a score is not above the threshold, or the box in the padding.
+        labels: (N, C) int64, 1..K.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
 
 
 @torch.no_grad()
@@ -26,25 +45,59 @@ def detect(outputs: HeadOutputs, frames: Sequence[Frame], config: DetectorConfig
     """
     if len(frames) != len(outputs.maps[0]):
         raise ValueError(f"frames must be {len(outputs.maps[0])}, one for each image of outputs, got {len(frames)}")
-    return [_detect_image(outputs, i, frame, config) for i, frame in enumerate(frames)]
+    if not frames:
+        return []
+    numbers = [[*f.resized, *(o / r for o, r in zip(f.original[::-1], f.resized[::-1], strict=True))] for f in frames]
+    sizes_and_scales = torch.tensor(numbers, dtype=torch.float32, device=outputs.maps[0].device)
+    found = find_boxes(outputs, sizes_and_scales[:, :2], config)
+    scales = sizes_and_scales[:, 2:].repeat(1, 2)
+    return [_suppress(*image, config) for image in zip(*found, scales, strict=True)]
 
 
-def _detect_image(outputs: HeadOutputs, index: int, frame: Frame, config: DetectorConfig) -> Detection:
-    """Decode, filter and suppress the candidates of one image; its boxes are scaled back to the original image."""
-    boxes, scores, labels = [], [], []
-    for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, outputs.anchors, strict=True):
-        num_classes = logits.shape[2]
-        decoded = BOX_CODER.decode_single(deltas[index].float(), anchors)
-        box = clip_boxes_to_image(decoded, frame.resized)
-        solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        score = logits[index].float().sigmoid()
-        kept = ((score > config.score_threshold) & solid[:, None]).flatten().nonzero().squeeze(1)
-        best, order = score.flatten()[kept].topk(min(config.level_candidates, len(kept)))
-        kept = kept[order]
-        boxes.append(box[kept // num_classes])
-        scores.append(best)
-        labels.append(kept % num_classes + 1)
-    box, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-    keep = batched_nms(box, score, label, config.nms_threshold)[: config.max_detections]
-    scale = box.new_tensor([o / r for o, r in zip(frame.original[::-1], frame.resized[::-1], strict=True)] * 2)
-    return {"boxes": box[keep] * scale, "scores": score[keep], "labels": label[keep]}
+def find_boxes(outputs: HeadOutputs, sizes: Tensor, config: DetectorConfig) -> FoundBoxes:
+    """The best candidates of each level, at most ``level_candidates``; their number depends on shapes alone.
+
+    Args:
+        outputs: outputs for N images.
+        sizes: (N, 2) float32, height and width of the resized images.
+        config: thresholds and numbers.
+    """
+    limits = sizes.flip(1).repeat(1, 2).unsqueeze(1)
+    levels = zip(outputs.maps, outputs.deltas, outputs.anchors, strict=True)
+    found = [_best_of_level(*level, limits, outputs.num_classes, config) for level in levels]
+    return FoundBoxes(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+
+
+def _best_of_level(
+    maps: Tensor, deltas: Tensor, anchors: Tensor, limits: Tensor, num_classes: int, config: DetectorConfig
+) -> FoundBoxes:
+    """The best candidates of one level.
+
+    They belong to the anchors with the highest best logits, of which as many are looked at: so that all anchors and
+    classes are read once, and only a few are sorted.
+    """
+    box = torch.minimum(decode(deltas.float(), anchors).clamp(min=0), limits)
+    solid = (box[..., 2:] > box[..., :2]).all(dim=2)
+    images, per_place = len(maps), maps.shape[1] // num_classes
+    by_place = maps.reshape(images, per_place, num_classes, maps.shape[2] * maps.shape[3])
+    highest = by_place.amax(dim=2).transpose(1, 2).flatten(1)
+    highest = torch.where(solid, highest, -torch.inf)
+    anchor = highest.topk(min(config.level_candidates, highest.shape[1])).indices
+    image = torch.arange(images, device=maps.device).unsqueeze(1)
+    rows = by_place.permute(0, 3, 1, 2)[image, anchor // per_place, anchor % per_place]
+    rows = torch.where(solid.gather(1, anchor).unsqueeze(2), rows, -torch.inf).flatten(1)
+    best, order = rows.topk(min(config.level_candidates, rows.shape[1]))
+    score = best.float().sigmoid()
+    return FoundBoxes(
+        boxes=box[image, anchor.gather(1, order // num_classes)],
+        scores=torch.where(score > config.score_threshold, score, DROPPED),
+        labels=order % num_classes + 1,
+    )
+
+
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, scale: Tensor, config: DetectorConfig) -> Detection:
+    """NMS among the candidates of one image; their boxes are scaled back to the original image by ``scale`` (4,)."""
+    some = (scores > DROPPED).nonzero().squeeze(1)
+    boxes, scores, labels = boxes[some], scores[some], labels[some]
+    keep = batched_nms(boxes, scores, labels, config.nms_threshold)[: config.max_detections]
+    return {"boxes": boxes[keep] * scale, "scores": scores[keep], "labels": labels[keep]}

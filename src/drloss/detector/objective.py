@@ -1,17 +1,18 @@
 r"""The training objective of §3.3 as a mean over images: $\tau\,\ell_{\mathrm{DR}} + \ell_{\mathrm{Reg}}$."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import box_area
 
+from drloss.detector.boxes import area, decode
 from drloss.detector.config import DetectorConfig
 from drloss.detector.model import HeadOutputs
-from drloss.detector.targets import BOX_CODER, Targets, assign_targets
+from drloss.detector.targets import Targets, assign_targets
 from drloss.losses import ImageLoss
-from drloss.structures import Objects
+from drloss.structures import Objects, PaddedObjects
 
 SMOOTH_L1_BETA = 0.11
 """Weighted delta at which RetinaNet's box loss changes from quadratic to linear."""
@@ -69,38 +70,25 @@ def box_quality(deltas: Tensor, targets: Tensor, labels: Tensor, anchors: Tensor
     Returns:
         (N, A) float32 in [0, 1], 0 where an anchor is not positive.
     """
-    every = anchors.expand(len(deltas), -1, -1).reshape(-1, 4)
-    found = BOX_CODER.decode_single(deltas.float().reshape(-1, 4), every)
-    wanted = BOX_CODER.decode_single(targets.reshape(-1, 4), every)
-    sides = torch.minimum(found[:, 2:], wanted[:, 2:]) - torch.maximum(found[:, :2], wanted[:, :2])
-    overlap = sides.clamp(min=0).prod(dim=1)
-    union = box_area(found) + box_area(wanted) - overlap
-    return torch.where(labels > 0, (overlap / union).clamp(0, 1).view_as(labels), 0.0)
+    found, wanted = decode(deltas.float(), anchors), decode(targets, anchors)
+    sides = torch.minimum(found[..., 2:], wanted[..., 2:]) - torch.maximum(found[..., :2], wanted[..., :2])
+    overlap = sides.clamp(min=0).prod(dim=2)
+    union = area(found) + area(wanted) - overlap
+    return torch.where(labels > 0, (overlap / union).clamp(0, 1), 0.0)
 
 
-def assign_batch(outputs: HeadOutputs, objects: list[Objects], config: DetectorConfig) -> Targets:
-    """Targets of N images over all levels; see :func:`assign_targets`.
+def assign_batch(outputs: HeadOutputs, objects: PaddedObjects | Sequence[Objects], config: DetectorConfig) -> Targets:
+    """Targets of N images over all levels; see :func:`drloss.detector.targets.assign_targets`.
 
     Anchors in the padding of an image match nothing and are ignored.
+
+    Args:
+        outputs: of the N images.
+        objects: of the N images, on the device of the outputs; padded ones spare the device small copies.
+        config: thresholds.
     """
-    joined = torch.cat(outputs.anchors)
-    if outputs.inside is None:
-        assigned = [assign_targets(joined, o, config) for o in objects]
-    else:
-        assigned = [_assign_inside(joined, own, o, config) for own, o in zip(outputs.inside, objects, strict=True)]
-    return Targets(*map(torch.stack, zip(*assigned, strict=True)))
-
-
-def _assign_inside(anchors: Tensor, inside: Tensor, objects: Objects, config: DetectorConfig) -> Targets:
-    """Targets of one image; only its anchors ``inside`` are matched, the others are ignored."""
-    own = inside.nonzero().squeeze(1)
-    found = assign_targets(anchors[own], objects, config)
-    nothing = found.labels.new_full((len(anchors),), -1)
-    return Targets(
-        nothing.index_copy(0, own, found.labels),
-        torch.zeros_like(anchors).index_copy(0, own, found.deltas),
-        nothing.index_copy(0, own, found.objects),
-    )
+    padded = objects if isinstance(objects, PaddedObjects) else PaddedObjects.of(objects)
+    return assign_targets(torch.cat(outputs.anchors), padded, config, outputs.inside)
 
 
 def options_of_batch(loss: nn.Module, targets: Targets, deltas: Tensor, anchors: Tensor) -> dict[str, Tensor]:
@@ -132,12 +120,12 @@ class Objective(nn.Module):
         self.loss = loss
         self.config = config
 
-    def forward(self, outputs: HeadOutputs, objects: list[Objects]) -> LossTerms:
+    def forward(self, outputs: HeadOutputs, objects: PaddedObjects | Sequence[Objects]) -> LossTerms:
         """Loss terms of N images.
 
         Args:
             outputs: result of :class:`drloss.detector.model.RetinaNet` for the N images.
-            objects: the annotated objects of each image.
+            objects: the annotated objects of the N images, on the device of the outputs.
         """
         targets = assign_batch(outputs, objects, self.config)
         deltas = torch.cat(outputs.deltas, dim=1)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -40,17 +40,29 @@ class Ranks:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of ``values`` over processes, float64."""
-        return self.sum(values) / self.size
+    def mark(self) -> torch.cuda.Event | None:
+        """What the device has been given to do so far, for :meth:`sum`; None where nobody looks."""
+        if self.size == 1 or self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of ``values`` over processes, float64."""
+    def sum(self, values: torch.Tensor, after: torch.cuda.Event | None = None) -> list[float]:
+        """Sums of ``values`` (n,) over processes in float64; waits for the device.
+
+        NCCL's operations return at once. So this process waits for the others until it has the sums, but only once
+        its own device has done what it had to do up to the mark ``after``: else a device that hangs would look like
+        one that waits. One that hangs later is named by nobody; the timeout of the process group ends the run.
+        """
         values = values.detach().to(torch.float64)
-        if self.size > 1:
-            with self._waiting():
-                dist.all_reduce(values)
-        return values
+        if self.size == 1:
+            return cast(list[float], values.tolist())
+        if after is not None:
+            after.synchronize()
+        with self._waiting():
+            dist.all_reduce(values)
+            return cast(list[float], values.tolist())
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every process, in order of rank; every process gets the list."""
@@ -109,7 +121,9 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * SLOW))  # the watchdog ends the run earlier
+    own = chosen if chosen.type == "cuda" else None
+    # The watchdog ends the run earlier than this timeout.
+    dist.init_process_group(backend, timeout=timedelta(seconds=2 * SLOW), device_id=own)
     watchdog = Watchdog(_connect_store(), rank, size)
     ranks = Ranks(rank, size, chosen, watchdog)
     ranks.wait()

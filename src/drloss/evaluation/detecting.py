@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torchvision.ops import batched_nms
@@ -12,6 +13,7 @@ from drloss.data.workers import load_batches
 from drloss.detector.config import DetectorConfig
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.detector.precision import Precision, autocast
 from drloss.distributed.ranks import Ranks
 from drloss.structures import Detection
 
@@ -27,6 +29,7 @@ def run_detector(
     observe: Callable[[HeadOutputs, Batch], None] | None = None,
     progress: Callable[[int], None] | None = None,
     compiled: bool = False,
+    precision: Precision = "fp32",
 ) -> list[Detection]:
     """Detections of every image of a split, in the order of the annotations, on every rank.
 
@@ -42,6 +45,7 @@ def run_detector(
         observe: called with the outputs and each batch of this rank.
         progress: called with the number of images in each batch of this rank.
         compiled: whether the model is compiled when it is first used.
+        precision: numbers that the model computes with on a GPU; on a CPU it is float32.
     """
     training = model.training
     model.eval()
@@ -52,7 +56,8 @@ def run_detector(
     with load_batches(images, batches, workers, ranks.device) as loaded:
         for batch in loaded:
             ranks.at("detecting", slow=compiled)  # the compiler may run at any new size
-            outputs = model(batch.images.to(ranks.device, non_blocking=True), batch.sizes)
+            with autocast(ranks.device, precision if ranks.device.type == "cuda" else "fp32"):
+                outputs = model(batch.images.to(ranks.device, non_blocking=True), batch.sizes)
             detections = detect(outputs, batch.frames, model.config)
             own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
             if observe is not None:
@@ -74,6 +79,7 @@ def run_multi_scale(
     batch_size: int,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    precision: Precision = "fp32",
 ) -> list[Detection]:
     """Detections of every image of a split at several scales, merged, on every rank.
 
@@ -81,17 +87,16 @@ def run_multi_scale(
     are merged (see :func:`merge_detections`).
 
     Args:
-        model, annotations, ranks, batch_size, workers, progress: as in :func:`run_detector`.
+        model, annotations, ranks, batch_size, workers, progress, precision: as in :func:`run_detector`.
         short_sides: in pixels. The longest side allowed grows in proportion to the model's own.
     """
-    config = model.config
-    each = []
+    config, each = model.config, []
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     try:
         for side in short_sides:
             longest = round(side * config.max_side / config.short_side)
             model.config = replace(config, short_side=side, max_side=longest)
-            found = run_detector(model, annotations, ranks, batch_size=batch_size, workers=workers, progress=progress)
-            each.append(found)
+            each.append(run_detector(model, annotations, ranks, **options, precision=precision))
     finally:
         model.config = config
     return [merge_detections(image, config) for image in zip(*each, strict=True)]

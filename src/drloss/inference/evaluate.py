@@ -25,7 +25,7 @@ from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
 from drloss.training.fingerprint import fingerprint
 from drloss.training.messages import warn
-from drloss.training.trained import load_run
+from drloss.training.trained import load_run, precision_of
 
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
@@ -45,6 +45,8 @@ def evaluate_run(
     console: Console,
 ) -> Evaluation | None:
     """Evaluate a trained detector on a split; write its detections, metrics and plots.
+
+    On a GPU the detector of a run folder computes in the precision of its training, an exported file in float32.
 
     Args:
         run: run folder or ``.safetensors`` file.
@@ -73,7 +75,7 @@ def evaluate_run(
         def advance(images: int) -> None:
             progress.advance(task, images * ranks.size)
 
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision_of(run)}
         if histogram is None:
             detections = run_multi_scale(model, annotations, ranks, test_scales, **options, progress=advance)
         else:
@@ -122,7 +124,7 @@ def require_own_results(out: Path) -> None:
 def observe_scores(histogram: ScoreHistogram, model: RetinaNet, outputs: HeadOutputs, batch: Batch) -> None:
     """Add the scores of a batch to a histogram. Training's rules decide which of its candidates are positive."""
     device = outputs.logits[0].device
-    targets = assign_batch(outputs, [o.to(device) for o in batch.objects], model.config)
+    targets = assign_batch(outputs, batch.objects.to(device), model.config)
     histogram.update(outputs.logits, targets.labels)
 
 

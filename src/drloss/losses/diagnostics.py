@@ -1,6 +1,7 @@
 """Statistics of the DR loss for logs, and a check of the first loss of a training run."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any
@@ -21,8 +22,8 @@ HARD_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class DRStatistics:
-    r"""Statistics of the loss in each image; every attribute is (N,), or (1,) if pooled, without a graph.
+class DRExpectations:
+    r"""What the loss sees in each image; every attribute is (N,), or (1,) if pooled, without a graph.
 
     With a scope by class they are those of ``"per_image"`` or ``"pooled"``: the scores of all classes together.
 
@@ -34,9 +35,6 @@ class DRStatistics:
         effective_neg: $\exp(H(q_-))$, the effective number of negatives in the loss; 0 if there is none.
         kl_pos: $\mathrm{KL}(q_+\|o_+)$ in nats.
         kl_neg: $\mathrm{KL}(q_-\|o_-)$ in nats.
-        flipped: share of the negatives whose score the gradient pushes up, in [0, 1].
-        hard_mass: share of the hardest 1 % of the negatives in the gradient of all negatives (the sum of its absolute
-            values with respect to the logits), in [0, 1].
     """
 
     expected_pos: Tensor
@@ -46,13 +44,52 @@ class DRStatistics:
     effective_neg: Tensor
     kl_pos: Tensor
     kl_neg: Tensor
-    flipped: Tensor
-    hard_mass: Tensor
 
     @property
     def margin(self) -> Tensor:
         r"""Margin that is reached, $\hat P_+ - \hat P_-$; the loss asks for γ."""
         return self.expected_pos - self.expected_neg
+
+
+@dataclass(frozen=True)
+class DRStatistics(DRExpectations):
+    """Statistics of the loss in each image: :class:`DRExpectations`, and shares of the gradient.
+
+    Attributes:
+        flipped: share of the negatives whose score the gradient pushes up, in [0, 1].
+        hard_mass: share of the hardest 1 % of the negatives in the gradient of all negatives (the sum of its absolute
+            values with respect to the logits), in [0, 1].
+    """
+
+    flipped: Tensor
+    hard_mass: Tensor
+
+
+def dr_expectations(
+    logits: Sequence[Tensor], labels: Tensor, *, objects: Tensor | None = None, **options: Any
+) -> DRExpectations:
+    """The part of :func:`dr_statistics` that needs no gradient, image by image unless they are pooled.
+
+    So it takes the memory of one image, and waits for no device: for logs during training.
+
+    Args:
+        logits: one tensor for each level.
+        labels: (N, A) integers.
+        objects: (N, A) integers, or None.
+        options: as in :func:`dr_statistics`; priors are numbers or names.
+    Raises:
+        ValueError, TypeError: as :func:`drloss.dr_loss`.
+    """
+    ranking, split = _settings(options)
+    images = [slice(None)] if split["scope"] == "pooled" else [slice(n, n + 1) for n in range(len(labels))]
+    parts = []
+    with torch.no_grad():
+        for image in images:
+            own = None if objects is None else objects[image]
+            candidates = split_candidates([x[image] for x in logits], labels[image], objects=own, **split)
+            parts.append(_expectations(candidates, ranking))
+        dtype = torch.promote_types(logits[0].dtype, torch.float32)
+        return DRExpectations(**{name: torch.cat([p[name] for p in parts]).squeeze(1).to(dtype) for name in parts[0]})
 
 
 def dr_statistics(
@@ -75,6 +112,22 @@ def dr_statistics(
 
     The logits may come from a detector that was trained with another loss: two losses can be compared this way.
     """
+    ranking, split = _settings(options)
+    with torch.inference_mode(False), torch.enable_grad():
+        candidates = _leaves(split_candidates(logits, labels, ignore, objects=objects, **split))
+        gradient = torch.autograd.grad(ranking.losses(candidates).sum(), candidates.negative.signed)[0]
+    with torch.no_grad():
+        figures = _expectations(candidates, ranking) | {
+            # The signed logit of a negative is -x: where the loss rises with it, it falls with x.
+            "flipped": total((gradient > 0).to(gradient.dtype)) / candidates.negative.count.clamp(min=1),
+            "hard_mass": _hard_mass(candidates.negative, gradient.abs()),
+        }
+        dtype = candidates.negative.signed.dtype
+        return DRStatistics(**{name: figure.squeeze(1).to(dtype) for name, figure in figures.items()})
+
+
+def _settings(options: dict[str, Any]) -> tuple[RankingLoss, dict[str, Any]]:
+    """The ranking of these options of the loss, and the arguments of :func:`split_candidates` among them."""
     settings = DRLoss.defaults | options
     if unknown := set(settings) - set(DRLoss.defaults):
         raise TypeError(f"dr_statistics has no option {', '.join(sorted(unknown))}")
@@ -84,30 +137,25 @@ def dr_statistics(
     split = {name: settings.pop(name) for name in ("pos_prior", "neg_prior", "scope")}
     require_choice("scope", split["scope"], ALL_SCOPES)
     split["scope"] = "pooled" if split["scope"] in POOLED_SCOPES else "per_image"
-    ranking = RankingLoss.of(**settings)
-    with torch.inference_mode(False), torch.enable_grad():
-        candidates = _leaves(split_candidates(logits, labels, ignore, objects=objects, **split))
-        gradient = torch.autograd.grad(ranking.losses(candidates).sum(), candidates.negative.signed)[0]
-    with torch.no_grad():
-        parts = [
-            _distribution(part, drift)
-            for part, drift in ((candidates.positive, ranking.positive), (candidates.negative, ranking.negative))
-        ]
-        (easy_pos, effective_pos, kl_pos), (easy_neg, effective_neg, kl_neg) = parts
-        figures = {
-            "expected_pos": easy_pos,
-            "expected_neg": 1 - easy_neg,
-            "violation": 1 - easy_neg - easy_pos + ranking.margin,
-            "effective_pos": effective_pos,
-            "effective_neg": effective_neg,
-            "kl_pos": kl_pos,
-            "kl_neg": kl_neg,
-            # The signed logit of a negative is -x: where the loss rises with it, it falls with x.
-            "flipped": total((gradient > 0).to(gradient.dtype)) / candidates.negative.count.clamp(min=1),
-            "hard_mass": _hard_mass(candidates.negative, gradient.abs()),
-        }
-        dtype = candidates.negative.signed.dtype
-        return DRStatistics(**{name: figure.squeeze(1).to(dtype) for name, figure in figures.items()})
+    return RankingLoss.of(**settings), split
+
+
+def _expectations(candidates: Candidates, ranking: RankingLoss) -> dict[str, Tensor]:
+    """Values (N, 1) of the fields of :class:`DRExpectations`."""
+    parts = [
+        _distribution(part, drift)
+        for part, drift in ((candidates.positive, ranking.positive), (candidates.negative, ranking.negative))
+    ]
+    (easy_pos, effective_pos, kl_pos), (easy_neg, effective_neg, kl_neg) = parts
+    return {
+        "expected_pos": easy_pos,
+        "expected_neg": 1 - easy_neg,
+        "violation": 1 - easy_neg - easy_pos + ranking.margin,
+        "effective_pos": effective_pos,
+        "effective_neg": effective_neg,
+        "kl_pos": kl_pos,
+        "kl_neg": kl_neg,
+    }
 
 
 def _leaves(candidates: Candidates) -> Candidates:

@@ -14,6 +14,9 @@ from drloss.errors import UserError, nearest
 if TYPE_CHECKING:
     from drloss.losses import ImageLoss
 
+Auto = Literal["auto"]
+"""The value of a setting that :func:`drloss.training.device.for_device` chooses."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -32,9 +35,10 @@ class Config:
     """The detector's structure and its settings at test time."""
     batch_size: int = 16
     """Images of one optimiser step, over all devices. The paper: 16."""
-    micro_batch: int = 2
+    micro_batch: int | Auto = "auto"
     """Images that a device takes at a time; gradients are averaged over the device's share of the batch. The
-    paper: 2."""
+    paper: 2. auto: 2 on a CPU and for losses that are pooled over these images, on a GPU up to 16, one for 4 GB of
+    its memory, or for 8 GB in fp32."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser. The paper: sgd."""
     lr: float = 0.01
@@ -72,17 +76,20 @@ class Config:
     below 1 the image is shrunk and placed at random on a plain ground. The paper: 1,1."""
     keep_empty: bool = True
     """Train on images without objects, too. The paper's codebase leaves them out."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Numbers that the forward pass computes with (autocast); fp16 needs a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Numbers that the forward pass computes with (autocast); fp16 needs a GPU. auto: bf16 on a GPU that has it (from
+    NVIDIA's Ampere on), else fp32. Evaluation takes them on a GPU only."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    channels_last: bool = False
-    """Keep images and convolution weights in channels-last order, which is faster on many machines."""
+    channels_last: bool | Auto = "auto"
+    """Keep images and convolution weights in channels-last order, which is faster on many machines. auto: on a
+    GPU."""
     cache: Literal["none", "ram", "disk"] = "none"
     """Where decoded training images are kept for the next epochs: ram (at most a quarter of the free memory), disk
     (the user's cache folder, for later runs, too), or none. It changes no pixel."""
-    workers: int = 2
-    """Data-loading processes per device; 0 loads in the training process."""
+    workers: int | Auto = "auto"
+    """Data-loading processes per device; 0 loads in the training process. auto: 2, on a GPU the cores of this machine
+    for each process of the run, up to 12."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
     log_every: int = 20
@@ -112,8 +119,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Every setting by the group that ``--help`` shows it in."""
 _TYPES: dict[str, Any] = {f.name: f.type for settings in (Config, DetectorConfig) for f in fields(settings)}
-OPTIONS: dict[str, Any] = {name: _TYPES[name] for names in GROUPS.values() for name in names}
-"""Type of every setting by name; settings of the detector have no prefix."""
+AUTO = tuple(name for name, kind in _TYPES.items() if Auto in get_args(kind))
+"""Settings that are numbers or switches and may be ``auto``."""
+OPTIONS: dict[str, Any] = {
+    name: get_args(_TYPES[name])[0] if name in AUTO else _TYPES[name] for names in GROUPS.values() for name in names
+}
+"""Type of every setting by name, but for ``auto``; settings of the detector have no prefix."""
 
 LATER = ("zoom", "cache", "frozen_stride", "image_mean", "image_std", "backbone_lr")
 """Settings that configurations written by version 0.1.0 lack. Their defaults are what that version did."""
@@ -184,8 +195,7 @@ def check(config: Config) -> None:
         if get_origin(kind) is Literal and settings[name] not in get_args(kind):
             allowed = ", ".join(map(str, get_args(kind)))
             raise UserError(f"{name} must be one of {allowed}, got {settings[name]!r}")
-        if kind in (int, float):
-            value = settings[name]
+        if kind in (int, float) and (value := settings[name]) != "auto":
             if not isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
                 least = "not negative" if name in _MAY_BE_ZERO else "positive"
                 raise UserError(f"{name} must be {least} and finite, got {value}")
@@ -214,6 +224,8 @@ def check(config: Config) -> None:
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:
+    if value == "auto" and name in AUTO:
+        return
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         fits = isinstance(value, tuple) and all(type(v) is item or (item is float and type(v) is int) for v in value)
@@ -223,7 +235,8 @@ def _check_type(name: str, value: object, kind: Any) -> None:
     else:
         fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
-        raise UserError(f"{name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
+        or_auto = " or auto" if name in AUTO else ""
+        raise UserError(f"{name} must be of type {getattr(kind, '__name__', kind)}{or_auto}, got {value!r}")
 
 
 def parse_value(name: str, text: str) -> object:
@@ -233,6 +246,8 @@ def parse_value(name: str, text: str) -> object:
         UserError: if the text does not fit the setting's type.
     """
     kind = OPTIONS[name]
+    if text == "auto" and name in AUTO:
+        return text
     try:
         if get_origin(kind) is tuple:
             return tuple(get_args(kind)[0](part) for part in text.split(",") if part)
@@ -261,6 +276,13 @@ def make_loss(spec: str) -> "ImageLoss":
         return parsed.make()
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def is_pooled(loss: str) -> bool:
+    """Whether a loss ranks the images of a micro-batch together, so that ``micro_batch`` changes what is learnt."""
+    from drloss.losses.inputs import POOLED_SCOPES
+
+    return getattr(make_loss(loss), "scope", "") in POOLED_SCOPES
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def announce(
         f"{config.max_iters} iterations of {config.batch_size} images ({epochs:.1f} epochs) on {ranks.size} "
         f"process(es), {ranks.device}, {config.precision}"
     )
+    if ranks.device.type == "cuda":
+        order = "channels last" if config.channels_last else "channels first"
+        say(f"on this device: {config.micro_batch} images at a time, {order}, {config.workers} loading process(es)")
     if scaled_lr(config) != config.lr:
         say(
             f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "

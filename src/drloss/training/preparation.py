@@ -5,9 +5,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +24,7 @@ from drloss.errors import DataError, UserError
 from drloss.io.atomic import remove_unfinished, write_json
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config, make_loss
+from drloss.training.device import DeviceConfig, for_device
 from drloss.training.fingerprint import fingerprint
 from drloss.training.log import ScalarLog
 from drloss.training.messages import announce
@@ -40,13 +42,13 @@ class NewDetector:
     """A detector and its loss before training.
 
     Attributes:
-        config: settings of the run, with the norm chosen.
+        config: settings of the run, with the norm chosen and what ``auto`` means on this device.
         model: the detector, on the CPU.
         objective: the loss.
         start: description of its starting weights; None if a checkpoint will be loaded instead.
     """
 
-    config: Config
+    config: DeviceConfig
     model: RetinaNet
     objective: Objective
     start: Start | None
@@ -64,7 +66,7 @@ def require_boxes(train: Annotations) -> None:
 def require_fit(config: Config, train: Annotations, val: Annotations | None, ranks: Ranks) -> None:
     """Raise UserError if the batch does not fit the ranks, the precision the device, or ``val`` the classes."""
     share = config.batch_size // ranks.size
-    micro_batch = min(config.micro_batch, share)
+    micro_batch = 1 if config.micro_batch == "auto" else min(config.micro_batch, share)
     if config.batch_size % ranks.size or share % micro_batch:
         raise UserError(
             f"batch_size must be a multiple of {ranks.size} processes × {max(micro_batch, 1)} images at a time "
@@ -81,8 +83,10 @@ def new_detector(config: Config, train: Annotations, out: Path, ranks: Ranks, *,
 
     Nothing is written: a run whose weights cannot be found leaves no folder.
     """
-    if resume and config.detector.norm == "auto":
-        config = replace(config, detector=replace(config.detector, norm=_norm_so_far(out)))
+    so_far = settings_of(out) if resume and newest_first(out / CHECKPOINTS) else None
+    if config.detector.norm == "auto":
+        config = replace(config, detector=replace(config.detector, norm=_norm_so_far(so_far)))
+    config = for_device(config, ranks.device, config.batch_size // ranks.size, so_far)
     config = replace(config, detector=resolve_detector(config.detector, config.weights))
     torch.manual_seed(config.seed)
     loss = make_loss(config.loss)
@@ -96,9 +100,8 @@ def _starting_weights(model: RetinaNet, config: Config, train: Annotations, rank
     return initialise(model, config.weights, train.class_names)
 
 
-def _norm_so_far(out: Path) -> Literal["auto", "frozen", "group"]:
+def _norm_so_far(settings: Mapping[str, Any] | None) -> Literal["auto", "frozen", "group"]:
     """The norm of the run that is resumed, which does not need the file of its starting weights any more."""
-    settings = settings_of(out) if newest_first(out / CHECKPOINTS) else None
     norm: Literal["auto", "frozen", "group"] | None = settings["detector"].get("norm") if settings else None
     return norm if norm in ("frozen", "group") else "auto"
 
@@ -204,10 +207,12 @@ def _parallel(model: RetinaNet, config: Config, ranks: Ranks) -> torch.nn.Module
             part.compile()
     if ranks.size == 1:
         return model
+    for buffer in model.buffers():  # no step changes one: they are sent once, not in every step
+        dist.broadcast(buffer, 0)
     if ranks.device.type == "cuda":
-        return DistributedDataParallel(model, device_ids=[ranks.device])
+        return DistributedDataParallel(model, device_ids=[ranks.device], broadcast_buffers=False)
     # After its first step DDP reorders its buckets, and with three or more ranks another order gives another sum: a
     # resumed run would differ in its last bits from an uninterrupted one. DDP does not reorder when it looks for
     # unused parameters. There are none, of which it warns.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True")
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)

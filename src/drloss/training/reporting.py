@@ -53,6 +53,7 @@ def evaluate_split(trainer: Trainer) -> float:
         batch_size=config.eval_batch_size,
         workers=config.workers,
         compiled=config.compile,
+        precision=config.precision,
     )
     if trainer.log is not None:
         metrics = evaluate(trainer.val, detections).metrics

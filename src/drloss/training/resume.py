@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drloss.errors import UserError, shown
-from drloss.losses.inputs import POOLED_SCOPES
-from drloss.training.config import Config, later_settings, make_loss, to_json
+from drloss.training.config import AUTO, Config, is_pooled, later_settings, to_json
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS, MODEL
 from drloss.training.state import load_state, versions
@@ -18,7 +17,7 @@ HOW_IT_RUNS = (
     *("expects", "cache", "workers", "micro_batch", "compile", "channels_last"),
     *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
 )
-"""Settings that change neither what a run learns nor what its detector finds; but see :func:`is_pooled`."""
+"""Settings that change neither what a run learns nor what its detector finds; but see :func:`changed_settings`."""
 FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candidates", "max_detections")
 """Settings that may change on a resume, because they do not change what the run learns."""
 ROUNDING = ("micro_batch", "compile", "channels_last")
@@ -100,7 +99,7 @@ def describe_change(name: str, was: object, now: object) -> str:
 def changed_settings(
     was: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings whose values differ, with both values.
+    """Settings whose values differ, with both values; ``auto`` differs from none.
 
     Args:
         was, now: two configurations in JSON types.
@@ -108,12 +107,9 @@ def changed_settings(
     """
     before, after = _flat(was), _flat(now)
     free = set(free) - ({"micro_batch"} if is_pooled(now["loss"]) else set())
-    return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
-
-
-def is_pooled(loss: str) -> bool:
-    """Whether a loss ranks the images of a micro-batch together, so that ``micro_batch`` changes what is learnt."""
-    return getattr(make_loss(loss), "scope", "") in POOLED_SCOPES
+    differing = {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
+    own = ("precision", *AUTO)
+    return {k: pair for k, pair in differing.items() if k not in own or "auto" not in pair}
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,9 @@ def build_optimizer(model: RetinaNet, config: Config) -> torch.optim.Optimizer:
     """Optimiser of the trainable parameters; biases and norms have no weight decay.
 
     Each group has an ``lr_factor``, by which :func:`set_learning_rate` multiplies the rate: ``bias_lr`` for biases,
-    ``backbone_lr`` for the backbone.
+    ``backbone_lr`` for the backbone. On a GPU the optimiser is fused: few kernels, and no wait for the scaler.
     """
+    fused = True if next(model.parameters()).device.type == "cuda" else None
     body = set(model.backbone.body.parameters())
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {
         (kind, in_body): [] for in_body in (False, True) for kind in ("weight", "bias", "norm")
@@ -63,8 +64,8 @@ def build_optimizer(model: RetinaNet, config: Config) -> torch.optim.Optimizer:
         if parameters
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(of_optimizer, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(of_optimizer, lr=config.lr)
+        return torch.optim.SGD(of_optimizer, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(of_optimizer, lr=config.lr, fused=fused)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from drloss.data.batches import Batch
 from drloss.detector.model import HeadOutputs
 from drloss.detector.objective import LossTerms
+from drloss.detector.precision import autocast
 from drloss.errors import UserError
-from drloss.losses import DRLoss, dr_statistics, first_loss_problem
+from drloss.losses import DRLoss, first_loss_problem
+from drloss.losses.diagnostics import dr_expectations
 from drloss.training.checkpoints import newest_first
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS
@@ -45,6 +47,9 @@ class StepReport:
 def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> StepReport:
     """Take one optimiser step on this rank's micro-batches.
 
+    The host waits for the device once, for the sums over ranks; with several GPUs also for its own forward pass, and
+    in the first step of a run for its loss.
+
     Raises:
         NonFiniteLoss: on every rank, if the loss or its gradient is not finite on one of them.
     """
@@ -53,10 +58,12 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
     optimizer.zero_grad(set_to_none=True)
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     statistics: list[Tensor] = []
+    forward_done = None
     for number, batch in enumerate(micro_batches):
         ranks.at("computing", slow=trainer.config.compile)  # a new image size may need a compilation
         with _no_sync(trainer, number < len(micro_batches) - 1):
             outputs, terms = forward(trainer, batch)
+            forward_done = ranks.mark()  # the last backward waits for the other ranks
             scaler.scale(terms.total / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         totals += torch.stack([terms.total, terms.cls, terms.box]).detach() / len(micro_batches)
         if trainer.iteration == 0 and number == 0:
@@ -66,21 +73,18 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm or math.inf)
     ranks.at("agreeing")
-    stop = _agree(trainer, totals, norm, micro_batches)
+    (loss, cls, box, *seen), stop = _agree(trainer, totals, statistics, norm, micro_batches, forward_done)
     scaler.step(optimizer)
     scaler.update()
-    seen = summary(ranks.mean(torch.stack(statistics).mean(dim=0)).tolist()) if logged else None
-    loss, cls, box = totals.tolist()
-    return StepReport(loss, cls, box, stop, seen)
+    return StepReport(loss, cls, box, stop, summary(seen) if logged else None)
 
 
 def forward(trainer: Trainer, batch: Batch) -> tuple[HeadOutputs, LossTerms]:
     """Outputs and loss terms of one micro-batch."""
-    device, precision = trainer.ranks.device, trainer.config.precision
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
+    device = trainer.ranks.device
+    with autocast(device, trainer.config.precision):
         outputs = trainer.parallel(batch.images.to(device, non_blocking=True), batch.sizes)
-    return outputs, trainer.objective(outputs, [o.to(device) for o in batch.objects])
+    return outputs, trainer.objective(outputs, batch.objects.to(device))
 
 
 def _no_sync(trainer: Trainer, more: bool) -> AbstractContextManager[Any]:
@@ -90,19 +94,30 @@ def _no_sync(trainer: Trainer, more: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _agree(trainer: Trainer, totals: Tensor, norm: Tensor, micro_batches: list[Batch]) -> bool:
-    """Average the loss over ranks, in place, and decide with them: raise, stop after this step (True) or go on.
+def _agree(
+    trainer: Trainer,
+    totals: Tensor,
+    statistics: list[Tensor],
+    norm: Tensor,
+    micro_batches: list[Batch],
+    forward_done: torch.cuda.Event | None,
+) -> tuple[list[float], bool]:
+    """Decide with the other ranks: raise, stop after this step (True) or go on.
 
     In fp16 a gradient that is not finite is normal: the scaler skips the step and lowers its scale.
+
+    Returns:
+        The means over ranks of ``totals`` and, if there are any, of the statistics; and whether to stop.
     """
     loss_bad = ~torch.isfinite(totals).all()
     bad = loss_bad if trainer.scaler.is_enabled() else loss_bad | ~torch.isfinite(norm)
-    flags = torch.stack([bad.double(), bad.new_tensor(trainer.stop.received).double()])
-    shared = trainer.ranks.sum(torch.cat([totals, flags]))
-    if shared[3] > 0:
+    stop = torch.full((), trainer.stop.received, device=bad.device)
+    seen = [torch.stack(statistics).mean(dim=0).double()] if statistics else []
+    values = torch.cat([torch.stack([bad, stop]).double(), totals, *seen])
+    bad_ranks, stopped, *sums = trainer.ranks.sum(values, after=forward_done)
+    if bad_ranks:
         _refuse_step(trainer, bool(loss_bad), micro_batches)
-    totals.copy_(shared[:3] / trainer.ranks.size)
-    return bool(shared[4] > 0)
+    return [value / trainer.ranks.size for value in sums], stopped > 0
 
 
 def _refuse_step(trainer: Trainer, loss_bad: bool, micro_batches: list[Batch]) -> NoReturn:
@@ -135,7 +150,7 @@ def _statistics(trainer: Trainer, outputs: HeadOutputs, terms: LossTerms) -> Ten
     loss = trainer.objective.loss
     options = {k: v for k, v in loss.options.items() if k != "reduction"} if isinstance(loss, DRLoss) else {}
     of_batch = terms.of_batch if isinstance(loss, DRLoss) else {}
-    s = dr_statistics([level.detach() for level in outputs.logits], terms.labels, **options, **of_batch)
+    s = dr_expectations([level.detach() for level in outputs.maps], terms.labels, **options, **of_batch)
     positives = (terms.labels > 0).sum(dim=1).float()
     some = positives > 0
     of_positives = (torch.where(some, v, 0.0) for v in (s.expected_pos, s.effective_pos))

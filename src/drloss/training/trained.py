@@ -3,14 +3,23 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from drloss.detector.exported import DetectorFile, build_detector, check_classes, load_detector
 from drloss.detector.model import RetinaNet
+from drloss.detector.precision import Precision
 from drloss.errors import UserError
 from drloss.io.untrusted import require_new_torch
 from drloss.training.config import from_json
-from drloss.training.run_folder import CHECKPOINTS, MODEL
+from drloss.training.run_folder import CHECKPOINTS, MODEL, settings_of
 from drloss.training.state import load_state
+
+
+def precision_of(path: Path) -> Precision:
+    """Numbers that a run computed with, from its folder; fp32 for an exported file alone."""
+    settings = settings_of(path) if path.is_dir() else None
+    precision: Precision = settings.get("precision", "fp32") if settings else "fp32"
+    return precision if precision in get_args(Precision) else "fp32"
 
 
 def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:

@@ -10,7 +10,7 @@ from drloss.data.annotations import Annotations
 from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective
 from drloss.distributed.ranks import Ranks
-from drloss.training.config import Config
+from drloss.training.device import DeviceConfig
 from drloss.training.log import ScalarLog
 from drloss.training.signals import StopRequest
 
@@ -20,7 +20,7 @@ class Trainer:
     """A run that is ready for its next step; :func:`drloss.training.preparation.prepare` makes it.
 
     Attributes:
-        config: settings, with the norm chosen.
+        config: settings, with the norm chosen and what ``auto`` means on this device.
         train: training split.
         val: split to evaluate on, or None.
         out: run folder.
@@ -39,7 +39,7 @@ class Trainer:
         evaluated: whether the evaluation that is due after this iteration is done, or none is due.
     """
 
-    config: Config
+    config: DeviceConfig
     train: Annotations
     val: Annotations | None
     out: Path

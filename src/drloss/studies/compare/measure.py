@@ -18,6 +18,7 @@ from drloss.data.batches import Batch
 from drloss.detector.detections import detect
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch, options_of_batch
+from drloss.detector.precision import autocast
 from drloss.detector.starting_weights import resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.coco import Evaluation, evaluate
@@ -29,10 +30,11 @@ from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
 from drloss.structures import Detection
 from drloss.training.config import Config, make_loss, to_json
+from drloss.training.device import for_device
 from drloss.training.fingerprint import fingerprint
 from drloss.training.log import read_scalars
 from drloss.training.resume import HOW_IT_RUNS, changed_settings
-from drloss.training.run_folder import CONFIG, ENVIRONMENT, EVALUATIONS_FILE, METRICS_FILE, MODEL
+from drloss.training.run_folder import CONFIG, ENVIRONMENT, EVALUATIONS_FILE, METRICS_FILE, MODEL, settings_of
 from drloss.training.trained import load_run
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the memory profiler
@@ -151,9 +153,9 @@ def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> di
     # The lowest threshold gives the detections at every higher one, too: see threshold_sweep.
     own = model.config
     model.config = replace(own, score_threshold=min(own.score_threshold, *THRESHOLDS))
-    everything = run_detector(
-        model, val, ranks, batch_size=config.eval_batch_size, workers=config.workers, observe=observe
-    )
+    settings = for_device(config, ranks.device, so_far=settings_of(folder))
+    options: dict[str, Any] = {"workers": settings.workers, "precision": settings.precision}
+    everything = run_detector(model, val, ranks, batch_size=config.eval_batch_size, observe=observe, **options)
     model.config = own
     detections = above(everything, own.score_threshold)
     sweep = [
@@ -199,17 +201,17 @@ def _cost(
     The step has the precision and memory format of the run, but is not compiled.
     """
     batch = timed[0][1]
+    config = for_device(config, device)
     n = min(config.micro_batch, len(batch.indices))
-    images, objects = batch.images[:n].to(device), [o.to(device) for o in batch.objects[:n]]
+    images, objects = batch.images[:n].to(device), batch.objects[:n].to(device)
     loss = make_loss(config.loss).to(device)
     objective = Objective(loss, model.config)
-    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
     model.train()
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
 
     def forward() -> HeadOutputs:
-        with torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32"):
+        with autocast(device, config.precision):
             outputs: HeadOutputs = model(images)
         return outputs
 

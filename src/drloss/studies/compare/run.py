@@ -30,6 +30,7 @@ from drloss.studies.compare.page import count, write_page
 from drloss.studies.jobs import job_of, run_folder, train_jobs
 from drloss.studies.report.gallery import counted, fair_threshold, gallery
 from drloss.training.config import Config, make_loss
+from drloss.training.device import for_device
 from drloss.training.preparation import require_boxes
 from drloss.training.records import environment
 
@@ -101,7 +102,7 @@ def run_compare(
     differences = [difference(other, first) for other in others]
     conclusions = [conclusion(d, len(val)) for d in differences]
     facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
-    settings_of = {spec: _settings(configs[spec, seeds[0]], start) for spec in losses}
+    settings_of = {spec: _settings(configs[spec, seeds[0]], start, ranks.device) for spec in losses}
     name = f"{', '.join(map(title, losses))} on {source.name}"
     comparison = Comparison(name, contenders, differences, conclusions, facts, settings_of)
     write_page(out / REPORT, comparison, _gallery(val, contenders))
@@ -132,7 +133,7 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config
     }
 
 
-def _settings(config: Config, start: str) -> dict[str, str]:
+def _settings(config: Config, start: str, device: torch.device) -> dict[str, str]:
     loss = make_loss(config.loss)
     return {
         "loss": repr(loss),
@@ -142,7 +143,7 @@ def _settings(config: Config, start: str) -> dict[str, str]:
         "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
         "batch": str(config.batch_size),
         "iterations": str(config.max_iters),
-        "precision": config.precision,
+        "precision": for_device(config, device).precision,
         "score threshold": f"{config.detector.score_threshold:g}",
         "NMS threshold": f"{config.detector.nms_threshold:g}",
     }

@@ -14,6 +14,7 @@ from math import e
 from drloss.evaluation.coco import METRICS
 from drloss.losses import LossSpec, lambda_from_log_base
 from drloss.studies.paper.names import CONTROLS, SCALES
+from drloss.training.device import FEW
 from drloss.training.presets import PRESETS
 
 MINIVAL, TEST_DEV, VOC_TEST = "minival", "test-dev", "VOC2007 test"
@@ -46,7 +47,7 @@ NOTES = {
     ),
     CONTROLS: (
         "`pooled` means all images that a device takes at a time, its micro-batch: "
-        f"{PRESETS['r50_1x'].micro_batch} on each GPU at the paper's scale, {PRESETS['cpu'].micro_batch} in the "
+        f"{FEW} on each GPU at the paper's scale, {PRESETS['cpu'].micro_batch} in the "
         "preset `cpu`. For DR they share one distribution, as in the authors' code; for focal loss they share the "
         "count of positives by which their sum is divided, as in the codebase that the paper used, which adds the "
         "number of images to it. The box loss stays one of each image."

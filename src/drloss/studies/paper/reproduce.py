@@ -23,6 +23,7 @@ from drloss.studies.paper.numbers import NEEDS, Settings, expectation, figure_se
 from drloss.studies.paper.records import Records, read_metrics, read_of_run, read_runs, write_records
 from drloss.studies.paper.tables import histograms, reproduction_page
 from drloss.training.config import OPTIONS, Config, override, to_json
+from drloss.training.device import for_device
 from drloss.training.fingerprint import fingerprint
 from drloss.training.presets import PRESETS
 from drloss.training.resume import HOW_IT_RUNS, changed_settings
@@ -202,7 +203,7 @@ def reproduce_runs(
                 folder / wanted.evaluation,
                 ranks,
                 batch_size=configs[run.name].eval_batch_size,
-                workers=configs[run.name].workers,
+                workers=for_device(configs[run.name], ranks.device).workers,
                 score_threshold=None,
                 test_scales=wanted.test_scales,
                 console=Console(quiet=True),
