@@ -114,7 +114,7 @@ def speed_page(records: dict[str, dict[str, Any]]) -> str:
             "Not run: nothing is claimed about speed on a GPU. `python -m benchmarks.gpu` measures it.",
             "",
         ]
-    return "\n".join([*lines, *_instructions(), ""])
+    return "\n".join([*lines, *_instructions(), *_host(), *_whole_step(), ""])
 
 
 def _instructions() -> list[str]:
@@ -135,6 +135,41 @@ def _instructions() -> list[str]:
     for row, old in zip(record["rows"], before["rows"], strict=True):
         what = " | ".join(row[key] for key in ("loss", "layout", "task", "dtype"))
         lines.append(f"| {what} | {old['general']:.0f} | {row['background']:.0f} | {row['general']:.0f} |")
+    return lines
+
+
+def _host() -> list[str]:
+    """What a call costs the host."""
+    record = json.loads(max(RESULTS.glob("*-host.json")).read_text())
+    now, before = (record["microseconds"][key] for key in ("this", "before"))
+    return [
+        "",
+        "## What a call costs the host of a GPU",
+        "",
+        "Python alone, with launches that do nothing (`python -m benchmarks.host`), for five levels: forward",
+        f"{now['forward']:.0f} µs and backward {now['backward']:.0f} µs, where commit `eb6b4ff` takes "
+        f"{before['forward']:.0f} and {before['backward']:.0f}. In turns on {record['device']}.",
+    ]
+
+
+def _whole_step() -> list[str]:
+    """A whole step over torchvision's."""
+    record = json.loads(max(RESULTS.glob("*-whole-step-cpu.json")).read_text())
+    lines = [
+        "",
+        "## A whole training step on a CPU",
+        "",
+        "Our RetinaNet with the DR loss beside torchvision's with its focal loss, the same backbone, batch and fp32",
+        f"(`python -m benchmarks.whole_step`), on {record['device']}, {record['threads']} thread. Nearly all of a",
+        "step is convolutions, which are the same in both: no loss and no matching can make it much faster.",
+        "",
+        "| backbone and images | ours, s | torchvision, s | ratio | convolutions in ours | in torchvision |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        ours, theirs = (f"{row['products'][name]:.0%}" for name in ("ours", "torchvision"))
+        seconds = f"{row['ours_s']:.2f} | {row['torchvision_s']:.2f}"
+        lines.append(f"| {row['case']} | {seconds} | {row['ratio']:.2f} | {ours} | {theirs} |")
     return lines
 
 
