@@ -31,6 +31,7 @@ def test_a_bare_folder_goes_through_every_command(key, tmp_path, capsys):
     run("predict", tmp_path / "run", picture, "--out", tmp_path / "seen", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_and_resumes_on_the_images_it_held_out(tmp_path, capsys):
     folder = LAYOUTS["createml"].write(tmp_path / "set", pictures(8, 4))
     out = tmp_path / "run"

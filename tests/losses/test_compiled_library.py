@@ -14,7 +14,10 @@ from drloss.losses.fused.backends import backend_of
 from losses.cases import random_case
 
 
-@pytest.mark.parametrize("break_it", ["none", "fails", "no home", "a folder of others"])
+@pytest.mark.parametrize(
+    "break_it",
+    ["none", "fails", *(pytest.param(how, marks=pytest.mark.slow) for how in ("no home", "a folder of others"))],
+)
 def test_without_a_compiler_or_a_cache_of_its_own_there_is_another_way(break_it, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if break_it == "none":

@@ -333,7 +333,14 @@ def test_checkpointing_autocast_and_in_place_in_a_head(backend):
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler looks at
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which the compiler did before torch 2.14
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", [{}, {"neg_prior": 5, "neg_lambda": 0.01}, {"scope": "pooled"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"neg_prior": 5, "neg_lambda": 0.01}, marks=pytest.mark.slow),
+        pytest.param({"scope": "pooled"}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_compiler_sees_an_ordinary_operator(backend, options):
     torch._dynamo.reset()  # it gives up on a function that it has compiled for eight sets of options
     head = Head(device_of(backend))

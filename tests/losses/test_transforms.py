@@ -104,7 +104,9 @@ def step(loss, x, y):
     return value.detach(), leaf.grad
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "pooled", "reduction": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"scope": "pooled", "reduction": "none"}, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "name", [name if name in ("dr", "focal") else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
 )

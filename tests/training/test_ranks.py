@@ -136,6 +136,7 @@ def test_images_with_nothing_to_learn_on_some_ranks_hang_nobody(tmp_path, soak, 
 # ---------------------------------------------------------------------- the same end
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_a_nan_on_one_rank_stops_all_in_the_same_step(tmp_path, soak, figure):
     cases = [(2, 1, 4), (2, 0, 1), (2, 0, 8), (3, 2, 5), (3, 0, 6)] if soak else [(2, 1, 4)]

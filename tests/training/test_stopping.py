@@ -112,6 +112,7 @@ def test_a_non_finite_loss_stops_with_step_and_images_and_keeps_the_checkpoint(r
     assert all(v.isfinite().all() for v in state["model"].values())
 
 
+@pytest.mark.slow
 def test_a_non_finite_gradient_stops_before_the_step(run, monkeypatch, tmp_path):
     from drloss.detector import objective
 
@@ -151,6 +152,7 @@ def test_nothing_to_learn_from_is_refused(data, tmp_path):
         fit(replace(TINY, keep_empty=False), ignored, None, tmp_path / "run", ALONE, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_checkpoint(run, monkeypatch, tmp_path):
     def interrupted(trainer, *args):
         if trainer.iteration == 2:

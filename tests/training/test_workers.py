@@ -57,6 +57,7 @@ def test_a_signal_to_all_processes_does_not_end_a_worker_that_is_just_born(tmp_p
     assert child.said.count(STRUCK) >= 2  # each worker of each loader
 
 
+@pytest.mark.slow
 def test_a_fault_in_reading_names_the_image_without_workers_too(tmp_path):
     child = start(tiny_run(tmp_path / "run"), tmp_path / "log", fault(at_image, index=IMAGE, do="raise"))
     assert child.wait() == 1
