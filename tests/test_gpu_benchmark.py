@@ -182,7 +182,7 @@ def test_everything_can_be_tried_on_a_cpu(hidden, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(f"HIDDEN = {hidden!r}\n{HIDE}")
     out = tmp_path / "record.json"
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "DRLOSS_COMMIT": "abc"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "8", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "60", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     parts = json.loads(out.read_text())["parts"]
