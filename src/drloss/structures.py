@@ -60,7 +60,8 @@ class PaddedObjects:
 
     def to(self, device: torch.device) -> "PaddedObjects":
         """The same objects on another device; pinned ones are copied while the host goes on."""
-        boxes, labels, regions = (t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.regions))
+        later = device.type != "cpu"  # what comes to the host must be there
+        boxes, labels, regions = (t.to(device, non_blocking=later) for t in (self.boxes, self.labels, self.regions))
         return replace(self, boxes=boxes, labels=labels, regions=regions)
 
     def pin_memory(self) -> "PaddedObjects":

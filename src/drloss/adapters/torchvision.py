@@ -88,7 +88,8 @@ def _object_classes(logits: Tensor, targets: Targets, background: bool) -> tuple
 
 
 def _require_classes_from_one(targets: Targets, or_else: str = "") -> None:
-    if bool(torch.cat([target["labels"] for target in targets]).eq(0).any()):  # one wait for the device
+    labels = [target["labels"] for target in targets]
+    if labels and bool((torch.cat(labels) == 0).any()):  # read at once: each look waits for the device
         raise ValueError(
             f"targets have label 0, which is the background in torchvision: count the classes from 1{or_else}"
         )

@@ -81,11 +81,11 @@ def _best_of_level(
     images, per_place = len(maps), maps.shape[1] // num_classes
     by_place = maps.reshape(images, per_place, num_classes, maps.shape[2] * maps.shape[3])
     highest = by_place.amax(dim=2).transpose(1, 2).flatten(1)
-    highest = torch.where(solid, highest, -torch.inf)
-    anchor = highest.topk(min(config.level_candidates, highest.shape[1])).indices
+    highest = torch.where(solid & ~highest.isnan(), highest, -torch.inf)  # a NaN would be the first of all
+    logit, anchor = highest.topk(min(config.level_candidates, highest.shape[1]))
     image = torch.arange(images, device=maps.device).unsqueeze(1)
     rows = by_place.permute(0, 3, 1, 2)[image, anchor // per_place, anchor % per_place]
-    rows = torch.where(solid.gather(1, anchor).unsqueeze(2), rows, -torch.inf).flatten(1)
+    rows = torch.where(logit.unsqueeze(2) > -torch.inf, rows, -torch.inf).flatten(1)
     best, order = rows.topk(min(config.level_candidates, rows.shape[1]))
     score = best.float().sigmoid()
     return FoundBoxes(

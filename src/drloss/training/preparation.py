@@ -64,7 +64,7 @@ def require_boxes(train: Annotations) -> None:
 
 
 def require_fit(config: Config, train: Annotations, val: Annotations | None, ranks: Ranks) -> None:
-    """Raise UserError if the batch does not fit the ranks, the precision the device, or ``val`` the classes."""
+    """Raise UserError if the batch does not fit the ranks, or ``val`` the classes."""
     share = config.batch_size // ranks.size
     micro_batch = 1 if config.micro_batch == "auto" else min(config.micro_batch, share)
     if config.batch_size % ranks.size or share % micro_batch:
@@ -72,8 +72,6 @@ def require_fit(config: Config, train: Annotations, val: Annotations | None, ran
             f"batch_size must be a multiple of {ranks.size} processes × {max(micro_batch, 1)} images at a time "
             f"(micro_batch), got {config.batch_size}"
         )
-    if ranks.device.type == "cpu" and config.precision == "fp16":
-        raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
     if val is not None and val.class_names != train.class_names:
         raise UserError(f"{val.name} has other classes than {train.name}: {val.class_names} != {train.class_names}")
 
@@ -87,6 +85,8 @@ def new_detector(config: Config, train: Annotations, out: Path, ranks: Ranks, *,
     if config.detector.norm == "auto":
         config = replace(config, detector=replace(config.detector, norm=_norm_so_far(so_far)))
     config = for_device(config, ranks.device, config.batch_size // ranks.size, so_far)
+    if ranks.device.type == "cpu" and config.precision == "fp16":
+        raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
     config = replace(config, detector=resolve_detector(config.detector, config.weights))
     torch.manual_seed(config.seed)
     loss = make_loss(config.loss)

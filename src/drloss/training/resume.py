@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from drloss.errors import UserError, shown
 from drloss.training.config import AUTO, Config, is_pooled, later_settings, to_json
+from drloss.training.device import FEW
 from drloss.training.messages import warn
 from drloss.training.run_folder import CHECKPOINTS, MODEL
 from drloss.training.state import load_state, versions
@@ -99,17 +100,24 @@ def describe_change(name: str, was: object, now: object) -> str:
 def changed_settings(
     was: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings whose values differ, with both values; ``auto`` differs from none.
+    """Settings whose values differ, with both values; ``auto`` differs from none that it may stand for.
 
     Args:
         was, now: two configurations in JSON types.
-        free: settings to leave out; ``micro_batch`` is never left out with a pooled loss.
+        free: settings to leave out; ``micro_batch`` is never left out with a pooled loss, for which ``auto`` is at
+            most :data:`drloss.training.device.FEW`.
     """
     before, after = _flat(was), _flat(now)
     free = set(free) - ({"micro_batch"} if is_pooled(now["loss"]) else set())
     differing = {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
     own = ("precision", *AUTO)
-    return {k: pair for k, pair in differing.items() if k not in own or "auto" not in pair}
+
+    def may_be_the_same(name: str, pair: tuple[Any, Any]) -> bool:
+        if name not in own or "auto" not in pair:
+            return False
+        return name != "micro_batch" or not is_pooled(now["loss"]) or {*pair} <= {"auto", *range(1, FEW + 1)}
+
+    return {name: pair for name, pair in differing.items() if not may_be_the_same(name, pair)}
 
 
 def _flat(plain: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _processor() -> str:
 
 def hardest(batch: Batch) -> Tensor:
     """As :func:`drloss.losses.fused.chunked.hardest`."""
-    found = torch.full((batch.images, 6), -torch.inf, dtype=torch.float64)
+    found = torch.full((batch.images, 6), -torch.inf, dtype=torch.float64, device="cpu")
     for n, level in batch.each_level():
         _call(batch, level, n, _TOP, out=found[n])
     return found[:, ::3]
@@ -130,7 +130,7 @@ def hardest(batch: Batch) -> Tensor:
 
 def sums(batch: Batch) -> Tensor:
     """As :func:`drloss.losses.fused.chunked.sums`."""
-    found = torch.zeros(batch.sums_shape, dtype=torch.float64)
+    found = torch.zeros(batch.sums_shape, dtype=torch.float64, device="cpu")
     for n, level in batch.each_level():
         _call(batch, level, n, _SUMS[batch.kind], out=found[n])
     return found
@@ -170,7 +170,8 @@ def _call(
             described.weights[sign] = weights[n, level.first :].data_ptr()
             described.by_anchor[sign], described.by_class[sign] = weights.stride(1), weights.stride(2)
     sets = batch.classes if batch.by_class else 1
-    slots = torch.empty(6 * sets * library.drloss_blocks(ctypes.byref(described)), dtype=torch.float64)
+    count = 6 * sets * library.drloss_blocks(ctypes.byref(described))
+    slots = torch.empty(count, dtype=torch.float64, device="cpu")
     own = level.logits[n] if level.pitch == batch.classes else level.logits[n].contiguous()
     library.drloss_level(
         ctypes.byref(described),

@@ -131,7 +131,7 @@ class Batch:
                 yield n, level
 
 
-def readable(logits: Tensor, *, rows_of_wider: bool = True) -> Tensor:
+def readable(logits: Tensor) -> Tensor:
     """The logits if the kernels can read their layout, else a contiguous copy.
 
     Rows that are parts of wider ones can be read, but not written.
@@ -142,7 +142,7 @@ def readable(logits: Tensor, *, rows_of_wider: bool = True) -> Tensor:
         kept = logits.is_contiguous(memory_format=torch.channels_last) or logits.is_contiguous()
     else:
         anchors, pitch = logits.shape[1], logits.stride(1)
-        part = rows_of_wider and pitch >= logits.shape[2] and logits.stride() == (anchors * pitch, pitch, 1)
+        part = pitch >= logits.shape[2] and logits.stride() == (anchors * pitch, pitch, 1)
         kept = part or logits.is_contiguous()
     return logits if kept else logits.contiguous()
 

@@ -30,9 +30,10 @@ def fused_loss(
         inplace: whether the gradient may be written over the logits.
         reduction: over the losses of the images.
     """
-    logits = [readable(x, rows_of_wider=not inplace) for x in inputs.logits]
+    logits = [readable(x) for x in inputs.logits]
     if inplace:
         _check_inplace(inputs.logits)
+        inplace = all(x.ndim == 4 or x.is_contiguous() for x in logits)  # not over a part of wider rows
     if inputs.labels is not None:
         labels, dense = inputs.labels.contiguous(), None
     else:

@@ -30,7 +30,7 @@ from drloss.inference.evaluate import observe_scores
 from drloss.io.atomic import write_json
 from drloss.structures import Detection
 from drloss.training.config import Config, make_loss, to_json
-from drloss.training.device import for_device
+from drloss.training.device import DeviceConfig, for_device
 from drloss.training.fingerprint import fingerprint
 from drloss.training.log import read_scalars
 from drloss.training.resume import HOW_IT_RUNS, changed_settings
@@ -166,7 +166,7 @@ def _measure(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> di
         "sweep": sweep,
         "histogram": histogram.to_json(),
         "detections": [{name: value.tolist() for name, value in d.items()} for d in detections],
-        "cost": _cost(model, config, timed, ranks.device) if timed else {},
+        "cost": _cost(model, settings, timed, ranks.device) if timed else {},
     }
 
 
@@ -194,14 +194,13 @@ def _post_processing(model: RetinaNet, timed: list[tuple[HeadOutputs, Batch]], t
 
 
 def _cost(
-    model: RetinaNet, config: Config, timed: list[tuple[HeadOutputs, Batch]], device: torch.device
+    model: RetinaNet, config: DeviceConfig, timed: list[tuple[HeadOutputs, Batch]], device: torch.device
 ) -> dict[str, float]:
     """Time and peak memory of a training step on a micro-batch of validation images, and the time of its loss.
 
     The step has the precision and memory format of the run, but is not compiled.
     """
     batch = timed[0][1]
-    config = for_device(config, device)
     n = min(config.micro_batch, len(batch.indices))
     images, objects = batch.images[:n].to(device), batch.objects[:n].to(device)
     loss = make_loss(config.loss).to(device)

@@ -30,9 +30,9 @@ from drloss.studies.compare.page import count, write_page
 from drloss.studies.jobs import job_of, run_folder, train_jobs
 from drloss.studies.report.gallery import counted, fair_threshold, gallery
 from drloss.training.config import Config, make_loss
-from drloss.training.device import for_device
 from drloss.training.preparation import require_boxes
 from drloss.training.records import environment
+from drloss.training.run_folder import settings_of
 
 REPORT, MARKDOWN, JSON_REPORT = "report.html", "report.md", "report.json"
 PICTURES = 6
@@ -102,9 +102,11 @@ def run_compare(
     differences = [difference(other, first) for other in others]
     conclusions = [conclusion(d, len(val)) for d in differences]
     facts = _facts(source.name, train, val, ranks, configs[losses[0], seeds[0]])
-    settings_of = {spec: _settings(configs[spec, seeds[0]], start, ranks.device) for spec in losses}
+    settings = {
+        spec: _settings(configs[spec, seeds[0]], start, [folders[spec, seed] for seed in seeds]) for spec in losses
+    }
     name = f"{', '.join(map(title, losses))} on {source.name}"
-    comparison = Comparison(name, contenders, differences, conclusions, facts, settings_of)
+    comparison = Comparison(name, contenders, differences, conclusions, facts, settings)
     write_page(out / REPORT, comparison, _gallery(val, contenders))
     write_text(out / MARKDOWN, markdown(comparison))
     write_json(out / JSON_REPORT, to_json(comparison))
@@ -133,7 +135,8 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config
     }
 
 
-def _settings(config: Config, start: str, device: torch.device) -> dict[str, str]:
+def _settings(config: Config, start: str, folders: Sequence[Path]) -> dict[str, str]:
+    precisions = {str((settings_of(folder) or {}).get("precision", config.precision)) for folder in folders}
     loss = make_loss(config.loss)
     return {
         "loss": repr(loss),
@@ -143,7 +146,7 @@ def _settings(config: Config, start: str, device: torch.device) -> dict[str, str
         "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
         "batch": str(config.batch_size),
         "iterations": str(config.max_iters),
-        "precision": for_device(config, device).precision,
+        "precision": ", ".join(sorted(precisions)),
         "score threshold": f"{config.detector.score_threshold:g}",
         "NMS threshold": f"{config.detector.nms_threshold:g}",
     }

@@ -122,6 +122,9 @@ def _changes(chosen: Settings, record: Record) -> list[str]:
     config = override(PRESETS[chosen.preset], {**chosen.values, "seed": record.config["seed"]})
     wanted = to_json(replace(config, detector=resolve_detector(config.detector, config.weights)))
     changed = changed_settings(wanted, record.config, HOW_IT_RUNS)
+    precision = record.config.get("precision", "fp32")
+    if config.precision == "auto" and precision != "fp32":  # which the paper's runs had
+        changed["precision"] = ("fp32", precision)
     return [f"{name} is {now}, not {was}" for name, (was, now) in changed.items()]
 
 
