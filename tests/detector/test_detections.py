@@ -96,3 +96,14 @@ def test_candidates_are_found_without_waiting_for_the_device():
         on_device = HeadOutputs(*([mode.from_tensor(t).to("cuda") for t in part] for part in parts), num_classes=3)
         found = find_boxes(on_device, torch.zeros(3, 2, device="cuda"), CONFIG)
         assert {t.device.type for t in found} == {"cuda"}
+
+
+def test_nan_takes_no_place_of_another_candidate():
+    maps = [torch.full((1, 1, 4, 5), -9.0)]
+    maps[0][0, 0, :2] = torch.nan
+    maps[0][0, 0, 3, 2] = 3.0
+    config = replace(CONFIG, level_candidates=4)
+    anchors = [torch.tensor([10.0, 10.0, 30.0, 30.0]).expand(20, 4)]
+    outputs = HeadOutputs(maps, [torch.zeros(1, 20, 4)], anchors, 1)
+    (found,) = detect(outputs, [Frame((64, 96), (64, 96))], config)
+    torch.testing.assert_close(found["scores"][:1], torch.tensor([3.0]).sigmoid())

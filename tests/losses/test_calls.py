@@ -96,3 +96,13 @@ def test_in_place_the_gradient_is_not_written_into_rows_of_wider_ones(backend):
     dr_loss(part, labels, backend=backend, inplace=True).backward()
     _, gradient = value_and_gradient(dr_loss, wide[..., 1:], labels, backend=backend)
     assert torch.equal(x.grad[..., 1:], gradient)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "chunked", "auto"])
+@pytest.mark.parametrize("options", [{}, {"neg_lambda": 0.05}])
+def test_the_default_device_of_torch_is_not_where_the_loss_is(backend, options):
+    wide, labels = case("cpu")
+    wanted = value_and_gradient(dr_loss, wide, labels, backend=backend, **options)
+    with torch.device("meta"):
+        found = value_and_gradient(dr_loss, wide, labels, backend=backend, **options)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
