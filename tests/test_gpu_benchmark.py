@@ -151,7 +151,8 @@ def test_the_page_of_speeds_shows_a_record(tmp_path, monkeypatch):
     (tmp_path / "2026-01-02-gpu-h100.json").write_text(json.dumps({"date": "2026-01-02", "parts": {}}))
     records = page.newest()
     assert records["cuda"]["file"] == "2026-01-01-gpu-h100.json"
-    monkeypatch.setattr(page, "_instructions", list)
+    for section in ("_instructions", "_host", "_whole_step"):
+        monkeypatch.setattr(page, section, list)
     text = page.speed_page(records)
     assert "| cuda, float32, batch 16 | DR: × the floor | ≤ 1.25 | 1.20 |" in text
     assert "| **DR** | 0.400 | 0.800 | 1.200 | 0.050 | 1.20 | 1.00 |" in text

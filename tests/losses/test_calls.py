@@ -77,10 +77,11 @@ def test_rows_of_wider_ones_are_read_where_they_are(backend, name):
     assert not whole.grad[..., 0].any()
 
 
+@pytest.mark.slow  # two programs, of which one sees the background alone
 @pytest.mark.parametrize("backend", [TRITON])
 def test_most_of_the_background_is_read_where_it_is(backend):
     generator = torch.Generator().manual_seed(0)
-    wide, labels = torch.randn(2, 9000, 8, generator=generator), torch.zeros(2, 9000, dtype=torch.int64)
+    wide, labels = torch.randn(1, 2800, 8, generator=generator), torch.zeros(1, 2800, dtype=torch.int64)
     labels[0, 5] = 3
     wide, labels = wide.to(device_of(backend)), labels.to(device_of(backend))
     found = value_and_gradient(dr_loss, wide[..., 2:], labels, backend=backend)
