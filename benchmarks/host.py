@@ -72,6 +72,12 @@ def in_turns(sources: dict[str, Path]) -> dict[str, dict[str, float]]:
     return found
 
 
+def commit(folder: Path) -> str:
+    """The commit that a checkout is at."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--against", type=Path, metavar="SRC", help="folder of another version of the package")
@@ -80,8 +86,9 @@ def main() -> None:
     microseconds: dict[str, Any] = in_turns(sources)
     for name, found in microseconds.items():
         print(f"{name:7} forward {found['forward']:4.0f} µs, backward {found['backward']:4.0f} µs")
+    found = surroundings("cpu") | {"before_commit": None if other is None else commit(other)}
     path = RESULTS / f"{date.today()}-host.json"
-    path.write_text(json.dumps(surroundings("cpu") | {"microseconds": microseconds}, indent=1) + "\n")
+    path.write_text(json.dumps(found | {"microseconds": microseconds}, indent=1) + "\n")
     print(path)
 
 

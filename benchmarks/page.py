@@ -147,8 +147,8 @@ def _host() -> list[str]:
         "## What a call costs the host of a GPU",
         "",
         "Python alone, with launches that do nothing (`python -m benchmarks.host`), for five levels: forward",
-        f"{now['forward']:.0f} µs and backward {now['backward']:.0f} µs, where commit `eb6b4ff` takes "
-        f"{before['forward']:.0f} and {before['backward']:.0f}. In turns on {record['device']}.",
+        f"{now['forward']:.0f} µs and backward {now['backward']:.0f} µs, where commit `{record['before_commit']}`",
+        f"takes {before['forward']:.0f} and {before['backward']:.0f}. In turns on {record['device']}.",
     ]
 
 

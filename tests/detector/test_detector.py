@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from annotated import objects
 from drloss.detector.anchors import anchor_shapes, level_anchors
 from drloss.detector.backbone import BACKBONES, BackboneFPN
 from drloss.detector.boxes import encode
@@ -12,20 +13,11 @@ from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch, box_loss, box_quality
 from drloss.errors import UserError
 from drloss.losses import LOSSES, DRLoss, FocalLoss, QualityFocalLoss
-from drloss.structures import Frame, Objects
+from drloss.structures import Frame
 
 SMALL = DetectorConfig(
     backbone="resnet10", norm="group", fpn_channels=32, top_level=5, head_depth=1, head_channels=32, anchor_scale=2.0
 )
-
-
-def objects(*boxes, labels=None, ignore=None):
-    count = len(boxes)
-    return Objects(
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels if labels is not None else [1] * count, dtype=torch.int64),
-        ignore=torch.tensor(ignore if ignore is not None else [False] * count, dtype=torch.bool),
-    )
 
 
 # ---------------------------------------------------------------------- anchors

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_area, box_iou
 
+from annotated import objects
 from drloss.detector import targets
 from drloss.detector.anchors import anchor_shapes, level_anchors
 from drloss.detector.boxes import decode, encode
@@ -23,15 +24,6 @@ ANCHORS = torch.tensor(
 )
 CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
 SMALL = DetectorConfig(top_level=5, anchor_scale=2.0)
-
-
-def objects(*boxes, labels=None, ignore=None):
-    count = len(boxes)
-    return Objects(
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels if labels is not None else [1] * count, dtype=torch.int64),
-        ignore=torch.tensor(ignore if ignore is not None else [False] * count, dtype=torch.bool),
-    )
 
 
 def of_image(anchors, annotated, config):

@@ -122,10 +122,7 @@ def pass_over_logits(
     if ALIGNED:
         places = places // 8 * 8  # what the compiler does not know, and needs to read vectors
     size = places.to(tl.int64) * (PER_PLACE * K)
-    if PLANES:
-        x += image * size
-    else:
-        x += image * places.to(tl.int64) * (PER_PLACE * PITCH)
+    x += image * places.to(tl.int64) * (PER_PLACE * PITCH)  # PITCH is K for planes
     g += image * size
     before = image * anchors + first  # anchors before those of this level
     block = pid - begin
@@ -184,7 +181,7 @@ def pass_over_logits(
                     at = start + step * BLOCK + lane
                     there = at < size
                 read = at
-                if not PLANES and PITCH != K:
+                if PITCH != K:
                     read += at // K * (PITCH - K)
                 y = tl.load(x + read, mask=there, other=float("-inf")).to(tl.float32)
                 if TASK == 1:
@@ -226,7 +223,7 @@ def pass_over_logits(
                 if not DENSE:
                     label = tl.load(labels + before + anchor, mask=there, other=-1)
             read = at
-            if not PLANES and PITCH != K:
+            if PITCH != K:
                 read = anchor * PITCH + k
             y = tl.load(x + read, mask=there, other=0.0).to(tl.float32)
             if DENSE:
