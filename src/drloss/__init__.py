@@ -2,7 +2,8 @@
 
 What is listed here needs torch alone, which is imported when the first of the names is used: the losses, ``adapt``,
 which puts one into a detector of another library, and ``check``, which says whether a training step calls it right.
-The detector, the readers of data, training and evaluation are imported from their own packages.
+``Detector``, a trained detector at work, needs the extra ``detector``. The readers of data, training and evaluation
+are imported from their own packages.
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from drloss.adapters import adapt as adapt
     from drloss.adapters.integration import CheckReport as CheckReport
     from drloss.adapters.integration import check as check
+    from drloss.inference.detector import Detector as Detector
     from drloss.losses import *  # noqa: F403
 
 __version__ = "0.2.0"
@@ -20,6 +22,7 @@ _EXPORTS = {
     "adapt": "adapters",
     "check": "adapters.integration",
     "CheckReport": "adapters.integration",
+    "Detector": "inference.detector",
     "BEST_KNOWN": "losses",
     "LOSSES": "losses",
     "APLoss": "losses",

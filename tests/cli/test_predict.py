@@ -16,8 +16,8 @@ from drloss.detector.exported import DetectorFile, save_detector
 from drloss.detector.model import RetinaNet
 from drloss.distributed.ranks import Ranks
 from drloss.evaluation.detecting import run_detector
-from drloss.inference.predict import detect_image
 from drloss.training.trained import load_run
+from random_detector import detect_image
 
 
 def test_predict_draws_every_image_of_a_folder_with_its_subfolders(workshop, tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_predict_finds_in_a_large_photograph_what_eval_finds(workshop, tmp_path)
     small.resize((320, 320)).save(images / "a.jpg")
     model, _ = load_run(workshop / "run")
     image = read_image(images / "a.jpg")
-    found = detect_image(model, image, torch.device("cpu"), images / "a.jpg")
+    found = detect_image(model, image, images / "a.jpg")
     data = open_shapes("shapes:train=1,val=1,size=64").read("val")[0]
     names, sizes = np.array([b"a.jpg"]), np.array([[320, 320]], dtype=np.int32)
     data = replace(data, image_root=images, image_names=names, sizes=sizes, draw=None)
@@ -134,7 +134,7 @@ def test_predict_finds_in_a_large_photograph_what_eval_finds(workshop, tmp_path)
     assert len(found["scores"]) > 0
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value)
-    whole = detect_image(model, image, torch.device("cpu"))
+    whole = detect_image(model, image)
     assert not torch.equal(whole["scores"], found["scores"])
 
 

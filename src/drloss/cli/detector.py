@@ -31,6 +31,9 @@ from drloss.errors import UserError
 from drloss.training.config import to_json
 from drloss.training.presets import PRESETS
 
+FORMATS = ("safetensors", "onnx")
+"""What ``drloss export`` writes."""
+
 
 def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
     parser.usage = "%(prog)s --data DATA (--preset NAME | --config FILE.json) --out OUT [options and settings]"
@@ -147,7 +150,9 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
+    parser.add_argument(
+        "run_or_file", metavar="RUN", type=Path, help="run folder, or exported .safetensors or .onnx file"
+    )
     data = data_options(parser)
     data.add_argument("--split", default="val", help="split to evaluate on (default: val)")
     older_name(data, "--val-split", "--split")
@@ -207,12 +212,18 @@ def _eval(options: argparse.Namespace) -> int:
 def _evaluated(options: argparse.Namespace) -> Any:
     """The data set; with the images that the run has held out, if it has, and never with others."""
     from drloss.data.formats.opening import open_data
-    from drloss.data.held_out import SPLITS_FILE, with_val
+    from drloss.data.held_out import SPLITS_FILE
 
-    held_out = options.splits or options.run_or_file / SPLITS_FILE
-    source = open_data(options.data)
     if options.splits and not options.splits.is_file():
         raise UserError(f"--splits {options.splits}: no such file; allowed: {SPLITS_FILE} of a run")
+    return with_held_out(open_data(options.data), options.run_or_file, options.splits)
+
+
+def with_held_out(source: Any, run: Path, splits: Path | None = None) -> Any:
+    """The data set; with the images that ``splits`` or the run has held out, if it has, and never with others."""
+    from drloss.data.held_out import SPLITS_FILE, with_val
+
+    held_out = splits or run / SPLITS_FILE
     return with_val(source, splits=held_out) if held_out.is_file() else source
 
 
@@ -221,7 +232,9 @@ def default_out(run: Path, name: str) -> Path:
 
 
 def add_predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder or exported .safetensors file")
+    parser.add_argument(
+        "run_or_file", metavar="RUN", type=Path, help="run folder, or exported .safetensors or .onnx file"
+    )
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
     run = parser.add_argument_group("run")
     run.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
@@ -253,19 +266,71 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def add_export(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
-    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.safetensors", help="file to write")
+    parser.add_argument("run_or_file", metavar="RUN", type=Path, help="run folder, or exported .safetensors file")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
+    words = "safetensors: weights and description, for drloss; onnx: for other runtimes (default: by --out's suffix)"
+    parser.add_argument("--format", choices=FORMATS, help=words)
+    onnx = parser.add_argument_group("onnx")
+    words = "height and width of the input, multiples of 32; or dynamic, any such (default: dynamic)"
+    onnx.add_argument("--size", nargs="+", metavar="PIXELS", help=words)
+    either = onnx.add_mutually_exclusive_group()
+    either.add_argument("--nms", action="store_true", help="with NMS in the graph: the default")
+    either.add_argument("--raw", action="store_true", help="without NMS: the best candidates of each pyramid level")
+    onnx.add_argument("--half", action="store_true", help="weights and convolutions in float16")
+    words = "data set on which the file is compared with torch (default: generated images); as in drloss train"
+    onnx.add_argument("--data", help=words)
+    onnx.add_argument("--split", default="val", help="split of --data (default: val)")
     return _export
 
 
 def _export(options: argparse.Namespace) -> int:
+    to_onnx = options.out.suffix == ".onnx" if options.format is None else options.format == "onnx"
+    suffix = ".onnx" if to_onnx else ".safetensors"
+    if options.out.suffix != suffix:
+        other = " or .onnx" if options.format is None else ""
+        raise UserError(f"--out must end in {suffix}{other}, got {options.out}")
+    if to_onnx:
+        return _export_onnx(options)
+    for name in ("size", "nms", "raw", "half", "data"):
+        if getattr(options, name):
+            raise UserError(f"--{name} goes with --format onnx")
     from drloss.detector.exported import save_detector
     from drloss.training.trained import load_run
 
-    if options.out.suffix != ".safetensors":
-        raise UserError(f"--out must end in .safetensors, got {options.out}")
     model, description = load_run(options.run_or_file)
     save_detector(options.out, model.state_dict(), description)
     backbone, classes = description.detector.backbone, len(description.class_names)
     print(f"{options.out}: {backbone}, {classes} classes, loss {description.loss}")
     return 0
+
+
+def _export_onnx(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.data.formats.opening import open_data
+    from drloss.inference.export import export_onnx
+
+    annotations = None
+    size = _size(options.size)
+    if options.data:
+        annotations, _ = with_held_out(open_data(options.data), options.run_or_file).read(options.split)
+    export_onnx(
+        options.run_or_file,
+        options.out,
+        size=size,
+        suppress=not options.raw,
+        half=options.half,
+        annotations=annotations,
+        console=Console(highlight=False),
+    )
+    return 0
+
+
+def _size(words: list[str] | None) -> tuple[int, int] | None:
+    """Height and width of ``--size``; None for any."""
+    if words in (None, ["dynamic"]):
+        return None
+    assert words is not None
+    if len(words) > 2 or not all(word.isdecimal() and len(word) < 6 for word in words):
+        raise UserError(f"--size must be dynamic, or a height and a width in pixels, got {' '.join(words)}")
+    return int(words[0]), int(words[-1])

@@ -18,6 +18,7 @@ from drloss.data.order import Key
 from drloss.data.transforms import (
     Augmentation,
     Rectangle,
+    input_sizes,
     pad,
     padded_size,
     place,
@@ -126,27 +127,35 @@ def size_of(annotations: Annotations, index: int) -> tuple[int, int]:
 
 
 class EvaluationImages(Dataset[Sample | UserError]):
-    """Images by :class:`Key`, resized to the test size, not flipped."""
+    """Images by :class:`Key`, resized to the test size, not flipped.
 
-    def __init__(self, annotations: Annotations, short_side: int, max_side: int) -> None:
+    Args:
+        annotations: the split to test on.
+        short_side, max_side, fixed: as for :func:`drloss.data.transforms.input_sizes`.
+    """
+
+    def __init__(
+        self, annotations: Annotations, short_side: int, max_side: int, fixed: tuple[int, int] | None = None
+    ) -> None:
         self.annotations = annotations
         self.short_side = short_side
         self.max_side = max_side
+        self.fixed = fixed
 
     def batches(self, batch_size: int) -> list[list[Key]]:
         """All images once, in batches of one padded size each, full batches first."""
         groups: dict[tuple[int, int], list[Key]] = {}
         for index in range(len(self.annotations)):
-            padded = padded_size(self._size(index))
+            padded = self._sizes(index)[1]
             groups.setdefault(padded, []).append(Key(0, index, padded))
         batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
         return sorted(batches, key=len, reverse=True)
 
-    def _size(self, index: int) -> tuple[int, int]:
-        return resized_size(*size_of(self.annotations, index), self.short_side, self.max_side)
+    def _sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return input_sizes(size_of(self.annotations, index), self.short_side, self.max_side, self.fixed)
 
     def __getitem__(self, key: Key) -> Sample | UserError:
-        size = self._size(key.index)
+        size = self._sizes(key.index)[0]
         try:
             image = self.annotations.load_image(key.index, size)
         except UserError as error:

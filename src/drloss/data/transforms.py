@@ -116,6 +116,32 @@ def resized_size(height: int, width: int, short_side: int, max_side: int) -> tup
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def fitted_size(height: int, width: int, into: tuple[int, int]) -> tuple[int, int]:
+    """The largest height and width of the same ratio that fit in a height and width; no side is shorter than 1 pixel.
+
+    >>> fitted_size(480, 640, (256, 256))
+    (192, 256)
+    """
+    scale = min(into[0] / height, into[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def input_sizes(
+    original: tuple[int, int], short_side: int, max_side: int, fixed: tuple[int, int] | None = None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image for the detector after resizing, and after padding.
+
+    Args:
+        original: height and width of the image.
+        short_side, max_side: as for :func:`resized_size`.
+        fixed: the padded size of every image, in which each is fitted; None for one that suits the image.
+    """
+    if fixed is not None:
+        return fitted_size(*original, fixed), fixed
+    size = resized_size(*original, short_side, max_side)
+    return size, padded_size(size)
+
+
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
     """The smallest multiples of 32 that are at least (height, width).
 

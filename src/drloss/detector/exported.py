@@ -36,12 +36,14 @@ class DetectorFile:
         class_names: names of the labels 1..K.
         category_ids: ids of the labels 1..K in the training data.
         loss: loss that the detector was trained with.
+        threshold: score from which its detections are taken to be true, where an evaluation has chosen one.
     """
 
     detector: DetectorConfig
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     loss: str
+    threshold: float | None = None
 
 
 def save_detector(path: Path, weights: dict[str, Tensor], description: DetectorFile) -> None:
@@ -144,17 +146,45 @@ def read_description(path: Path) -> DetectorFile | None:
     Raises:
         UserError: if the file or its description cannot be read.
     """
-    metadata = read_metadata(path)
+    about = about_in(read_metadata(path), path)
+    return parse_description(about, path) if about.get("format") == FORMAT else None
+
+
+def about_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The entry ``about`` of a file's metadata, which every file that drloss exports has; empty if there is none.
+
+    Raises:
+        UserError: if it is no JSON object.
+    """
     try:
-        plain: dict[str, Any] = json.loads(metadata.get("about", "{}"))
-        if plain.get("format") != FORMAT:
-            return None
+        about = json.loads(metadata.get("about", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(about, dict):
+        raise _unreadable(path, TypeError("it is not a JSON object"))
+    return about
+
+
+def parse_description(plain: Mapping[str, Any], path: Path) -> DetectorFile:
+    """The description in the metadata of an exported file; its settings may still be out of range.
+
+    Raises:
+        UserError: naming what cannot be read.
+    """
+    try:
         known = {f.name for f in fields(DetectorConfig)}
         settings: dict[str, Any] = {k: v for k, v in plain["detector"].items() if k in known}
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         loss = plain["loss"]
         if not isinstance(loss, str) or not loss.isprintable() or len(loss) > _LONGEST_LOSS:
             raise ValueError(f"loss must be a printable text of at most {_LONGEST_LOSS} characters, got {loss!r:.80}")
-        return DetectorFile(DetectorConfig(**settings), *check_classes(plain), loss)
+        threshold = plain.get("threshold")  # files of before have none
+        if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
+            raise ValueError(f"threshold must be null or a number in 0..1, got {threshold!r:.80}")
+        return DetectorFile(DetectorConfig(**settings), *check_classes(plain), loss, threshold)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its description cannot be read: {first_line(error)}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: its description cannot be read: {first_line(error)}")

@@ -32,15 +32,18 @@ class FoldedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution and its norm."""
-        (norm,) = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.weight * scale.reshape(-1, 1, 1, 1)
+        weight, shift = self.folded()
         if self.same_padding:
             from timm.layers import pad_same
 
             x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
-        shift = norm.bias - norm.running_mean * scale
         return functional.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that does both."""
+        (norm,) = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return self.weight * scale.reshape(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
 
 
 class AppliedNorm(FrozenBatchNorm2d):  # type: ignore[misc]
@@ -89,6 +92,33 @@ def fold_norms(body: nn.Module, features: Features) -> None:
             for name, buffer in norm.named_buffers(recurse=False):
                 buffer.copy_(buffers[name])
     body.train(training)
+
+
+def make_constant(model: nn.Module) -> None:
+    """Put plain convolutions in the place of those that fold a norm or pad as TensorFlow does, for a file.
+
+    The padding is then a constant: it is the same for every image whose sides are multiples of 32, as all are.
+    """
+    for parent in list(model.modules()):
+        for name, conv in list(parent.named_children()):
+            if isinstance(conv, FoldedConv2d):
+                setattr(parent, name, _plain(conv, *conv.folded(), same=conv.same_padding))
+            elif isinstance(conv, nn.Conv2d) and type(conv).__name__ == "Conv2dSame":
+                setattr(parent, name, _plain(conv, conv.weight, conv.bias, same=True))
+
+
+def _plain(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, same: bool) -> nn.Module:
+    """The convolution with other weights, after constant padding if ``same``."""
+    sizes = conv.in_channels, conv.out_channels, (conv.kernel_size[0], conv.kernel_size[1])
+    how = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+    plain = nn.Conv2d(*sizes, padding=conv.padding, bias=bias is not None, **how)  # type: ignore[arg-type]
+    plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    plain.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    if not same:
+        return plain
+    lengths = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    top, left = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in lengths)
+    return nn.Sequential(nn.ZeroPad2d((left // 2, left - left // 2, top // 2, top - top // 2)), plain)
 
 
 def _pairs(

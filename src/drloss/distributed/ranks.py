@@ -113,7 +113,7 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
     size, rank, local = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
-    chosen = _device(device, local if size > 1 else None)
+    chosen = choose_device(device, local if size > 1 else None)
     keep_freed_memory()
     if size == 1:
         yield Ranks(0, 1, chosen)
@@ -162,7 +162,12 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _device(name: str | None, local_rank: int | None) -> torch.device:
+def choose_device(name: str | None, local_rank: int | None = None) -> torch.device:
+    """The device of this name, by default CUDA where there is one; of a process among several, its own of them.
+
+    Raises:
+        UserError: if the device does not exist.
+    """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -11,8 +11,9 @@ from drloss.data.annotations import Annotations
 from drloss.data.batches import Batch, EvaluationImages
 from drloss.data.workers import load_batches
 from drloss.detector.config import DetectorConfig
-from drloss.detector.detections import detect
+from drloss.detector.detections import detect, from_whole_input
 from drloss.detector.model import HeadOutputs, RetinaNet
+from drloss.detector.onnx_file import OnnxDetector
 from drloss.detector.precision import Precision, autocast
 from drloss.distributed.ranks import Ranks
 from drloss.structures import Detection
@@ -49,25 +50,73 @@ def run_detector(
     """
     training = model.training
     model.eval()
+
+    def find(batch: Batch) -> list[Detection]:
+        with autocast(ranks.device, precision if ranks.device.type == "cuda" else "fp32"):
+            outputs = model(batch.images.to(ranks.device, non_blocking=True), batch.sizes)
+        if observe is not None:
+            observe(outputs, batch)
+        return detect(outputs, batch.frames, model.config)
+
     images = EvaluationImages(annotations, model.config.short_side, model.config.max_side)
+    options = {"batch_size": batch_size, "workers": workers}
+    detections = _over_split(find, images, ranks, **options, progress=progress, compiled=compiled)
+    model.train(training)
+    return detections
+
+
+def run_onnx(
+    detector: OnnxDetector,
+    annotations: Annotations,
+    ranks: Ranks,
+    *,
+    config: DetectorConfig,
+    batch_size: int,
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Detection]:
+    """Detections of every image of a split by an ONNX file, as by :func:`run_detector`.
+
+    Boxes are clipped to the image after NMS, not before it, because the file knows its padded input only.
+
+    Args:
+        detector: the file.
+        annotations, ranks, batch_size, workers, progress: as in :func:`run_detector`.
+        config: the detector's, perhaps with a higher score threshold.
+    """
+
+    def find(batch: Batch) -> list[Detection]:
+        found = detector(batch.images)
+        return from_whole_input(found, batch.frames, config, suppressed=detector.suppresses)
+
+    images = EvaluationImages(annotations, config.short_side, config.max_side, detector.size)
+    return _over_split(find, images, ranks, batch_size=batch_size, workers=workers, progress=progress)
+
+
+def _over_split(
+    find: Callable[[Batch], list[Detection]],
+    images: EvaluationImages,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int], None] | None,
+    compiled: bool = False,
+) -> list[Detection]:
+    """What ``find`` finds in every image of a split, in the order of the annotations, on every rank."""
     batches = images.batches(batch_size)[ranks.rank :: ranks.size]
     own: list[tuple[int, Detection]] = []
     ranks.at("loading", slow=True)
     with load_batches(images, batches, workers, ranks.device) as loaded:
         for batch in loaded:
             ranks.at("detecting", slow=compiled)  # the compiler may run at any new size
-            with autocast(ranks.device, precision if ranks.device.type == "cuda" else "fp32"):
-                outputs = model(batch.images.to(ranks.device, non_blocking=True), batch.sizes)
-            detections = detect(outputs, batch.frames, model.config)
+            detections = find(batch)
             own += [(i, {k: v.cpu() for k, v in d.items()}) for i, d in zip(batch.indices, detections, strict=True)]
-            if observe is not None:
-                observe(outputs, batch)
             if progress is not None:
                 progress(len(batch.indices))
-    model.train(training)
     everyone = dict(pair for part in ranks.gather(own) for pair in part)
     ranks.at("evaluating", slow=True)  # rank 0 does so next, while the others wait
-    return [everyone[i] for i in range(len(annotations))]
+    return [everyone[i] for i in range(len(images.annotations))]
 
 
 def run_multi_scale(

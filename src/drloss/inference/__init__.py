@@ -1,7 +1,10 @@
 """A trained detector at work.
 
+``detector.py`` is :class:`Detector`, a trained detector in a program; ``images.py`` and ``results.py`` are what goes
+in and what comes out.
 ``evaluate.py`` is ``drloss eval``: it evaluates a detector on a split and writes metrics, results and plots.
 ``predict.py`` is ``drloss predict``: it detects objects in pictures and draws them.
+``export.py`` is ``drloss export``.
 
 The rooms listed after it in CONTRIBUTING.md may import it: ``studies`` and ``cli``.
 """

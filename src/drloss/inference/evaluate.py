@@ -11,18 +11,21 @@ from rich.progress import Progress
 
 from drloss.data.annotations import Annotations
 from drloss.data.batches import Batch
+from drloss.detector.config import DetectorConfig
 from drloss.detector.exported import DetectorFile
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import assign_batch
+from drloss.detector.onnx_file import SUFFIX, OnnxDetector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
 from drloss.evaluation.coco import Evaluation, evaluate, metrics_table, undefined_ap, write_results
 from drloss.evaluation.densities import ScoreHistogram
-from drloss.evaluation.detecting import run_detector, run_multi_scale
+from drloss.evaluation.detecting import run_detector, run_multi_scale, run_onnx
 from drloss.evaluation.figures import save_evaluation_figures
 from drloss.evaluation.limits import full_images
 from drloss.evaluation.thresholds import threshold_sweep
 from drloss.io.atomic import json_of, write_json
+from drloss.structures import Detection
 from drloss.training.fingerprint import fingerprint
 from drloss.training.messages import warn
 from drloss.training.trained import load_run, precision_of
@@ -49,7 +52,7 @@ def evaluate_run(
     On a GPU the detector of a run folder computes in the precision of its training, an exported file in float32.
 
     Args:
-        run: run folder or ``.safetensors`` file.
+        run: run folder, or ``.safetensors`` or ``.onnx`` file. An ``.onnx`` file gives no score densities.
         annotations: the split.
         out: folder for ``results.json`` (COCO results format), ``metrics.json`` and the plots.
         ranks: this process and the others of the job.
@@ -63,33 +66,27 @@ def evaluate_run(
     Raises:
         UserError: if the run cannot be loaded, or its classes are not those of the data.
     """
-    model, description = load_run(run)
+    file = OnnxDetector(run, ranks.device) if run.suffix == SUFFIX else None
+    if file is None:
+        model, description = load_run(run)
+        model.to(ranks.device)
+        config = model.config
+    else:
+        description, config = file.description, file.description.detector
+        _require_onnx_can(run, config, score_threshold, test_scales)
     require_same_classes(description, annotations, run)
     if score_threshold is not None:
-        model.config = replace(model.config, score_threshold=score_threshold)
-    model.to(ranks.device)
-    histogram = None if test_scales else ScoreHistogram()
+        config = replace(config, score_threshold=score_threshold)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     with Progress(console=console, disable=not ranks.first) as progress:
         task = progress.add_task("evaluating", total=len(annotations) * max(1, len(test_scales)))
-
-        def advance(images: int) -> None:
-            progress.advance(task, images * ranks.size)
-
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision_of(run)}
-        if histogram is None:
-            detections = run_multi_scale(model, annotations, ranks, test_scales, **options, progress=advance)
+        options["progress"] = lambda images: progress.advance(task, images * ranks.size)
+        if file is None:
+            model.config = config
+            options["precision"] = precision_of(run)
+            detections, histogram = _found_by_model(model, annotations, ranks, test_scales, **options)
         else:
-            detections = run_detector(
-                model,
-                annotations,
-                ranks,
-                **options,
-                observe=lambda outputs, batch: observe_scores(histogram, model, outputs, batch),
-                progress=advance,
-            )
-    if histogram is not None:
-        for other in ranks.gather(histogram.to_json())[1:]:
-            histogram.merge(ScoreHistogram.from_json(other))
+            detections, histogram = run_onnx(file, annotations, ranks, config=config, **options), None
     if not ranks.first:
         return None
     evaluation = evaluate(annotations, detections)
@@ -101,11 +98,39 @@ def evaluate_run(
     write_json(out / METRICS_FILE, metrics)
     save_evaluation_figures(out, evaluation, sweep, histogram, loss=description.loss)
     console.print(metrics_table(evaluation))
-    for problem in (undefined_ap(annotations), full_images(detections, model.config.max_detections)):
+    for problem in (undefined_ap(annotations), full_images(detections, config.max_detections)):
         if problem:
             warn(console, problem)
     console.print(f"results, metrics and plots are in {out}")
     return evaluation
+
+
+def _found_by_model(
+    model: RetinaNet, annotations: Annotations, ranks: Ranks, test_scales: Sequence[int], **options: Any
+) -> tuple[list[Detection], ScoreHistogram | None]:
+    """What a detector finds in a split, and its scores; None in a test at several scales."""
+    if test_scales:
+        return run_multi_scale(model, annotations, ranks, test_scales, **options), None
+    histogram = ScoreHistogram()
+
+    def observe(outputs: HeadOutputs, batch: Batch) -> None:
+        observe_scores(histogram, model, outputs, batch)
+
+    detections = run_detector(model, annotations, ranks, **options, observe=observe)
+    for other in ranks.gather(histogram.to_json())[1:]:
+        histogram.merge(ScoreHistogram.from_json(other))
+    return detections, histogram
+
+
+def _require_onnx_can(file: Path, own: DetectorConfig, threshold: float | None, test_scales: Sequence[int]) -> None:
+    """Raise UserError for an option that an ONNX file, whose graph is as it is, cannot follow."""
+    if test_scales:
+        raise UserError(f"--test-scales goes with a run or a .safetensors file, not with {file}")
+    if threshold is not None and threshold < own.score_threshold:
+        raise UserError(
+            f"--score-threshold {threshold:g}: {file} drops what scores less than {own.score_threshold:g}; name a "
+            "higher one, or evaluate the run"
+        )
 
 
 def require_own_results(out: Path) -> None:

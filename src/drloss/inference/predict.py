@@ -8,23 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, why_not_read
-from drloss.data.images.decoding import jpeg_divisor, read_image
-from drloss.data.transforms import pad, padded_size, resize, resized_size
-from drloss.detector.detections import detect
-from drloss.detector.model import RetinaNet
+from drloss.data.images.decoding import read_image
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError, first_line, printable
 from drloss.evaluation.drawing import draw_detections
 from drloss.evaluation.limits import full_images
+from drloss.inference.detector import Detector
+from drloss.inference.images import prepared
 from drloss.io.atomic import json_of, write_atomic, write_json
-from drloss.structures import Detection, Frame
+from drloss.structures import Detection
 from drloss.training.messages import warn
-from drloss.training.trained import load_run
 
 PREDICTIONS = "predictions.json"
 LONGEST = 180
@@ -36,7 +34,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
     """Detect objects in an image, or in every image of a folder, and write pictures and ``predictions.json``.
 
     Args:
-        run: run folder or exported ``.safetensors`` file.
+        run: run folder, or exported ``.safetensors`` or ``.onnx`` file.
         images: an image file, or a folder, which is searched with its subfolders except ``out``. What it skips there
             (other files, hidden images, linked folders) is counted and printed.
         out: folder for the pictures, which have the names of their images; not the folder of the images.
@@ -51,8 +49,8 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
     root = images if images.is_dir() else images.parent
     pictures = {path: out / picture_name(path.relative_to(root)) for path in paths}
     _require_place(out, root, pictures.values())
-    model, description = load_run(run)
-    model.to(ranks.device)
+    detector = Detector.load(run, device=str(ranks.device))
+    description = detector.description
     records: list[dict[str, Any]] = []
     detections: list[Detection] = []
     unreadable: list[str] = []
@@ -63,7 +61,8 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
         except DataError as error:
             unreadable.append(str(error))
             continue
-        detection = detect_image(model, image, ranks.device, path)
+        pixels, frame = prepared(image, description.detector, detector.fixed_size, path)
+        (detection,) = detector.find(pixels.unsqueeze(0), [frame])
         try:
             picture = draw_detections(image, detection, description.class_names, threshold=threshold)
             write_atomic(pictures[path], partial(picture.save, format="PNG"))
@@ -74,7 +73,7 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
     write_json(out / PREDICTIONS, records)
     shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)
     console.print(f"{len(records)} image(s), {shown} detection(s) of score {threshold:g} or more: {out}")
-    if problem := full_images(detections, model.config.max_detections, threshold):
+    if problem := full_images(detections, description.detector.max_detections, threshold):
         warn(console, problem)
     failed = [
         f"{len(found)} of {len(paths)} {what}; the first: {found[0]}"
@@ -98,22 +97,6 @@ def picture_name(image: Path) -> Path:
         return image.with_name(f"{image.name}.png")
     start = name[:LONGEST].decode("utf-8", "ignore")
     return image.with_name(f"{start}-{hashlib.sha256(name).hexdigest()[:16]}.png")
-
-
-@torch.no_grad()
-def detect_image(model: RetinaNet, image: torch.Tensor, device: torch.device, path: Path | None = None) -> Detection:
-    """Detections in one uint8 image (3, H, W), in pixels of that image, on the CPU.
-
-    With the ``path`` of its file, the detector sees the pixels that it would see in evaluation: those of a large JPEG
-    file are decoded at a part of its size.
-    """
-    original = (image.shape[1], image.shape[2])
-    size = resized_size(*original, model.config.short_side, model.config.max_side)
-    if path is not None and jpeg_divisor(original, size) > 1:
-        image = read_image(path, needed=size)
-    batch = pad(resize(image, size), padded_size(size)).unsqueeze(0)
-    (detection,) = detect(model(batch.to(device)), [Frame(original, size)], model.config)
-    return {key: value.cpu() for key, value in detection.items()}
 
 
 def _find(images: Path, out: Path, console: Console) -> list[Path]:
@@ -152,7 +135,7 @@ def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
             raise UserError(f"--out {out}: {path} is there, not drawn by drloss, and would be overwritten")
 
 
-def _record(name: str, image: torch.Tensor, detection: Detection, class_names: tuple[str, ...]) -> dict[str, Any]:
+def _record(name: str, image: Tensor, detection: Detection, class_names: tuple[str, ...]) -> dict[str, Any]:
     rows = zip(*(detection[key].tolist() for key in ("boxes", "scores", "labels")), strict=True)
     return {
         "image": name,

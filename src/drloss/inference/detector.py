@@ -1,0 +1,146 @@
+"""A trained detector in a program: from a file to boxes in five lines."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from drloss.detector.detections import detect, from_whole_input
+from drloss.detector.exported import DetectorFile
+from drloss.detector.model import RetinaNet
+from drloss.detector.onnx_file import SUFFIX, OnnxDetector
+from drloss.distributed.ranks import choose_device
+from drloss.errors import UserError
+from drloss.inference.images import Picture, as_pixels, prepared
+from drloss.inference.results import Detections
+from drloss.structures import Detection, Frame
+from drloss.training.trained import load_run
+
+THRESHOLD = 0.5
+"""Score from which a detection counts, where no evaluation has said a better one."""
+
+
+class Detector:
+    """A trained detector. Made by :meth:`load`.
+
+    Attributes:
+        description: what it is: classes, structure, loss, sizes.
+        device: where it computes.
+        threshold: lowest score that it returns. :meth:`load` starts it from the file's, which ``drloss eval`` writes
+            there; you may set it.
+    """
+
+    def __init__(
+        self, network: RetinaNet | OnnxDetector, description: DetectorFile, device: torch.device, threshold: float
+    ) -> None:
+        self._network = network
+        self.description = description
+        self.device = device
+        self.threshold = threshold
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, device: str | None = None, threshold: float | None = None
+    ) -> "Detector":
+        """The detector of a run folder, or of an exported ``.safetensors`` or ``.onnx`` file.
+
+        Args:
+            path: the folder or file.
+            device: cpu, cuda or cuda:N; by default cuda where there is one.
+            threshold: lowest score that it returns; by default the file's, or 0.5 if it says none.
+        Raises:
+            UserError: if it is missing, damaged or not a detector of drloss, or the threshold is not in 0..1.
+        """
+        file, chosen = Path(path), choose_device(device)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"threshold must lie in 0..1, got {threshold}")
+        network: RetinaNet | OnnxDetector
+        if file.suffix == SUFFIX:
+            network = OnnxDetector(file, chosen)
+            description = network.description
+        else:
+            network, description = load_run(file)
+            network.to(chosen)
+        said = description.threshold
+        return cls(network, description, chosen, threshold if threshold is not None else said or THRESHOLD)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 1..K."""
+        return self.description.class_names
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width of the only input that it takes; None if it takes any size."""
+        return self._network.size if isinstance(self._network, OnnxDetector) else None
+
+    @overload
+    def __call__(self, images: Picture, *, threshold: float | None = ...) -> Detections: ...
+    @overload
+    def __call__(
+        self, images: list[Picture], *, threshold: float | None = ..., batch_size: int = ...
+    ) -> list[Detections]: ...
+    def __call__(
+        self, images: Picture | list[Picture], *, threshold: float | None = None, batch_size: int = 8
+    ) -> Detections | list[Detections]:
+        """Detect the objects of one image, or of several.
+
+        Args:
+            images: a path, a Pillow image, an array or a tensor (:data:`~drloss.inference.images.Picture`), or a list
+                of them.
+            threshold: lowest score, in place of the detector's.
+            batch_size: most images that go through the network at once; only images of one padded size go together.
+        Returns:
+            The detections of the image, or a list of those of each.
+        Raises:
+            UserError: if an image cannot be read, or is none.
+        """
+        if not isinstance(images, list):
+            return self([images], threshold=threshold)[0]
+        least = self.threshold if threshold is None else threshold
+        about = self.description
+        found: dict[int, Detections] = {}
+        for batch in self._batches(images, batch_size):
+            numbers, tensors, frames = zip(*batch, strict=True)
+            for number, frame, one in zip(numbers, frames, self.find(torch.stack(tensors), frames), strict=True):
+                detections = Detections(
+                    boxes=one["boxes"],
+                    scores=one["scores"],
+                    labels=one["labels"],
+                    size=frame.original,
+                    class_names=about.class_names,
+                    category_ids=about.category_ids,
+                    source=images[number],
+                )
+                found[number] = detections.above(least)
+        return [found[number] for number in range(len(images))]
+
+    def _batches(self, images: Sequence[Picture], batch_size: int) -> Iterator[list[tuple[int, Tensor, Frame]]]:
+        """The images, prepared, in batches of one padded size; each with its position."""
+        waiting: dict[torch.Size, list[tuple[int, Tensor, Frame]]] = {}
+        for number, image in enumerate(images):
+            path = Path(image) if isinstance(image, str | os.PathLike) else None
+            tensor, frame = prepared(as_pixels(image), self.description.detector, self.fixed_size, path)
+            batch = waiting.setdefault(tensor.shape, [])
+            batch.append((number, tensor, frame))
+            if len(batch) == batch_size:
+                yield waiting.pop(tensor.shape)
+        yield from waiting.values()
+
+    @torch.no_grad()
+    def find(self, images: Tensor, frames: Sequence[Frame]) -> list[Detection]:
+        """Everything above the detector's own ``score_threshold`` in prepared images, on the CPU.
+
+        Args:
+            images: (N, 3, H, W) uint8, as :func:`~drloss.inference.images.prepared` makes them, of one padded size.
+            frames: sizes of the N images.
+        """
+        if isinstance(self._network, OnnxDetector):
+            config = self.description.detector
+            return from_whole_input(self._network(images), frames, config, suppressed=self._network.suppresses)
+        outputs = self._network(images.to(self.device, non_blocking=True))
+        found = detect(outputs, frames, self._network.config)
+        return [{name: tensor.cpu() for name, tensor in detection.items()} for detection in found]
