@@ -37,7 +37,8 @@ def test_eval_writes_results_metrics_and_plots(workshop, capsys):
     assert "AP50" in capsys.readouterr().out
     out = workshop / "run" / "eval_val"
     names = {p.name for p in out.iterdir()}
-    assert {"results.json", "metrics.json", "precision_recall.png", "thresholds.png", "densities.png"} == names
+    plots = {"precision_recall.png", "thresholds.png", "densities.png"}
+    assert {"results.json", "metrics.json", "report.html", *plots} == names
     results = json.loads((out / "results.json").read_text())
     assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in results)
     metrics = json.loads((out / "metrics.json").read_text())

@@ -26,6 +26,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from drloss.detector.onnx_file import OnnxDetector  # noqa: E402
 
+THRESHOLD = 0.45
+"""Of the exported detector."""
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
@@ -33,7 +35,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 def exported(tmp_path_factory):
     """A folder with ``tiny.safetensors`` and the ``tiny.onnx`` of it, of any size and with NMS; and the detector."""
     folder = tmp_path_factory.mktemp("onnx")
-    model = random_detector(folder / "tiny.safetensors")
+    model = random_detector(folder / "tiny.safetensors", threshold=THRESHOLD)
     assert main(["export", str(folder / "tiny.safetensors"), "--out", str(folder / "tiny.onnx")]) == 0
     return folder, model
 
@@ -85,7 +87,7 @@ def test_the_metadata_say_what_the_file_is(exported):
     assert about["input"]["padding"] == [124, 116, 104]
     assert (about["nms"], about["half"], about["loss"]) == (True, False, "dr")
     file = OnnxDetector(folder / "tiny.onnx")
-    assert file.description == DetectorFile(model.config, NAMES, (1, 2, 3, 4), "dr")
+    assert file.description == DetectorFile(model.config, NAMES, (1, 2, 3, 4), "dr", THRESHOLD)
     assert (file.size, file.suppresses) == (None, True)
 
 
@@ -128,7 +130,7 @@ def test_the_script_of_the_docs_runs_without_torch_and_drloss(exported, tmp_path
     assert ran.returncode == 0, ran.stderr
     wanted = detect_image(model, image)
     said = [line.split() for line in ran.stdout.splitlines()]
-    some = wanted["scores"] >= 0.5
+    some = wanted["scores"] >= THRESHOLD
     assert len(said) == int(some.sum()) > 0
     for words, box, score, label in zip(said, *(wanted[k][some] for k in ("boxes", "scores", "labels")), strict=True):
         assert words[0] == NAMES[label - 1]

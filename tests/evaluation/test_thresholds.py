@@ -4,7 +4,9 @@ import torch
 from torchvision.ops import batched_nms
 
 from drloss.data.formats.shapes import open_shapes
-from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_sweep
+from drloss.evaluation.matching import match_detections
+from drloss.evaluation.thresholds import THRESHOLDS, above, threshold_curve, threshold_sweep
+from evaluation.test_coco import found, random_case, store
 
 
 def shapes():
@@ -75,3 +77,38 @@ def test_scores_that_are_no_numbers_are_not_filtered_away_but_reported():
 def test_thresholds_outside_the_scores_are_refused(threshold):
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         threshold_sweep(shapes(), [], thresholds=(threshold,))
+
+
+def test_the_best_f1_of_a_hand_computed_case():
+    """Three objects; right at .9 and .6, wrong at .8 and .3: F1 is 2/4, 2/5, 4/6 and 4/7 from the best score down."""
+    annotations = store([[(1, 0, 0, 10, 10), (1, 50, 50, 60, 60), (2, 90, 90, 99, 99)]])
+    detections = [
+        found((1, 0.9, 0, 0, 10, 10), (1, 0.8, 120, 120, 130, 130), (1, 0.6, 50, 50, 60, 60), (2, 0.3, 0, 90, 9, 99))
+    ]
+    matches = match_detections(annotations, detections)
+    curve = threshold_curve(matches)
+    assert [point.f1 for point in curve.points()] == pytest.approx([2 / 4, 2 / 5, 4 / 6, 4 / 7])
+    best = curve.best()
+    assert (best.right, best.wrong, best.missed) == (2, 1, 1)
+    assert (best.precision, best.recall) == (2 / 3, 2 / 3)
+    assert best.threshold == pytest.approx((0.6 + 0.3) / 2)
+    assert threshold_curve(matches, 1).best().f1 == pytest.approx(4 / 5)
+    assert threshold_curve(matches, 2).best() is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_counts_at_each_threshold_are_those_of_the_detections_above_it(seed):
+    annotations, detections = random_case(seed)
+    every = threshold_curve(match_detections(annotations, detections)).points()
+    for point in every[:: max(1, len(every) // 8)]:
+        kept = [{k: v[d["scores"] >= point.threshold] for k, v in d.items()} for d in detections]
+        alone = match_detections(annotations, kept)
+        right = int((alone.found[0] & alone.counted[0]).sum())
+        assert (point.right, point.wrong) == (right, int(alone.counted[0].sum()) - right)
+        assert point.right + point.missed == int((~annotations.ignore).sum())
+
+
+def test_without_objects_or_detections_there_is_no_best_threshold():
+    one = store([[(1, 0, 0, 10, 10)]])
+    assert threshold_curve(match_detections(one, [found()])).best() is None
+    assert threshold_curve(match_detections(store([[]]), [found((1, 0.9, 0, 0, 10, 10))])).best() is None

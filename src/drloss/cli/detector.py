@@ -168,7 +168,12 @@ def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
     scales = "short sides of a multi-scale test (default: the run's short side alone)"
     test.add_argument("--test-scales", type=int, nargs="+", default=[], metavar="PIXELS", help=scales)
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, help="folder for results and plots (default: RUN/eval_SPLIT)")
+    run.add_argument("--out", type=Path, help="folder for results, plots and report.html (default: RUN/eval_SPLIT)")
+    words = (
+        "write the threshold with the best F1 into the exported .safetensors file, from which predict takes it "
+        "(default: if the file has none; a training with a validation split has written one)"
+    )
+    run.add_argument("--keep-threshold", action=argparse.BooleanOptionalAction, default=None, help=words)
     batch = "images per device at a time (default: 2)"
     run.add_argument("--eval-batch-size", type=int, default=2, metavar="INT", help=batch)
     older_name(run, "--batch-size", "--eval-batch-size", type=int)
@@ -182,6 +187,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     from drloss.distributed.ranks import join_ranks
     from drloss.inference.evaluate import evaluate_run, require_own_results
+    from drloss.studies.report.eval_page import write_eval_page
 
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
@@ -195,7 +201,7 @@ def _eval(options: argparse.Namespace) -> int:
         if report.problems and ranks.first:
             report.write(left_out)
         print_problems(report, left_out, console)
-        evaluate_run(
+        found = evaluate_run(
             options.run_or_file,
             annotations,
             out,
@@ -204,8 +210,12 @@ def _eval(options: argparse.Namespace) -> int:
             workers=at_least("--workers", options.workers, 0),
             score_threshold=require_share("--score-threshold", options.score_threshold),
             test_scales=[at_least("--test-scales", side, 1) for side in options.test_scales],
+            keep_threshold=options.keep_threshold,
             console=console,
         )
+        if found is not None:
+            page = write_eval_page(out, annotations, found)
+            console.print(f"page: {page}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -238,8 +248,11 @@ def add_predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
     run = parser.add_argument_group("run")
     run.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
-    threshold = "draw the detections that score at least this; the JSON has them all (default: 0.5)"
-    run.add_argument("--draw-threshold", type=float, default=0.5, metavar="NUMBER", help=threshold)
+    threshold = (
+        "draw the detections that score at least this; the JSON has them all (default: the detector's, which "
+        "training and drloss eval write into it, or 0.5)"
+    )
+    run.add_argument("--draw-threshold", type=float, metavar="NUMBER", help=threshold)
     older_name(run, "--threshold", "--draw-threshold", type=float)
     device_option(run)
     return _predict
@@ -252,7 +265,6 @@ def _predict(options: argparse.Namespace) -> int:
     from drloss.inference.predict import predict_images
 
     threshold = require_share("--draw-threshold", options.draw_threshold)
-    assert threshold is not None
     with join_ranks(options.device) as ranks:
         predict_images(
             options.run_or_file,

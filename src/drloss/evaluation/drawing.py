@@ -65,6 +65,15 @@ def draw_detections(
     return picture
 
 
+def draw_boxes(picture: Image.Image, boxes: Sequence[tuple[Box, str]]) -> Image.Image:
+    """A copy of a picture with frames: box in its pixels and colour ``#RRGGBB`` of each, the last on top."""
+    drawn = picture.copy()
+    pen = ImageDraw.Draw(drawn)
+    for box, colour in boxes:
+        _frame(pen, box, colour, max(2, round(min(picture.size) / 120)))
+    return drawn
+
+
 def mosaic(images: Sequence[Image.Image], columns: int, *, gap: int = 10) -> Image.Image:
     """Images in rows of ``columns``, each centred in a cell of the size of the largest, on a transparent background.
 

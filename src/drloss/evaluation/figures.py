@@ -30,6 +30,7 @@ from drloss.evaluation.plotting import (
     shortened,
     variants,
 )
+from drloss.evaluation.thresholds import ThresholdCurve
 from drloss.io.atomic import write_atomic
 
 MANY = 50
@@ -113,6 +114,28 @@ def threshold_curves(sweeps: Sequence[tuple[str, str, Sequence[Mapping[str, floa
     axes.set_ylim(0, 1.08 * max(values, default=0) or 1)
     axes.set_xlabel("score threshold")
     axes.set_ylabel(f"{metric} (%)")
+    legend(axes)
+    return figure
+
+
+def threshold_choice(curve: ThresholdCurve, colour: str) -> Figure:
+    """Precision, recall and F1 against the score threshold, and the threshold with the best F1.
+
+    Args:
+        curve: of all classes together.
+        colour: of F1.
+    """
+    figure, (axes,) = new_figure(1)
+    points = curve.points()
+    lines = (("F1", colour, "-", 2.4), ("precision", NEUTRAL, DASHED, 1.6), ("recall", NEUTRAL, "-", 1.6))
+    for name, own, dashes, width in lines:
+        values = [getattr(point, name.lower()) for point in points]
+        axes.plot(curve.threshold, values, color=own, linestyle=dashes, linewidth=width, label=name)
+    best = curve.best()
+    if best is not None:
+        label = f"best F1, {best.f1:.2f} at {best.threshold:.2f}"
+        axes.axvline(best.threshold, color=colour, linestyle=(0, (1, 2)), linewidth=1.6, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score threshold")
     legend(axes)
     return figure
 

@@ -74,9 +74,9 @@ def match_detections(
             chosen = np.flatnonzero(found_labels == k)
             chosen = chosen[np.argsort(-scores[chosen], kind="stable")][:max_detections]
             truth = labels == k
-            found, counted = _match_one(found_boxes[chosen], boxes[truth].astype(np.float64), ignore[truth])
+            objects_found, counted = match_class(found_boxes[chosen], boxes[truth].astype(np.float64), ignore[truth])
             image = np.full(len(chosen), n, dtype=np.int64)
-            parts.append((image, found_labels[chosen].astype(np.int64), scores[chosen], found, counted))
+            parts.append((image, found_labels[chosen].astype(np.int64), scores[chosen], objects_found >= 0, counted))
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         empty = np.zeros((len(IOU_THRESHOLDS), 0), dtype=bool)
@@ -87,23 +87,33 @@ def match_detections(
     return MatchedDetections(image[order], label[order], score[order], found[:, order], counted[:, order], objects)
 
 
-def _match_one(detected: Floats, boxes: Floats, ignore: Bools) -> tuple[Bools, Bools]:
-    """Found and counted, (10, D) each, for the detections of one image and class, highest score first."""
-    thresholds = len(IOU_THRESHOLDS)
-    found = np.zeros((thresholds, len(detected)), dtype=bool)
-    counted = np.ones((thresholds, len(detected)), dtype=bool)
+def match_class(
+    detected: Floats, boxes: Floats, ignore: Bools, thresholds: Floats = IOU_THRESHOLDS
+) -> tuple[Ints, Bools]:
+    """Which object each detection of one image and class finds, by COCO's rules.
+
+    Args:
+        detected: (D, 4) boxes, highest score first.
+        boxes: (G, 4) the objects.
+        ignore: (G,) whether the object is a crowd.
+        thresholds: (T,) IoU from which a detection finds an object.
+    Returns:
+        Position of the object that a detection finds, -1 for none, and whether the detection counts; (T, D) each.
+    """
+    found = np.full((len(thresholds), len(detected)), -1, dtype=np.int64)
+    counted = np.ones((len(thresholds), len(detected)), dtype=bool)
     if not len(boxes):
         return found, counted
-    overlap = _overlap(detected, boxes, ignore)
-    taken = np.zeros((thresholds, len(boxes)), dtype=bool)
-    rows = np.arange(thresholds)
+    overlap = overlaps(detected, boxes, ignore)
+    taken = np.zeros((len(thresholds), len(boxes)), dtype=bool)
+    rows = np.arange(len(thresholds))
     for d in range(len(detected)):
-        enough = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None] <= overlap[d]
+        enough = np.minimum(thresholds, 1 - 1e-10)[:, None] <= overlap[d]
         free = enough & ~taken & ~ignore
         # Of equal overlaps the last one wins, as in the reference implementation.
         best = _last_best(np.where(free, overlap[d], -1.0))
         hit = free.any(axis=1)
-        found[:, d] = hit
+        found[hit, d] = best[hit]
         taken[rows[hit], best[hit]] = True
         counted[:, d] = hit | ~(enough & ignore).any(axis=1)
     return found, counted
@@ -114,7 +124,7 @@ def _last_best(values: Floats) -> Ints:
     return best
 
 
-def _overlap(detected: Floats, boxes: Floats, ignore: Bools) -> Floats:
+def overlaps(detected: Floats, boxes: Floats, ignore: Bools) -> Floats:
     """IoU (D, G) of each detection with each box; with an ignored box, the share of the detection inside it."""
     low = np.maximum(detected[:, None, :2], boxes[None, :, :2])
     high = np.minimum(detected[:, None, 2:], boxes[None, :, 2:])

@@ -64,8 +64,9 @@ class Detector:
         else:
             network, description = load_run(file)
             network.to(chosen)
-        said = description.threshold
-        return cls(network, description, chosen, threshold if threshold is not None else said or THRESHOLD)
+        if threshold is None:
+            threshold = THRESHOLD if description.threshold is None else description.threshold
+        return cls(network, description, chosen, threshold)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -30,7 +30,9 @@ LONGEST = 180
 longer than the final one."""
 
 
-def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshold: float, console: Console) -> None:
+def predict_images(
+    run: Path, images: Path, out: Path, ranks: Ranks, *, threshold: float | None, console: Console
+) -> None:
     """Detect objects in an image, or in every image of a folder, and write pictures and ``predictions.json``.
 
     Args:
@@ -39,7 +41,8 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
             (other files, hidden images, linked folders) is counted and printed.
         out: folder for the pictures, which have the names of their images; not the folder of the images.
         ranks: device of the detector.
-        threshold: lowest score that is drawn. The JSON holds everything above the detector's own threshold.
+        threshold: lowest score that is drawn; None for the detector's. The JSON holds everything above its
+            ``score_threshold``.
         console: where to print.
     Raises:
         UserError: if there is no image, a file in ``out`` would be overwritten that drloss did not write, or the run
@@ -49,7 +52,8 @@ def predict_images(run: Path, images: Path, out: Path, ranks: Ranks, *, threshol
     root = images if images.is_dir() else images.parent
     pictures = {path: out / picture_name(path.relative_to(root)) for path in paths}
     _require_place(out, root, pictures.values())
-    detector = Detector.load(run, device=str(ranks.device))
+    detector = Detector.load(run, device=str(ranks.device), threshold=threshold)
+    threshold = detector.threshold
     description = detector.description
     records: list[dict[str, Any]] = []
     detections: list[Detection] = []

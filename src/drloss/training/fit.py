@@ -25,9 +25,18 @@ from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config
+from drloss.training.log import read_scalars
 from drloss.training.preparation import new_detector, prepare, require_boxes, require_fit
 from drloss.training.reporting import evaluate_split, log_step, progress_bar
-from drloss.training.run_folder import CHECKPOINTS, MODEL, only_writer, require_new_run, settings_of
+from drloss.training.run_folder import (
+    CHECKPOINTS,
+    EVALUATIONS_FILE,
+    MODEL,
+    THRESHOLD,
+    only_writer,
+    require_new_run,
+    settings_of,
+)
 from drloss.training.signals import stop_signals
 from drloss.training.state import save
 from drloss.training.step import take_step
@@ -133,9 +142,16 @@ def _export(trainer: Trainer) -> None:
             class_names=trainer.train.class_names,
             category_ids=tuple(int(i) for i in trainer.train.category_ids),
             loss=trainer.config.loss,
+            threshold=_last_threshold(trainer.out),
         )
         save_detector(trainer.out / MODEL, trainer.model.state_dict(), description)
     trainer.ranks.wait()
+
+
+def _last_threshold(out: Path) -> float | None:
+    """The threshold of the last evaluation; None if there is none."""
+    _, values = read_scalars(out / EVALUATIONS_FILE).get(THRESHOLD, ([], []))
+    return values[-1] if values else None
 
 
 def own_batches(trainer: Trainer) -> AbstractContextManager[Iterator[Batch]]:

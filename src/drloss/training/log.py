@@ -32,15 +32,20 @@ class ScalarLog:
             raise unwritable(folder / BOARD, error) from None
 
     def write(self, name: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Append a row to ``name``, one of the two CSV files; NaN becomes an empty cell."""
+        """Append a row to ``name``, one of the two CSV files; NaN becomes an empty cell.
+
+        A file that an earlier drloss began keeps the columns that it has.
+        """
         path = self.folder / name
         try:
-            fresh = not path.exists() or path.stat().st_size == 0
+            columns = _columns(path)
             with path.open("a", newline="") as file:
                 writer = csv.writer(file)
-                if fresh:
-                    writer.writerow(["iteration", *values])
-                writer.writerow([iteration, *("" if isnan(v) else f"{v:.8g}" for v in values.values())])
+                if not columns:
+                    columns = ["iteration", *values]
+                    writer.writerow(columns)
+                row = {name: "" if isnan(value) else f"{value:.8g}" for name, value in values.items()}
+                writer.writerow([iteration, *(row.get(name, "") for name in columns[1:])])
                 file.flush()
                 os.fsync(file.fileno())  # the next checkpoint relies on this row
         except OSError as error:
@@ -68,6 +73,14 @@ def read_scalars(path: Path) -> dict[str, tuple[list[float], list[float]]]:
                     iterations.append(float(row["iteration"]))
                     values.append(float(text))
     return curves
+
+
+def _columns(path: Path) -> list[str]:
+    """The columns of a CSV file; none if it is missing or empty."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
 
 
 def _keep_rows(path: Path, start: int) -> None:

@@ -9,8 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from drloss.evaluation.coco import evaluate, percent, undefined_ap
 from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.limits import full_images
+from drloss.evaluation.matching import match_detections
+from drloss.evaluation.thresholds import threshold_curve
 from drloss.training.messages import warn
-from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE
+from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE, THRESHOLD
 from drloss.training.schedule import learning_rate
 from drloss.training.step import StepReport
 from drloss.training.trainer import Trainer
@@ -58,7 +60,9 @@ def evaluate_split(trainer: Trainer) -> float:
     if trainer.log is not None:
         metrics = evaluate(trainer.val, detections).metrics
         trainer.last_ap = metrics["AP"]
-        trainer.log.write(EVALUATIONS_FILE, trainer.iteration, metrics)
+        best = threshold_curve(match_detections(trainer.val, detections)).best()
+        row = metrics | {THRESHOLD: math.nan if best is None else best.threshold}
+        trainer.log.write(EVALUATIONS_FILE, trainer.iteration, row)
         numbers = ", ".join(f"{k} {percent(v)}" for k, v in metrics.items())
         trainer.console.print(f"iteration {trainer.iteration}: {numbers}")
         problems = [undefined_ap(trainer.val)]
