@@ -1,4 +1,20 @@
-"""Where pytest does not look for doctests: in the adapters of hosts that may be absent."""
+"""Doctests: where pytest does not look for them (in the adapters of hosts that may be absent), and what they find."""
+
+import pytest
 
 HOSTS = ("detectron2", "effdet", "mmdet", "transformers", "ultralytics", "monai", "libreyolo")
 collect_ignore = [*(f"src/drloss/adapters/{host}.py" for host in HOSTS), "tests/support/small_detr.py"]
+
+
+@pytest.fixture(autouse=True)
+def files_of_the_readme(request, tmp_path_factory, monkeypatch):
+    """The examples of the README run in a folder that has the detector and the photograph they name."""
+    if request.node.name == "README.md":
+        from PIL import Image
+
+        from random_detector import random_detector
+
+        folder = tmp_path_factory.mktemp("readme")
+        random_detector(folder / "detector.safetensors")
+        Image.effect_noise((80, 60), 90).save(folder / "photo.jpg")
+        monkeypatch.chdir(folder)

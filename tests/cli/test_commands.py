@@ -276,17 +276,16 @@ def test_train_needs_only_the_splits_that_it_reads(tmp_path, capsys):
 
 
 def test_other_processes_hear_that_images_are_still_being_checked(monkeypatch):
-    from drloss.cli import options
-    from drloss.data.checks import images
+    from drloss.inference import reading
 
     def check(annotations, report, *, strict, progress):
         for done in range(1, 1201):
             progress(done, 1200)
         return annotations, report
 
-    monkeypatch.setattr(images, "check_images", check)
+    monkeypatch.setattr(reading, "check_images", check)
     heard = []
     ranks = SimpleNamespace(at=lambda doing, *, slow: heard.append((doing, slow)))
     source = SimpleNamespace(read=lambda split, strict: ("annotations", SimpleNamespace(problems=[])))
-    assert options.read_split(source, "train", True, ranks)[0] == "annotations"
+    assert reading.read_split(source, "train", True, ranks)[0] == "annotations"
     assert heard == [("checking images", True)] * 2

@@ -1,6 +1,8 @@
 """A trained detector in a program: ``drloss.Detector``."""
 
 import builtins
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from drloss import Detector
+from drloss.cli import main
 from drloss.errors import UserError
 from random_detector import NAMES, TINY, detect_image, noise, random_detector
 
@@ -157,3 +160,59 @@ def test_wrong_files_devices_and_thresholds_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"threshold must be null or a number in 0\.\.1, got 3"):
         Detector.load(tmp_path / "b.safetensors")
     assert TINY.score_threshold == 0.3
+
+
+QUICK = {"short_side": 64, "max_iters": 2, "batch_size": 4, "micro_batch": 4, "workers": 0, "eval_every": 0}
+
+
+def test_fit_is_what_the_command_does(tmp_path, capsys):
+    data = "shapes:train=8,val=4,size=64"
+    detector = Detector.fit(data, tmp_path / "a", loss="dr+", seed=3, device="cpu", **QUICK)
+    assert detector.description.loss == "dr+"
+    assert detector.class_names == NAMES
+    options = [text for name, value in QUICK.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    train = ["train", "--data", data, "--preset", "cpu", "--loss", "dr+", "--seed", "3", "--device", "cpu", *options]
+    assert main([*train, "--out", str(tmp_path / "b")]) == 0
+    ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert ours == theirs
+    capsys.readouterr()
+    again = Detector.fit(data, tmp_path / "a", loss="dr+", seed=3, device="cpu", resume=True, **QUICK)
+    assert "2/2" not in capsys.readouterr().out
+    assert again.description == detector.description
+
+
+def test_fit_runs_in_a_thread_which_gets_no_signals(tmp_path):
+    with ThreadPoolExecutor(1) as threads:
+        fitted = threads.submit(Detector.fit, "shapes:train=4,val=2,size=64", tmp_path / "a", device="cpu", **QUICK)
+    assert fitted.result().class_names == NAMES
+
+
+def test_fit_raises_keyboard_interrupt_after_a_checkpoint(tmp_path, monkeypatch):
+    from drloss.training import fit
+
+    def step(trainer, *rest):
+        signal.raise_signal(signal.SIGINT)
+        return take_step(trainer, *rest)
+
+    take_step = fit.take_step
+    monkeypatch.setattr(fit, "take_step", step)
+    data = "shapes:train=4,val=2,size=64"
+    with pytest.raises(KeyboardInterrupt, match="stopped after iteration 1"):
+        Detector.fit(data, tmp_path / "a", device="cpu", **QUICK)
+    assert any((tmp_path / "a" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "words"),
+    [
+        ("nowhere", {}, "nowhere"),
+        ("shapes", {"preset": "lapto"}, "preset must be one of .* got 'lapto'.*laptop"),
+        ("shapes", {"max_iter": 3}, "unknown setting 'max_iter'.*max_iters"),
+        ("shapes", {"max_iters": "3"}, "max_iters"),
+        ("shapes", {"val_split": "none", "val_fraction": 0.1}, "val-split none"),
+    ],
+)
+def test_fit_refuses_what_the_command_refuses(data, how, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        Detector.fit(data, tmp_path / "a", device="cpu", **how)
+    assert not (tmp_path / "a").exists()

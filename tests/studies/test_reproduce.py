@@ -14,6 +14,7 @@ import pytest
 
 from drloss.cli import main, studies
 from drloss.errors import UserError
+from drloss.inference import reading
 from drloss.studies import jobs
 from drloss.studies.paper.names import FIGURES
 from drloss.studies.paper.numbers import ROWS, TEST_SCALES, Settings, find_row, number, settings
@@ -198,9 +199,9 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_is_refused_in_words(copi
 @pytest.mark.slow
 def test_the_same_data_by_another_name_are_the_same(copied, capsys, monkeypatch):
     seen = []
-    read = studies.read_split
+    read = reading.read_split
     monkeypatch.setattr(
-        studies, "read_split", lambda source, split, *rest: seen.append(split) or read(source, split, *rest)
+        reading, "read_split", lambda source, split, *rest: seen.append(split) or read(source, split, *rest)
     )
     _, call = copied
     assert call("shapes:size=64,test=2,val=4,train=8") == 0

@@ -10,13 +10,11 @@ from typing import Any
 from drloss.cli.options import (
     DEFAULT_PRESET,
     Command,
-    default_preset,
-    input_size,
     preset_name,
 )
 from drloss.errors import UserError
 from drloss.training.config import override
-from drloss.training.presets import PRESETS
+from drloss.training.presets import PRESETS, default_preset
 
 _FORMATS = """\
 folders that are recognised:
@@ -144,6 +142,8 @@ def _convert(source: Any, result: Any, kind: str, out: str) -> None:
 
 
 def _input_size(preset: str, short_side: int | None) -> Any:
+    from drloss.inference.fitting import input_size
+
     config = override(PRESETS[preset], {} if short_side is None else {"short_side": short_side})
     return input_size(f"--preset {preset}" + ("" if short_side is None else f" --short-side {short_side}"), config)
 

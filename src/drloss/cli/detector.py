@@ -2,27 +2,21 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from drloss.cli.options import (
-    NO_SPLIT,
     Command,
     at_least,
     configuration,
+    data_choice,
     data_options,
     device_option,
-    input_size,
     older_name,
-    open_source,
     preset_name,
     preset_option,
-    print_problems,
-    read_split,
-    report_name,
     require_share,
     settings_options,
     split_options,
@@ -52,26 +46,23 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from drloss.distributed.ranks import join_ranks
-    from drloss.training.fit import Stopped, fit
+    from drloss.inference.fitting import fit_data
+    from drloss.training.fit import Stopped
 
     config = configuration(options)
     if options.force and not options.resume:
         raise UserError("--force goes with --resume: it resumes although the data or the settings have changed")
-    if os.path.isfile(options.out):
-        raise UserError(f"--out {options.out}: is a file; name a folder")
+    start = f"--preset {options.preset}" if options.config is None else f"--config {options.config}"
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
-        source = open_source(options, options.out if options.resume else None, ranks=ranks)
-        train, val, reports = read_splits(source, options, console, ranks)
-        _remark(train, options, config, console)
-        how = {"resume": options.resume, "force": options.force, "splits": getattr(source, "made", None)}
+        how = {"resume": options.resume, "force": options.force, "console": console, "start": start}
         try:
-            trained = fit(config, train, val, options.out, ranks, **how, reports=reports, console=console)
+            fitted = fit_data(data_choice(options), config, options.out, ranks, **how)
         except Stopped as stopped:
             console.print(str(stopped), markup=False)
             return 0
         if ranks.first:
-            _close(options, val, ranks.device, console, trained=trained)
+            _close(options, fitted.val, ranks.device, console, trained=fitted.trained)
     return 0
 
 
@@ -99,39 +90,6 @@ def _close(options: argparse.Namespace, val: Any, device: Any, console: Any, *, 
     console.print(reached, markup=False, soft_wrap=True)
     for name, value in lines.items():
         console.print(f"  {name:8} {value}", markup=False, soft_wrap=True)
-
-
-def read_splits(
-    source: Any, options: argparse.Namespace, console: Any, ranks: Any
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The training split; the validation split or None; and the reports of what is left out of them, by file name."""
-    splits, reports = {"train": options.train_split, "val": options.val_split or "val"}, {}
-    if options.val_split in (None, NO_SPLIT) and splits["val"] not in source.splits:
-        if options.val_split is None:
-            console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
-        del splits["val"]
-    if source.says:
-        console.print(f"{source.name}: {source.format}, {source.says}", markup=False, soft_wrap=True)
-    found = {}
-    for use, split in splits.items():
-        found[use], report = read_split(source, split, options.skip_bad, ranks)
-        print_problems(report, options.out / report_name(split), console)
-        if report.problems:
-            reports[report_name(split)] = report
-    if getattr(source, "made", None):
-        console.print(source.note(), markup=False, soft_wrap=True)
-    return found["train"], found.get("val"), reports
-
-
-def _remark(train: Any, options: argparse.Namespace, config: Any, console: Any) -> None:
-    """Say what the training split may not be good for, before the training."""
-    from drloss.data.checks.remarks import class_remarks, shape_remarks, size_remarks
-
-    start = f"--preset {options.preset}" if options.config is None else f"--config {options.config}"
-    split, size = options.train_split, input_size(start, config)
-    remarks = class_remarks({split: train}) + size_remarks(split, train, size) + shape_remarks(split, train, size)
-    for remark in remarks:
-        console.print(f"remark: {remark}", markup=False, soft_wrap=True)
 
 
 def add_config(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
@@ -187,6 +145,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     from drloss.distributed.ranks import join_ranks
     from drloss.inference.evaluate import evaluate_run, require_own_results
+    from drloss.inference.reading import print_problems, read_split, report_name
     from drloss.studies.report.eval_page import write_eval_page
 
     with join_ranks(options.device) as ranks:

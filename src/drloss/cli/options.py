@@ -11,8 +11,6 @@ from drloss.training.config import AUTO, GROUPS, OPTIONS, Config, descriptions, 
 from drloss.training.presets import PRESETS
 
 USER_ERROR = 2
-NO_SPLIT = "none"
-"""What ``--val-split`` is given for training without evaluation."""
 INTERRUPTED = 130
 
 Command = Callable[[argparse.Namespace], int]
@@ -43,40 +41,23 @@ def split_options(group: argparse._ActionsContainer, *, val_default: str | None)
     group.add_argument("--val-fraction", type=float, metavar="SHARE", help=share)
 
 
-def open_source(options: argparse.Namespace, run: Path | None = None, *, ranks: Any = None) -> Any:
-    """The data set that ``--data`` names, with a validation split if there is any way to one.
+def data_choice(options: argparse.Namespace) -> Any:
+    """Which images the options of :func:`data_options` and :func:`split_options` name."""
+    from drloss.inference.reading import DataChoice
 
-    Args:
-        options: those of :func:`data_options`.
-        run: the folder of a run, whose split is used if it made one.
-        ranks: this process among others, which it tells that it is still reading.
-    """
-    from drloss.data.formats.opening import open_data
-    from drloss.data.held_out import SPLITS_FILE, with_val
-
-    source = open_data(options.data)
-    if getattr(options, "val_split", None) == NO_SPLIT and NO_SPLIT not in source.splits:
-        if options.val_fraction:
-            raise UserError(f"--val-fraction {options.val_fraction:g} with --val-split none; allowed: one of them")
-        return with_val(source, 0.0)
-    progress = None if ranks is None else still_reading(ranks)
-    return with_val(source, options.val_fraction, None if run is None else run / SPLITS_FILE, progress=progress)
+    return DataChoice(
+        options.data,
+        train_split=options.train_split,
+        val_split=options.val_split,
+        val_fraction=options.val_fraction,
+        skip_bad=options.skip_bad,
+    )
 
 
 def data_arguments(options: argparse.Namespace) -> list[str]:
     """The options of :func:`data_options`, but ``--skip-bad``, as another command takes them."""
     fraction = [] if options.val_fraction is None else ["--val-fraction", str(options.val_fraction)]
     return ["--data", options.data, *(["--follow-links"] if options.follow_links else []), *fraction]
-
-
-def still_reading(ranks: Any) -> Callable[[int, int], object]:
-    """Tells the other processes every 500 images that this one is still reading."""
-
-    def going_on(done: int, total: int) -> None:
-        if done % 500 == 0:
-            ranks.at("checking images", slow=True)
-
-    return going_on
 
 
 def older_name(group: argparse._ActionsContainer, name: str, shown: str, **how: Any) -> None:
@@ -90,26 +71,11 @@ def device_option(parser: argparse._ActionsContainer) -> None:
 
 
 DEFAULT_PRESET = "laptop; cpu for the generated data"
-"""What :func:`default_preset` gives, in words."""
-
-
-def default_preset(data: str) -> str:
-    """The preset for a newcomer's data, or for the generated ones."""
-    return "cpu" if data.partition(":")[0] == "shapes" else "laptop"
-
-
-def input_size(name: str, config: Config) -> Any:
-    """The sizes to which a training with this configuration brings images, and its smallest anchor."""
-    from drloss.data.checks.remarks import InputSize
-
-    detector = config.detector
-    smallest = detector.strides[0] * detector.anchor_scale
-    ratios = detector.anchor_ratios
-    return InputSize(name, detector.short_side, detector.max_side, smallest, detector.positive_iou, ratios)
+"""What :func:`drloss.training.presets.default_preset` gives, in words."""
 
 
 def preset_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """``--preset NAME`` or ``--config FILE``; one of them is required unless :func:`default_preset` stands in."""
+    """``--preset NAME`` or ``--config FILE``; one of them is required unless a default stands in."""
     which = parser.add_argument_group("where settings start from")
     either = which.add_mutually_exclusive_group(required=required)
     words = f"{', '.join(PRESETS)}" + ("" if required else f" (default: {DEFAULT_PRESET})")
@@ -199,30 +165,6 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
     """The settings that were given, by name."""
     given = {name: getattr(options, name, None) for name in OPTIONS}
     return {n: parse_value(n, v) if isinstance(v, str) else v for n, v in given.items() if v is not None}
-
-
-def read_split(source: Any, split: str, skip_bad: bool, ranks: Any = None) -> tuple[Any, Any]:
-    """A split, and the report of what is left out of it.
-
-    Tells the other processes of ``ranks`` every 500 images that this one is still reading.
-    """
-    from drloss.data.checks.images import check_images, require_images
-
-    going_on = None if ranks is None else still_reading(ranks)
-    annotations, report = source.read(split, strict=not skip_bad)
-    if skip_bad:
-        return check_images(annotations, report, strict=False, progress=going_on)
-    return require_images(annotations, report, progress=going_on)
-
-
-def print_problems(report: Any, path: Path, console: Any) -> None:
-    """Print what was left out of a split, if anything. The full list will be at ``path``."""
-    if report.problems:
-        console.print(report.text(path), markup=False, soft_wrap=True)
-
-
-def report_name(split: str) -> str:
-    return f"data_{split}.json"
 
 
 def at_least(option: str, value: int, least: int) -> int:

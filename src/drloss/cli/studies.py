@@ -12,19 +12,17 @@ from drloss.cli.options import (
     at_least,
     configuration,
     data_arguments,
+    data_choice,
     data_options,
-    default_preset,
     device_option,
-    open_source,
     preset_option,
-    read_split,
     settings,
     settings_options,
     split_options,
 )
 from drloss.errors import UserError
 from drloss.studies.paper.names import EQUATIONS, FIGURES, POINTS, SCALES, WHAT
-from drloss.training.presets import PRESETS
+from drloss.training.presets import PRESETS, default_preset
 
 if TYPE_CHECKING:
     from drloss.distributed.ranks import Ranks
@@ -59,6 +57,7 @@ def add_compare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from drloss.inference.reading import open_source
     from drloss.studies.compare.run import run_compare
 
     if options.config is None:
@@ -66,7 +65,7 @@ def _compare(options: argparse.Namespace) -> int:
     base = configuration(options)
     with _alone(options) as (ranks, at_once):
         run_compare(
-            open_source(options),
+            open_source(data_choice(options)),
             options.losses,
             options.seeds,
             base,
@@ -177,6 +176,7 @@ def _draw_figure1(options: argparse.Namespace) -> None:
     """Draw Figure 1 from the scores of ``--scores-of``, else of the DR runs in ``--out``, else of synthetic ones."""
     from drloss.data.formats.opening import open_data
     from drloss.distributed.ranks import join_ranks
+    from drloss.inference.reading import read_split
     from drloss.studies.paper.reproduce import reweighting_of_run, reweighting_of_runs
     from drloss.studies.paper.scores import reweight_scores, save_reweighting
 
@@ -196,6 +196,7 @@ def _reproduce_runs(
     from rich.console import Console
 
     from drloss.data.formats.opening import open_data
+    from drloss.inference.reading import read_split
     from drloss.studies.paper.reproduce import reproduce_runs
 
     console = Console(highlight=False)

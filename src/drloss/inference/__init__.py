@@ -2,6 +2,7 @@
 
 ``detector.py`` is :class:`Detector`, a trained detector in a program; ``images.py`` and ``results.py`` are what goes
 in and what comes out.
+``reading.py`` goes from the name of a data set to its splits, and ``fitting.py`` trains on them: ``drloss train``.
 ``evaluate.py`` is ``drloss eval``: it evaluates a detector on a split and writes metrics, results and plots.
 ``predict.py`` is ``drloss predict``: it detects objects in pictures and draws them.
 ``export.py`` is ``drloss export``.

@@ -12,7 +12,7 @@ from drloss.detector.detections import detect, from_whole_input
 from drloss.detector.exported import DetectorFile
 from drloss.detector.model import RetinaNet
 from drloss.detector.onnx_file import SUFFIX, OnnxDetector
-from drloss.distributed.ranks import choose_device
+from drloss.distributed.ranks import Ranks, choose_device
 from drloss.errors import UserError
 from drloss.inference.images import Picture, as_pixels, prepared
 from drloss.inference.results import Detections
@@ -67,6 +67,60 @@ class Detector:
         if threshold is None:
             threshold = THRESHOLD if description.threshold is None else description.threshold
         return cls(network, description, chosen, threshold)
+
+    @classmethod
+    def fit(
+        cls,
+        data: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        preset: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        val_fraction: float | None = None,
+        skip_bad: bool = False,
+        follow_links: bool = False,
+        resume: bool = False,
+        device: str | None = None,
+        **settings: object,
+    ) -> "Detector":
+        """Train a detector, as ``drloss train`` does, and load it. Progress is printed.
+
+        >>> detector = Detector.fit("photos", "runs/first", loss="dr+", max_iters=300)  # doctest: +SKIP
+
+        Args:
+            data: folder of a data set as a tool exported it, one of its annotation files, a ``.toml`` data file, or
+                ``"shapes"``, which are generated.
+            out: folder of the run. It must be new, unless ``resume``.
+            preset: where the settings start from; by default ``"laptop"``, or ``"cpu"`` for generated images.
+            train_split, val_split, val_fraction, skip_bad: see :class:`~drloss.inference.reading.DataChoice`.
+            follow_links: whether links may lead out of the data set.
+            resume: go on from the newest checkpoint in ``out``, if there is one; a run that has ended is loaded.
+            device: cpu, cuda or cuda:N; by default cuda where there is one.
+            settings: those of ``drloss train --help``, with ``_`` in place of ``-``, as numbers, texts and tuples.
+        Raises:
+            UserError: if the data, a setting or the folder cannot be used.
+            KeyboardInterrupt: if it is interrupted, after a checkpoint.
+        """
+        from rich.console import Console
+
+        from drloss.data.files.paths import following_links
+        from drloss.inference.fitting import fit_data
+        from drloss.inference.reading import DataChoice
+        from drloss.training.config import override
+        from drloss.training.fit import Stopped
+        from drloss.training.presets import default_preset, preset_of
+
+        name = str(data)
+        choice = DataChoice(name, train_split, val_split, val_fraction, skip_bad)
+        config = override(preset_of(preset or default_preset(name)), settings)
+        ranks = Ranks(0, 1, choose_device(device))
+        with following_links(follow_links):
+            try:
+                fit_data(choice, config, Path(out), ranks, resume=resume, console=Console(highlight=False))
+            except Stopped as stopped:
+                raise KeyboardInterrupt(str(stopped)) from None
+        return cls.load(out, device=device)
 
     @property
     def class_names(self) -> tuple[str, ...]:

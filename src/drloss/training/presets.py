@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from drloss.detector.config import DetectorConfig
+from drloss.errors import UserError, nearest
 from drloss.training.config import Config
 
 _R50 = DetectorConfig()
@@ -135,3 +136,19 @@ PRESETS: dict[str, Config] = {
     "voc07": VOC07,
 }
 """Presets by name. ``--loss focal`` makes any of them a focal-loss baseline, with that loss's prior and weight."""
+
+
+def default_preset(data: str) -> str:
+    """The preset for a newcomer's data, or for the generated ones."""
+    return "cpu" if data.partition(":")[0] == "shapes" else "laptop"
+
+
+def preset_of(name: str) -> Config:
+    """The preset of a name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,6 +1,7 @@
 """Signals that ask a run to stop."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,14 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(console: Console) -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGHUP and Ctrl-C instead of ending at once; a second Ctrl-C raises KeyboardInterrupt."""
+    """Note SIGTERM, SIGHUP and Ctrl-C instead of ending at once; a second Ctrl-C raises KeyboardInterrupt.
+
+    In a thread other than the main one nothing is noted: Python calls handlers in the main thread only.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def receive(number: int, frame: FrameType | None) -> None:
         if request.received and number == signal.SIGINT:
