@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from drloss.cli.data import add_data, add_make_shapes
-from drloss.cli.detector import add_config, add_eval, add_export, add_predict, add_train
+from drloss.cli.detector import add_benchmark, add_config, add_eval, add_export, add_predict, add_train
 from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
 from drloss.cli.studies import add_compare, add_demo, add_reproduce
 from drloss.data.files.paths import following_links
@@ -106,6 +106,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),
     "predict": ("Detect objects in pictures and draw them.", add_predict),
     "export": ("Write a run's detector to one file: safetensors, or ONNX for other runtimes.", add_export),
+    "benchmark": ("Time a trained detector on this machine, in torch and in onnxruntime.", add_benchmark),
     "compare": ("Train several losses on your data and say in one page which is ahead.", add_compare),
     "data": ("Read a data set once; say what it is, what is in it and what is wrong; convert it.", add_data),
     "make-shapes": ("Write the generated data set to a folder.", add_make_shapes),

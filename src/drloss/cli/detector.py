@@ -1,4 +1,4 @@
-"""``drloss train``, ``config``, ``eval``, ``predict`` and ``export``."""
+"""``drloss train``, ``config``, ``eval``, ``predict``, ``export`` and ``benchmark``."""
 
 import argparse
 import json
@@ -305,3 +305,35 @@ def _size(words: list[str] | None) -> tuple[int, int] | None:
     if len(words) > 2 or not all(word.isdecimal() and len(word) < 6 for word in words):
         raise UserError(f"--size must be dynamic, or a height and a width in pixels, got {' '.join(words)}")
     return int(words[0]), int(words[-1])
+
+
+def add_benchmark(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
+    parser.add_argument(
+        "run_or_file", metavar="RUN", type=Path, help="run folder, or exported .safetensors or .onnx file"
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a photograph of the usual kind (default: noise)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="INT", help="images of a batch (default: 8)")
+    words = "time for each engine and batch size (default: 5)"
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="NUMBER", help=words)
+    parser.add_argument("--threads", type=int, metavar="INT", help="CPU threads (default: one for each core)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write what was measured, and with what")
+    device_option(parser)
+    return _benchmark
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from drloss.inference.speed import benchmark
+
+    benchmark(
+        options.run_or_file,
+        image=options.image,
+        batch_size=options.batch_size,
+        seconds=options.seconds,
+        threads=options.threads,
+        device=options.device,
+        out=options.out,
+        console=Console(highlight=False),
+    )
+    return 0
