@@ -3,7 +3,8 @@
 # make check  ruff and mypy        make slow  the slow tests          make bench  benchmarks
 # make soak   the long form of the tests of reliability: what docs/reliability.md promises
 # make hosts  install the adapters' hosts beside it, and run their tests
-# make docs   check that README and docs say what is true
+# make docs   check that README and docs say what is true, and build the site in build/site
+# make docs-serve   the site at http://127.0.0.1:8000, built again whenever a page changes
 # make clean  remove what was made, but for .venv
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ SLOW ?=
 # One job more than cores: many tests wait for other processes.
 JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)))
 
-.PHONY: setup demo test slow soak hosts check format bench docs clean
+.PHONY: setup demo test slow soak hosts check format bench docs docs-serve clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
@@ -58,4 +59,8 @@ clean:
 	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
 docs: setup
-	$(BIN)/python -m pytest README.md tests/test_equations.py src
+	$(BIN)/python -m pytest README.md docs/your_loop.md docs/using.md tests/test_docs.py tests/test_equations.py src
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -7,9 +7,9 @@ collect_ignore = [*(f"src/drloss/adapters/{host}.py" for host in HOSTS), "tests/
 
 
 @pytest.fixture(autouse=True)
-def files_of_the_readme(request, tmp_path_factory, monkeypatch):
-    """The examples of the README run in a folder that has the detector and the photograph they name."""
-    if request.node.name == "README.md":
+def files_of_the_pages(request, tmp_path_factory, monkeypatch):
+    """The examples of the pages run in a folder that has the detector and the photograph they name."""
+    if request.node.name in ("README.md", "using.md"):
         from PIL import Image
 
         from random_detector import random_detector

@@ -3,8 +3,8 @@
 python -m benchmarks.page
 
 docs/speed.md, docs/reproduction.md, docs/reliability.md and docs/trials.md are generated as a whole. In README.md,
-docs/comparisons.md and docs/adapters/torchvision.md only the text between ``<!-- begin NAME -->`` and
-``<!-- end NAME -->`` is.
+docs/your_loop.md, docs/comparisons.md and docs/adapters/torchvision.md only the text between ``<!-- begin NAME -->``
+and ``<!-- end NAME -->`` is.
 """
 
 import json
@@ -24,7 +24,7 @@ from drloss.studies.paper.tables import reproduction_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FILLED = (ROOT / "README.md", DOCS / "comparisons.md", DOCS / "adapters" / "torchvision.md")
+FILLED = (ROOT / "README.md", DOCS / "your_loop.md", DOCS / "comparisons.md", DOCS / "adapters" / "torchvision.md")
 """Files with generated blocks."""
 FIGURES = "figures/reproduction/"
 """Folder of the figures of docs/reproduction.md, relative to it."""
@@ -267,7 +267,7 @@ def _hosts() -> list[str]:
 
 
 def _speed() -> list[str]:
-    """README's sentence about the CPU: time and memory of the DR loss over those of torchvision's focal loss."""
+    """The sentence about the CPU: time and memory of the DR loss over those of torchvision's focal loss."""
     record = newest()["cpu"]
     rows = [r for r in record["rows"] if (r["dtype"], r["batch"]) == ("float32", 1) and "both_s" in r]
     ours = [r for r in rows if r["loss"] == "DR"]
