@@ -20,14 +20,15 @@ from drloss.data.order import Key, TrainingOrder
 from drloss.data.splitting import Splits
 from drloss.data.transforms import Augmentation
 from drloss.data.workers import load_batches
-from drloss.detector.exported import DetectorFile, save_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
+from drloss.training.best import has_ended
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config
+from drloss.training.exporting import export_last
 from drloss.training.preparation import new_detector, prepare, require_boxes, require_fit
-from drloss.training.reporting import evaluate_split, log_step, progress_bar
-from drloss.training.run_folder import CHECKPOINTS, MODEL, only_writer, require_new_run, settings_of
+from drloss.training.reporting import evaluate_split, log_step, progress_bar, say_best
+from drloss.training.run_folder import CHECKPOINTS, only_writer, require_new_run, settings_of
 from drloss.training.signals import stop_signals
 from drloss.training.state import save
 from drloss.training.step import take_step
@@ -86,12 +87,13 @@ def fit(
         if trainer is None:
             return False
         _train(trainer)
-        _export(trainer)
+        export_last(trainer)
+        say_best(trainer)
     return True
 
 
 def _train(trainer: Trainer) -> None:
-    """Train to the last iteration, with the evaluations and checkpoints that are due on the way."""
+    """Train until the run has ended, with the evaluations and checkpoints that are due on the way."""
     config, ranks = trainer.config, trainer.ranks
     log = closing(trainer.log) if trainer.log else nullcontext()
     with log, progress_bar(trainer) as progress, own_batches(trainer) as batches:
@@ -101,7 +103,7 @@ def _train(trainer: Trainer) -> None:
             evaluate_split(trainer)
             save(trainer)
         last, steps = time.perf_counter(), 0
-        while trainer.iteration < config.max_iters:
+        while not has_ended(trainer.iteration, trainer.best, config):
             number = trainer.iteration + 1
             done = number == config.max_iters
             logged = done or number % config.log_every == 0
@@ -118,24 +120,11 @@ def _train(trainer: Trainer) -> None:
                 trainer.evaluated = False
                 save(trainer)  # save first, so that a kill during evaluation loses no step
                 last += evaluate_split(trainer)
+                done = has_ended(number, trainer.best, config)
             if done or report.stop or number % config.checkpoint_every == 0:
                 save(trainer)
             if report.stop and not done:
                 raise Stopped(f"stopped after iteration {number}; go on with --resume")
-
-
-def _export(trainer: Trainer) -> None:
-    """Have rank 0 write the detector, and wait for it."""
-    trainer.ranks.at("saving", slow=True)
-    if trainer.ranks.first:
-        description = DetectorFile(
-            detector=trainer.model.config,
-            class_names=trainer.train.class_names,
-            category_ids=tuple(int(i) for i in trainer.train.category_ids),
-            loss=trainer.config.loss,
-        )
-        save_detector(trainer.out / MODEL, trainer.model.state_dict(), description)
-    trainer.ranks.wait()
 
 
 def own_batches(trainer: Trainer) -> AbstractContextManager[Iterator[Batch]]:

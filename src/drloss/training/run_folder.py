@@ -28,6 +28,8 @@ CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints."""
 MODEL = "model.safetensors"
 """File of the exported detector, written when the run has ended."""
+BEST = "best.safetensors"
+"""File of the detector as it was at the best evaluation so far."""
 PAGE = "report.html"
 """Page of a finished run: its evaluations, curves and pictures."""
 LOCK = ".lock"
@@ -38,7 +40,8 @@ def require_new_run(out: Path) -> None:
     """Raise UserError if ``out`` holds a run, or a file or folder with a name that a run uses."""
     if settings_of(out) is not None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
-    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE, SPLITS_FILE):
+    files = (CONFIG, ENVIRONMENT, MODEL, BEST, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE, SPLITS_FILE)
+    for name in files:
         if os.path.lexists(out / name):
             raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
 

@@ -44,6 +44,8 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
     source = str(path / CHECKPOINTS)
     config = from_json(state["config"], source)
-    description = DetectorFile(config.detector, *check_classes(state), config.loss)
-    model = build_detector(description, dict(state["model"]), source)
+    about = *check_classes(state), config.loss
+    description = DetectorFile(config.detector, *about, iteration=state["iteration"])
+    weights = (state["average"] or state)["model"]
+    model = build_detector(description, dict(weights), source)
     return model, replace(description, detector=model.config)
