@@ -28,7 +28,7 @@ from drloss.cli.options import (
     split_options,
 )
 from drloss.errors import UserError
-from drloss.training.config import to_json
+from drloss.training.config import TRACKERS, to_json
 from drloss.training.presets import PRESETS
 
 FORMATS = ("safetensors", "onnx")
@@ -43,6 +43,8 @@ def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comm
     run.add_argument("--out", required=True, type=Path, help="run folder to make")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     run.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
+    words = "also log to this, offline unless WANDB_MODE or MLFLOW_TRACKING_URI is set; may be given twice"
+    run.add_argument("--log", action="append", default=[], choices=TRACKERS, help=words)
     device_option(run)
     settings_options(parser, arguments)
     return _train
@@ -65,6 +67,7 @@ def _train(options: argparse.Namespace) -> int:
         train, val, reports = read_splits(source, options, console, ranks)
         _remark(train, options, config, console)
         how = {"resume": options.resume, "force": options.force, "splits": getattr(source, "made", None)}
+        how["trackers"] = options.log
         try:
             trained = fit(config, train, val, options.out, ranks, **how, reports=reports, console=console)
         except Stopped as stopped:

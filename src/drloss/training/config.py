@@ -103,6 +103,9 @@ class Config:
     """Images per device at a time in evaluation."""
     patience: int = 0
     """Evaluations in a row without a better AP after which the run ends; 0 for no such end. Needs --eval-every."""
+    log_images: int = 4
+    """Images of the validation split, always the same, that TensorBoard shows at each evaluation, with their boxes
+    and beside that with what was detected; 0 for none."""
     checkpoint_every: int = 2_500
     """Iterations between two checkpoints."""
     expects: str = ""
@@ -120,7 +123,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "run": (
         *("precision", "compile", "channels_last", "seed", "log_every", "eval_every", "eval_batch_size"),
-        *("patience", "checkpoint_every"),
+        *("patience", "log_images", "checkpoint_every"),
     ),
 }
 """Every setting by the group that ``--help`` shows it in."""
@@ -132,7 +135,9 @@ OPTIONS: dict[str, Any] = {
 }
 """Type of every setting by name, but for ``auto``; settings of the detector have no prefix."""
 
-LATER = ("zoom", "cache", "frozen_stride", "image_mean", "image_std", "backbone_lr", "ema", "patience")
+TRACKERS = ("wandb", "mlflow")
+"""What a run can send its scalars to; an option of ``drloss train``, and no setting: it changes nothing."""
+LATER = ("zoom", "cache", "frozen_stride", "image_mean", "image_std", "backbone_lr", "ema", "patience", "log_images")
 """Settings that configurations written by version 0.1.0 lack. Their defaults are what that version did."""
 _MAY_BE_ZERO = (
     "warmup_iters",
@@ -145,6 +150,7 @@ _MAY_BE_ZERO = (
     "eval_every",
     "ema",
     "patience",
+    "log_images",
 )
 _MOST_ZOOM = 8
 _SHARES = ("flip", "warmup_factor", "score_threshold", "nms_threshold", "positive_iou", "negative_iou")

@@ -6,7 +6,7 @@ whether to go on.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from drloss.training.run_folder import CHECKPOINTS, only_writer, require_new_run
 from drloss.training.signals import stop_signals
 from drloss.training.state import save
 from drloss.training.step import take_step
+from drloss.training.trackers import Trackers, require_trackers
 from drloss.training.trainer import Trainer
 
 
@@ -50,6 +51,7 @@ def fit(
     force: bool = False,
     reports: Mapping[str, Report] | None = None,
     splits: Splits | None = None,
+    trackers: Sequence[str] = (),
     console: Console | None = None,
 ) -> bool:
     """Train a detector and leave it in ``out``.
@@ -64,6 +66,7 @@ def fit(
         force: resume even if the data or the settings have changed since the run began.
         reports: reports of what was left out of the splits, by the file name they get in ``out``.
         splits: which images ``train`` and ``val`` are, if they were one split.
+        trackers: of :data:`drloss.training.config.TRACKERS`: what gets the scalars beside TensorBoard.
         console: where rank 0 prints.
     Returns:
         Whether there was anything to do; False for a run that has ended already.
@@ -73,6 +76,7 @@ def fit(
         Stopped: after a stop signal, with a checkpoint written.
     """
     console, reports = console or Console(quiet=not ranks.first), reports or {}
+    require_trackers(trackers)
     # Check first: taking the lock creates a file, even in a folder that is not a run's.
     if not (resume and (newest_first(out / CHECKPOINTS) or settings_of(out))):
         require_new_run(out)
@@ -86,17 +90,19 @@ def fit(
         trainer = prepare(new, train, val, out, ranks, console, stop, records, resume=resume, force=force)
         if trainer is None:
             return False
-        _train(trainer)
+        _train(trainer, trackers)
         export_last(trainer)
         say_best(trainer)
     return True
 
 
-def _train(trainer: Trainer) -> None:
+def _train(trainer: Trainer, trackers: Sequence[str]) -> None:
     """Train until the run has ended, with the evaluations and checkpoints that are due on the way."""
     config, ranks = trainer.config, trainer.ranks
     log = closing(trainer.log) if trainer.log else nullcontext()
     with log, progress_bar(trainer) as progress, own_batches(trainer) as batches:
+        if trainer.log is not None and trackers:
+            trainer.log.trackers = Trackers(trackers, trainer.out, config, trainer.console)
         bar = progress.add_task("", total=config.max_iters, completed=trainer.iteration, loss="-", ap="-")
         trainer.model.train()
         if not trainer.evaluated:  # the run was stopped during an evaluation
@@ -125,6 +131,8 @@ def _train(trainer: Trainer) -> None:
                 save(trainer)
             if report.stop and not done:
                 raise Stopped(f"stopped after iteration {number}; go on with --resume")
+        if trainer.log is not None:
+            trainer.log.finished = True
 
 
 def own_batches(trainer: Trainer) -> AbstractContextManager[Iterator[Batch]]:

@@ -13,6 +13,7 @@ from drloss.training.best import has_ended
 from drloss.training.exporting import note_best
 from drloss.training.messages import warn
 from drloss.training.run_folder import BEST, EVALUATIONS_FILE, METRICS_FILE
+from drloss.training.samples import log_samples
 from drloss.training.schedule import learning_rate
 from drloss.training.step import StepReport
 from drloss.training.trainer import Trainer
@@ -63,6 +64,7 @@ def evaluate_split(trainer: Trainer) -> float:
         trainer.log.write(EVALUATIONS_FILE, trainer.iteration, metrics)
         numbers = ", ".join(f"{k} {percent(v)}" for k, v in metrics.items())
         trainer.console.print(f"iteration {trainer.iteration}: {numbers}")
+        log_samples(trainer, detections)
     note_best(trainer)
     problems = [undefined_ap(trainer.val)]
     if has_ended(trainer.iteration, trainer.best, config):  # before the end, many scores are above the threshold

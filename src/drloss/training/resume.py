@@ -17,7 +17,7 @@ from drloss.training.state import load_state, versions
 
 HOW_IT_RUNS = (
     *("expects", "cache", "workers", "micro_batch", "compile", "channels_last"),
-    *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
+    *("log_every", "eval_every", "eval_batch_size", "log_images", "checkpoint_every"),
 )
 """Settings that change neither what a run learns nor what its detector finds; but see :func:`changed_settings`."""
 FREE_ON_RESUME = (*HOW_IT_RUNS, "patience", "score_threshold", "nms_threshold", "level_candidates", "max_detections")

@@ -22,6 +22,8 @@ METRICS_FILE = "metrics.csv"
 """File of the losses by iteration."""
 EVALUATIONS_FILE = "evaluations.csv"
 """File of the results on the validation split by iteration."""
+TRACKERS_FILE = "trackers.json"
+"""File of the ids under which Weights & Biases and MLflow know the run."""
 BOARD = "tensorboard"
 """Folder of TensorBoard's files."""
 CHECKPOINTS = "checkpoints"
@@ -40,8 +42,8 @@ def require_new_run(out: Path) -> None:
     """Raise UserError if ``out`` holds a run, or a file or folder with a name that a run uses."""
     if settings_of(out) is not None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
-    files = (CONFIG, ENVIRONMENT, MODEL, BEST, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE, SPLITS_FILE)
-    for name in files:
+    files = (CONFIG, ENVIRONMENT, MODEL, BEST, METRICS_FILE, EVALUATIONS_FILE, TRACKERS_FILE, PAGE, SPLITS_FILE)
+    for name in (*files, CHECKPOINTS, BOARD):
         if os.path.lexists(out / name):
             raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
 
