@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import signal
 from dataclasses import replace
 
@@ -21,8 +22,8 @@ from drloss.training.config import override, to_json
 from drloss.training.fit import fit
 from drloss.training.log import read_scalars
 from drloss.training.resume import FREE_ON_RESUME, HOW_IT_RUNS, changed_settings
-from drloss.training.run_folder import BEST, CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
-from drloss.training.trained import load_run
+from drloss.training.run_folder import BEST, CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL, run_of
+from drloss.training.trained import load_run, precision_of
 from faults import at_step, before, fault, in_save, start, start_ranks, tiny_run
 from small_training import ALONE, TINY, rows, with_boxes
 
@@ -80,6 +81,18 @@ def test_the_detector_of_the_best_evaluation_is_kept_with_its_iteration_and_ap(s
     model, description = load_run(folder / BEST)
     assert (description.iteration, description.ap, model.training) == (2, 30.0, False)
     assert load_run(folder)[1].iteration == 4
+
+
+def test_a_detector_in_a_run_folder_is_known_to_be_of_that_run(run, tmp_path):
+    folder, _ = run(val=True, max_iters=1, precision="bf16")
+    for file in (folder, folder / BEST, folder / MODEL):
+        assert run_of(file) == folder
+        assert precision_of(file) == "bf16"
+    shutil.copy(folder / BEST, tmp_path / BEST)
+    shutil.copy(folder / BEST, folder / "other.safetensors")
+    for file in (tmp_path / BEST, folder / "other.safetensors", tmp_path, tmp_path / "nowhere"):
+        assert run_of(file) is None
+        assert precision_of(file) == "fp32"
 
 
 def test_a_run_ends_when_its_patience_does_and_goes_on_with_more(scored):

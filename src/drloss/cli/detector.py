@@ -225,8 +225,9 @@ def _evaluated(options: argparse.Namespace) -> Any:
 def with_held_out(source: Any, run: Path, splits: Path | None = None) -> Any:
     """The data set; with the images that ``splits`` or the run has held out, if it has, and never with others."""
     from drloss.data.held_out import SPLITS_FILE, with_val
+    from drloss.training.run_folder import run_of
 
-    held_out = splits or run / SPLITS_FILE
+    held_out = splits or (run_of(run) or run) / SPLITS_FILE
     return with_val(source, splits=held_out) if held_out.is_file() else source
 
 

@@ -57,6 +57,12 @@ def settings_of(out: Path) -> dict[str, Any] | None:
     return plain if begun else None
 
 
+def run_of(path: Path) -> Path | None:
+    """The run folder that is named, be it by one of the detectors that the run left there; None for another file."""
+    folder = path.parent if path.name in (MODEL, BEST) else path
+    return folder if folder.is_dir() and settings_of(folder) is not None else None
+
+
 def require_space(out: Path, size: int) -> None:
     """Raise UserError unless the disk has room for three checkpoints of ``size`` bytes.
 
