@@ -12,6 +12,7 @@ from drloss.data.formats.opening import open_data
 from drloss.errors import UserError
 from drloss.evaluation.coco import signed
 from drloss.evaluation.matching import average_precision
+from drloss.evaluation.thresholds import counted
 from drloss.studies.compare import differences, measure
 from drloss.studies.compare import page as compare_page
 from drloss.studies.compare.differences import (
@@ -26,7 +27,7 @@ from drloss.studies.compare.differences import (
     students_t,
     title,
 )
-from drloss.studies.report.gallery import counted, gallery
+from drloss.studies.report.gallery import gallery
 from drloss.training.config import override
 from drloss.training.presets import PRESETS
 

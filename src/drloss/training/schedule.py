@@ -91,11 +91,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def state_size(model: nn.Module, config: Config) -> int:
-    """Approximate bytes of a checkpoint: the model, and the optimiser's moments of every trainable weight."""
+    """Approximate bytes of a checkpoint: the model, its average, and the optimiser's moments of trainable weights."""
     kept = 2 if config.optimizer == "adamw" else 1
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    size: int = kept * trained + sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    return size
+    whole: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return kept * trained + whole * (2 if config.ema else 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
