@@ -156,6 +156,22 @@ def test_a_checkpoint_of_before_knows_no_best(run):
     assert load_checkpoint(folder / CHECKPOINTS)[0]["best"]["iteration"] == 3
 
 
+def test_a_best_detector_that_cannot_be_written_costs_no_step(run, monkeypatch):
+    settings = {"val": True, "max_iters": 3, "eval_every": 1, "checkpoint_every": 100}
+    with monkeypatch.context() as patched:
+        patched.setattr("drloss.training.exporting.save_detector", _full)
+        with pytest.raises(UserError, match=r"best\.safetensors: cannot be written: no space left"):
+            run(**settings)
+    folder, said = run(resume=True, **settings)
+    assert "resuming after iteration 1" in said
+    for name in (MODEL, BEST):
+        assert (folder / name).read_bytes() == (run("whole", resume=name == BEST, **settings)[0] / name).read_bytes()
+
+
+def _full(path, *arguments):
+    raise UserError(f"{path}: cannot be written: no space left")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -34,7 +34,7 @@ from drloss.training.messages import announce, warn
 from drloss.training.records import write_records
 from drloss.training.resume import is_trained_and_exported, saved_state
 from drloss.training.run_folder import CHECKPOINTS, MODEL, require_space, settings_of
-from drloss.training.schedule import build_optimizer, state_size
+from drloss.training.schedule import build_optimizer, state_size, weights_size
 from drloss.training.signals import StopRequest
 from drloss.training.state import restore
 from drloss.training.trainer import Trainer
@@ -133,7 +133,8 @@ def prepare(
         The run, ready for its next step; None if it has ended already, and then nothing was written.
     """
     config, model = new.config, new.model
-    require_space(out, state_size(model, config))
+    # While a better detector replaces the best, both are there; at the end the best and the last.
+    require_space(out, state_size(model, config), weights_size(model) * (1 if val is None else 2))
     data = " ".join(fingerprint(split) for split in (train, val) if split is not None)
     state = saved_state(out, config, data, console, force=force) if resume else None
     if resume and state is None and (out / MODEL).exists():

@@ -65,18 +65,26 @@ def run_of(path: Path) -> Path | None:
     return folder if folder.is_dir() and settings_of(folder) is not None else None
 
 
-def require_space(out: Path, size: int) -> None:
-    """Raise UserError unless the disk has room for three checkpoints of ``size`` bytes.
+def require_space(out: Path, size: int, detectors: int = 0) -> None:
+    """Raise UserError unless the disk has room for three checkpoints and for the detectors that a run leaves behind.
 
-    Two are kept, and the next one is written before the older one is removed. The space of those that exist counts.
+    Two checkpoints are kept, and the next one is written before the older one is removed. The space of the files that
+    exist counts.
+
+    Args:
+        out: run folder.
+        size: bytes of a checkpoint.
+        detectors: bytes of the exported detectors together.
     """
     there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    own = sum(path.stat().st_size for path in newest_first(out / CHECKPOINTS))
-    free = shutil.disk_usage(there).free
-    if free + own < (CHECKPOINTS_KEPT + 1) * size:
+    files = [*newest_first(out / CHECKPOINTS), *(out / name for name in (MODEL, BEST) if detectors)]
+    own = sum(path.stat().st_size for path in files if path.is_file())
+    free, needed = shutil.disk_usage(there).free, (CHECKPOINTS_KEPT + 1) * size + detectors
+    if free + own < needed:
+        also = f" and its detectors of {detectors / 1e6:,.0f} MB" if detectors else ""
         raise UserError(
             f"--out {out}: no space: {free / 1e6:,.0f} MB are free on its disk, and the run needs "
-            f"{((CHECKPOINTS_KEPT + 1) * size - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB"
+            f"{(needed - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB{also}"
         )
 
 
