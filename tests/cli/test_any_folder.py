@@ -44,6 +44,9 @@ def test_a_run_evaluates_and_resumes_on_the_images_it_held_out(tmp_path, capsys)
     whole, _ = open_data(folder).read("all")
     position = {whole.image_name(i): int(whole.image_ids[i]) for i in range(len(whole))}
     assert ids <= {position[name] for name in held_out}
+    run("eval", out / "best.safetensors", "--data", folder, "--workers", 0, "--device", "cpu")  # the only evaluation
+    last, best = (json.loads((out / name / "metrics.json").read_text()) for name in ("eval_val", "best_eval_val"))
+    assert best["metrics"] == last["metrics"]
     more = ["--data", folder, *QUICKEST, "--max-iters", 3, "--out", out, "--resume", "--force"]
     run("train", *more)
     assert json.loads((out / "splits.json").read_text())["val"] == held_out

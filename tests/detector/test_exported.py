@@ -1,5 +1,6 @@
+import json
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from drloss.detector.config import DetectorConfig
-from drloss.detector.exported import DetectorFile, load_detector, save_detector
+from drloss.detector.exported import DetectorFile, load_detector, parse_description, read_description, save_detector
 from drloss.detector.model import RetinaNet
 from drloss.detector.starting_weights import initialise, resolve_detector
 from drloss.errors import UserError
@@ -141,3 +142,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         save_detector(path, RetinaNet(SMALL, 2, 0.5).state_dict(), about())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_how_long_a_detector_was_trained_comes_back(tmp_path):
+    model = RetinaNet(SMALL, 2, 0.5)
+    trained = replace(about(), iteration=300, ap=41.5)
+    save_detector(tmp_path / "a.safetensors", model.state_dict(), trained)
+    assert read_description(tmp_path / "a.safetensors") == trained
+    plain = json.loads(json.dumps(asdict(trained)))
+    for wrong in ({"iteration": -1}, {"iteration": True}, {"iteration": "3"}, {"ap": "high"}, {"ap": float("nan")}):
+        with pytest.raises(UserError, match=f"description cannot be read: {next(iter(wrong))} must be null or"):
+            parse_description(plain | wrong, tmp_path / "a.safetensors")

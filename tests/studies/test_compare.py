@@ -10,8 +10,10 @@ import pytest
 from drloss.cli import main
 from drloss.data.formats.opening import open_data
 from drloss.errors import UserError
+from drloss.evaluation import drawing
 from drloss.evaluation.coco import signed
 from drloss.evaluation.matching import average_precision
+from drloss.evaluation.thresholds import counted
 from drloss.studies.compare import differences, measure
 from drloss.studies.compare import page as compare_page
 from drloss.studies.compare.differences import (
@@ -26,7 +28,7 @@ from drloss.studies.compare.differences import (
     students_t,
     title,
 )
-from drloss.studies.report.gallery import counted, gallery
+from drloss.studies.report.gallery import gallery
 from drloss.training.config import override
 from drloss.training.presets import PRESETS
 
@@ -367,13 +369,13 @@ def test_ignored_boxes_are_no_objects_and_are_drawn_as_such(hard_data, contender
     data = replace(hard_data, ignore=ignore)
     assert counted(data) == len(data.boxes) - 1
     drawn = []
-    real = gallery.__globals__["draw_detections"]
+    real = drawing.draw_detections
 
     def note(image, detection, names, **options):
         drawn.append([names[label - 1] for label in detection["labels"].tolist()])
         return real(image, detection, names, **options)
 
-    monkeypatch.setitem(gallery.__globals__, "draw_detections", note)
+    monkeypatch.setattr(drawing, "draw_detections", note)
     gallery(data, [contenders[0].runs[0].detections], [0])
     assert drawn[0][0] == f"{data.class_names[data.labels[0] - 1]}, ignored"
     assert not any(name.endswith(", ignored") for name in drawn[0][1:])

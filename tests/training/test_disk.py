@@ -17,7 +17,7 @@ from drloss.errors import UserError
 from drloss.training import run_folder
 from drloss.training.checkpoints import load_checkpoint, save_checkpoint
 from drloss.training.log import ScalarLog, read_scalars
-from drloss.training.run_folder import CHECKPOINTS, METRICS_FILE, require_space
+from drloss.training.run_folder import BEST, CHECKPOINTS, METRICS_FILE, require_space
 from faults import fault, flipped, full_disk, start, tiny_run, truncated
 
 STATE = {"model": {f"w{i}": torch.full((1000,), float(i)) for i in range(100)}, "words": "state", "numbers": [1, 2.5]}
@@ -125,6 +125,10 @@ def test_a_run_that_has_no_room_for_three_checkpoints_does_not_begin(tmp_path, m
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "iteration_00000002.pt").write_bytes(bytes(3 * 10**6))
     require_space(tmp_path, 31 * 10**6)  # the space of existing checkpoints counts
+    with pytest.raises(UserError, match=r"for three checkpoints of 31 MB and its detectors of 20 MB"):
+        require_space(tmp_path, 31 * 10**6, 20 * 10**6)
+    (tmp_path / BEST).write_bytes(b"x" * 20 * 10**6)  # and of existing detectors
+    require_space(tmp_path, 31 * 10**6, 20 * 10**6)
 
 
 def test_a_log_that_cannot_be_written_is_an_error_with_its_path(tmp_path):

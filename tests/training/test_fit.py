@@ -40,6 +40,7 @@ def test_a_run_leaves_everything_behind(run):
         "tensorboard",
         CHECKPOINTS,
         "model.safetensors",
+        "best.safetensors",
     }
     scalars = read_scalars(folder / METRICS_FILE)
     assert scalars["loss"][0] == [1, 2, 3, 4, 5, 6]

@@ -1,6 +1,5 @@
 """Several processes compute what one does, agree in every step, and do not wait for a dead one."""
 
-import csv
 import itertools
 import json
 import re
@@ -21,15 +20,10 @@ from drloss.training.presets import PRESETS
 from drloss.training.run_folder import CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
 from faults import at_step, constant, fault, nan_at_step, start, start_ranks, tiny_run, wait_until
 from ranked import evaluate_splits, in_ranks, train_patterns
+from small_training import rows
 
 LONG = 600
 """Seconds; long enough for a busy machine."""
-
-
-def rows(path):
-    """A CSV file without the column of times."""
-    with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def what_is_left(folder):

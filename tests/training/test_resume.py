@@ -1,6 +1,5 @@
 """A run that is killed or stopped at any point, and then resumed, has the result of an uninterrupted run."""
 
-import csv
 import json
 import os
 import pty
@@ -15,15 +14,10 @@ from drloss.cli import main
 from drloss.training.checkpoints import load_checkpoint, newest_first
 from drloss.training.run_folder import CHECKPOINTS, EVALUATIONS_FILE, METRICS_FILE, MODEL
 from faults import at_step, before, fault, ignored, in_save, on_terminal, slow_disk, start, tiny_run, wait_until
+from small_training import rows
 
 RUN = {"eval_every": 3, "max_iters": 6}
 SAVES = ["write", "fsync", "replace", "unlink"]
-
-
-def rows(path):
-    """A CSV file without the column of times."""
-    with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 def what_is_left(folder):

@@ -20,6 +20,7 @@ from drloss.detector.objective import Objective
 from drloss.distributed.ranks import Ranks
 from drloss.losses import inputs
 from drloss.structures import Frame, PaddedObjects
+from drloss.training.average import WeightAverage
 from drloss.training.config import make_loss, override
 from drloss.training.device import for_device
 from drloss.training.schedule import build_optimizer
@@ -89,8 +90,10 @@ def trainer_on(device, **settings):
     config = replace(config, detector=replace(config.detector, norm="group"))
     loss = make_loss(config.loss)
     with torch.device(device):
-        model = RetinaNet(config.detector, 3, 0.5)
+        model, copy = (RetinaNet(config.detector, 3, 0.5) for _ in range(2))
     model.train()
+    with mock.patch("drloss.training.average.deepcopy", return_value=copy):  # which reads values
+        average = WeightAverage(model, config.ema) if config.ema else None
     state = {"train": None, "val": None, "out": None, "console": None, "fingerprint": "", "log": None}
     return Trainer(
         **state,
@@ -105,6 +108,7 @@ def trainer_on(device, **settings):
         iteration=1,
         last_ap=math.nan,
         evaluated=True,
+        average=average,
     )
 
 
@@ -112,6 +116,7 @@ ONE_SIZE, MIXED = [(64, 64), (64, 64)], [(64, 64), (32, 64), (64, 32)]
 CASES = [
     {},
     {"optimizer": "sgd", "precision": "bf16", "channels_last": True},
+    {"ema": 0.99},
     *({"loss": name} for name in ("focal", "ce", "dr:surrogate=hinge")),
 ]
 

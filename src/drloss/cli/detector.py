@@ -22,7 +22,7 @@ from drloss.cli.options import (
     split_options,
 )
 from drloss.errors import UserError
-from drloss.training.config import to_json
+from drloss.training.config import TRACKERS, to_json
 from drloss.training.presets import PRESETS
 
 FORMATS = ("safetensors", "onnx")
@@ -37,6 +37,8 @@ def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comm
     run.add_argument("--out", required=True, type=Path, help="run folder to make")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     run.add_argument("--force", action="store_true", help="resume although the data or the settings have changed")
+    words = "also log to this, offline unless WANDB_MODE or MLFLOW_TRACKING_URI is set; may be given twice"
+    run.add_argument("--log", action="append", default=[], choices=TRACKERS, help=words)
     device_option(run)
     settings_options(parser, arguments)
     return _train
@@ -56,6 +58,7 @@ def _train(options: argparse.Namespace) -> int:
     with join_ranks(options.device) as ranks:
         console = Console(quiet=not ranks.first, highlight=False)
         how = {"resume": options.resume, "force": options.force, "console": console, "start": start}
+        how["trackers"] = options.log
         try:
             fitted = fit_data(data_choice(options), config, options.out, ranks, **how)
         except Stopped as stopped:
@@ -191,8 +194,9 @@ def _evaluated(options: argparse.Namespace) -> Any:
 def with_held_out(source: Any, run: Path, splits: Path | None = None) -> Any:
     """The data set; with the images that ``splits`` or the run has held out, if it has, and never with others."""
     from drloss.data.held_out import SPLITS_FILE, with_val
+    from drloss.training.run_folder import run_of
 
-    held_out = splits or run / SPLITS_FILE
+    held_out = splits or (run_of(run) or run) / SPLITS_FILE
     return with_val(source, splits=held_out) if held_out.is_file() else source
 
 

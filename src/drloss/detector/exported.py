@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from drloss.detector.config import DetectorConfig, check_detector
 from drloss.detector.model import RetinaNet
-from drloss.errors import UserError, first_line
+from drloss.errors import UserError, first_line, shown
 from drloss.io.atomic import write_atomic
 from drloss.io.untrusted import read_metadata, read_safetensors
 
@@ -37,6 +38,8 @@ class DetectorFile:
         category_ids: ids of the labels 1..K in the training data.
         loss: loss that the detector was trained with.
         threshold: score from which its detections are taken to be true, where an evaluation has chosen one.
+        iteration: number of steps that it was trained for, if a run wrote it.
+        ap: its AP in percent on the validation split of its run, if it was evaluated there.
     """
 
     detector: DetectorConfig
@@ -44,6 +47,8 @@ class DetectorFile:
     category_ids: tuple[int, ...]
     loss: str
     threshold: float | None = None
+    iteration: int | None = None
+    ap: float | None = None
 
 
 def save_detector(path: Path, weights: dict[str, Tensor], description: DetectorFile) -> None:
@@ -181,9 +186,19 @@ def parse_description(plain: Mapping[str, Any], path: Path) -> DetectorFile:
         threshold = plain.get("threshold")  # files of before have none
         if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
             raise ValueError(f"threshold must be null or a number in 0..1, got {threshold!r:.80}")
-        return DetectorFile(DetectorConfig(**settings), *check_classes(plain), loss, threshold)
+        return DetectorFile(DetectorConfig(**settings), *check_classes(plain), loss, threshold, *_trained(plain))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
+
+
+def _trained(plain: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """How long a detector was trained, and the AP it had then; files of before say neither."""
+    iteration, ap = plain.get("iteration"), plain.get("ap")
+    if iteration is not None and not (type(iteration) is int and 0 <= iteration < 2**63):
+        raise ValueError(f"iteration must be null or an integer from 0 on, got {shown(iteration)}")
+    if ap is not None and not (type(ap) is float and isfinite(ap)):
+        raise ValueError(f"ap must be null or a finite number, got {shown(ap)}")
+    return iteration, ap
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

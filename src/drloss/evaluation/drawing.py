@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from drloss.data.annotations import Annotations
     from drloss.structures import Detection
 
 # The colours of Okabe and Ito without black, then others that the colour-blind can tell apart.
@@ -91,6 +92,24 @@ def mosaic(images: Sequence[Image.Image], columns: int, *, gap: int = 10) -> Ima
         left, top = (width - image.width) // 2, (height - image.height) // 2
         sheet.paste(image, (column * (width + gap) + left, row * (height + gap) + top))
     return sheet
+
+
+def draw_truth(annotations: "Annotations", index: int, image: Tensor) -> Image.Image:
+    """An image with its own boxes; ignored ones get class names of their own.
+
+    Args:
+        annotations: the split.
+        index: place of the image in it.
+        image: uint8 (3, H, W), RGB, as ``annotations.load_image(index)`` gives it.
+    """
+    names = [*annotations.class_names, *(f"{name}, ignored" for name in annotations.class_names)]
+    own = annotations.boxes_of(index)
+    boxes: Detection = {
+        "boxes": torch.from_numpy(annotations.boxes[own]).float(),
+        "scores": torch.ones(own.stop - own.start),
+        "labels": torch.from_numpy(annotations.labels[own] + len(annotations.class_names) * annotations.ignore[own]),
+    }
+    return draw_detections(image, boxes, names, threshold=0.0, show_scores=False)
 
 
 def _frame(pen: ImageDraw.ImageDraw, box: Box, colour: str, line: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from drloss.data.annotations import Annotations
 from drloss.evaluation.coco import evaluate
@@ -145,3 +146,14 @@ def above(detections: Sequence["Detection"], threshold: float) -> list["Detectio
         keep = ~(detection["scores"] <= threshold)
         kept.append({key: value[keep] for key, value in detection.items()})
     return kept
+
+
+def counted(annotations: Annotations) -> int:
+    """Number of objects to find: boxes that are not ignored."""
+    return int((~annotations.ignore).sum())
+
+
+def fair_threshold(detections: Sequence["Detection"], objects: int) -> float:
+    """The score that as many detections reach as there are objects."""
+    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
+    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0

@@ -1,7 +1,9 @@
 """Training on a data set that is named: what ``drloss train`` and ``Detector.fit`` do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -35,6 +37,7 @@ def fit_data(
     *,
     resume: bool = False,
     force: bool = False,
+    trackers: Sequence[str] = (),
     console: Console,
     start: str = "the preset",
 ) -> Fitted:
@@ -45,7 +48,7 @@ def fit_data(
         config: settings.
         out: run folder.
         ranks: this process among the others.
-        resume, force: as in :func:`drloss.training.fit.fit`.
+        resume, force, trackers: as in :func:`drloss.training.fit.fit`.
         console: where rank 0 prints.
         start: what the remarks call the origin of the settings.
     Raises:
@@ -61,8 +64,8 @@ def fit_data(
     ):
         console.print(f"remark: {remark}", markup=False, soft_wrap=True)
     splits = getattr(source, "made", None)
-    how = {"resume": resume, "force": force}
-    return Fitted(val, fit(config, train, val, out, ranks, **how, reports=reports, splits=splits, console=console))
+    how: dict[str, Any] = {"resume": resume, "force": force, "trackers": trackers, "console": console}
+    return Fitted(val, fit(config, train, val, out, ranks, **how, reports=reports, splits=splits))
 
 
 def input_size(name: str, config: Config) -> InputSize:

@@ -67,6 +67,9 @@ class Config:
     """Share of the learning rate that the warm-up starts from."""
     clip_norm: float = 0.0
     """Largest norm of the gradient, which is scaled down to it; 0 for no limit."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999: evaluations and the exported detectors then have the
+    averaged weights. After t steps it is at most (1 + t) / (10 + t). 0 for no average. The paper: none."""
     train_short_sides: tuple[int, ...] = (800, 800)
     """Range of the short side of training images in pixels (scale jitter). The paper: 800,800; in Table 4 640,800."""
     flip: float = 0.5
@@ -98,6 +101,11 @@ class Config:
     """Iterations between two evaluations on the validation split; 0 evaluates at the end only."""
     eval_batch_size: int = 2
     """Images per device at a time in evaluation."""
+    patience: int = 0
+    """Evaluations in a row without a better AP after which the run ends; 0 for no such end. Needs --eval-every."""
+    log_images: int = 4
+    """Images of the validation split, always the same, that TensorBoard shows at each evaluation, with their boxes
+    and beside that with what was detected; 0 for none."""
     checkpoint_every: int = 2_500
     """Iterations between two checkpoints."""
     expects: str = ""
@@ -111,10 +119,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "schedule": (
         *("batch_size", "micro_batch", "optimizer", "lr", "reference_batch", "scale_lr", "momentum", "weight_decay"),
         *("bias_lr", "backbone_lr", "max_iters", "schedule", "steps", "warmup_iters", "warmup_factor", "clip_norm"),
+        "ema",
     ),
     "run": (
         *("precision", "compile", "channels_last", "seed", "log_every", "eval_every", "eval_batch_size"),
-        "checkpoint_every",
+        *("patience", "log_images", "checkpoint_every"),
     ),
 }
 """Every setting by the group that ``--help`` shows it in."""
@@ -126,9 +135,23 @@ OPTIONS: dict[str, Any] = {
 }
 """Type of every setting by name, but for ``auto``; settings of the detector have no prefix."""
 
-LATER = ("zoom", "cache", "frozen_stride", "image_mean", "image_std", "backbone_lr")
+TRACKERS = ("wandb", "mlflow")
+"""What a run can send its scalars to; an option of ``drloss train``, and no setting: it changes nothing."""
+LATER = ("zoom", "cache", "frozen_stride", "image_mean", "image_std", "backbone_lr", "ema", "patience", "log_images")
 """Settings that configurations written by version 0.1.0 lack. Their defaults are what that version did."""
-_MAY_BE_ZERO = ("warmup_iters", "clip_norm", "weight_decay", "momentum", "flip", "workers", "seed", "eval_every")
+_MAY_BE_ZERO = (
+    "warmup_iters",
+    "clip_norm",
+    "weight_decay",
+    "momentum",
+    "flip",
+    "workers",
+    "seed",
+    "eval_every",
+    "ema",
+    "patience",
+    "log_images",
+)
 _MOST_ZOOM = 8
 _SHARES = ("flip", "warmup_factor", "score_threshold", "nms_threshold", "positive_iou", "negative_iou")
 
@@ -218,6 +241,10 @@ def check(config: Config) -> None:
         raise UserError(f"seed must be below 2^63, got {config.seed}")
     if config.weights == "none" and config.detector.norm == "frozen":
         raise UserError("norm frozen needs weights: random ones would stay frozen for ever; use --norm group or auto")
+    if config.ema >= 1:
+        raise UserError(f"ema must be below 1, got {config.ema}")
+    if config.patience and not config.eval_every:
+        raise UserError(f"patience {config.patience} needs evaluations on the way: set eval_every, which is 0")
     if list(config.steps) != sorted(config.steps):
         raise UserError(f"steps must rise, got {config.steps}")
     make_loss(config.loss)

@@ -6,7 +6,7 @@ whether to go on.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
@@ -20,26 +20,19 @@ from drloss.data.order import Key, TrainingOrder
 from drloss.data.splitting import Splits
 from drloss.data.transforms import Augmentation
 from drloss.data.workers import load_batches
-from drloss.detector.exported import DetectorFile, save_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
+from drloss.training.best import has_ended
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config
-from drloss.training.log import read_scalars
+from drloss.training.exporting import export_last
 from drloss.training.preparation import new_detector, prepare, require_boxes, require_fit
-from drloss.training.reporting import evaluate_split, log_step, progress_bar
-from drloss.training.run_folder import (
-    CHECKPOINTS,
-    EVALUATIONS_FILE,
-    MODEL,
-    THRESHOLD,
-    only_writer,
-    require_new_run,
-    settings_of,
-)
+from drloss.training.reporting import evaluate_split, log_step, progress_bar, say_best
+from drloss.training.run_folder import CHECKPOINTS, only_writer, require_new_run, settings_of
 from drloss.training.signals import stop_signals
 from drloss.training.state import save
 from drloss.training.step import take_step
+from drloss.training.trackers import Trackers, require_trackers
 from drloss.training.trainer import Trainer
 
 
@@ -58,6 +51,7 @@ def fit(
     force: bool = False,
     reports: Mapping[str, Report] | None = None,
     splits: Splits | None = None,
+    trackers: Sequence[str] = (),
     console: Console | None = None,
 ) -> bool:
     """Train a detector and leave it in ``out``.
@@ -72,6 +66,7 @@ def fit(
         force: resume even if the data or the settings have changed since the run began.
         reports: reports of what was left out of the splits, by the file name they get in ``out``.
         splits: which images ``train`` and ``val`` are, if they were one split.
+        trackers: of :data:`drloss.training.config.TRACKERS`: what gets the scalars beside TensorBoard.
         console: where rank 0 prints.
     Returns:
         Whether there was anything to do; False for a run that has ended already.
@@ -81,6 +76,7 @@ def fit(
         Stopped: after a stop signal, with a checkpoint written.
     """
     console, reports = console or Console(quiet=not ranks.first), reports or {}
+    require_trackers(trackers)
     # Check first: taking the lock creates a file, even in a folder that is not a run's.
     if not (resume and (newest_first(out / CHECKPOINTS) or settings_of(out))):
         require_new_run(out)
@@ -94,23 +90,26 @@ def fit(
         trainer = prepare(new, train, val, out, ranks, console, stop, records, resume=resume, force=force)
         if trainer is None:
             return False
-        _train(trainer)
-        _export(trainer)
+        _train(trainer, trackers)
+        export_last(trainer)
+        say_best(trainer)
     return True
 
 
-def _train(trainer: Trainer) -> None:
-    """Train to the last iteration, with the evaluations and checkpoints that are due on the way."""
+def _train(trainer: Trainer, trackers: Sequence[str]) -> None:
+    """Train until the run has ended, with the evaluations and checkpoints that are due on the way."""
     config, ranks = trainer.config, trainer.ranks
     log = closing(trainer.log) if trainer.log else nullcontext()
     with log, progress_bar(trainer) as progress, own_batches(trainer) as batches:
+        if trainer.log is not None and trackers:
+            trainer.log.trackers = Trackers(trackers, trainer.out, config, trainer.console)
         bar = progress.add_task("", total=config.max_iters, completed=trainer.iteration, loss="-", ap="-")
         trainer.model.train()
         if not trainer.evaluated:  # the run was stopped during an evaluation
             evaluate_split(trainer)
             save(trainer)
         last, steps = time.perf_counter(), 0
-        while trainer.iteration < config.max_iters:
+        while not has_ended(trainer.iteration, trainer.best, config):
             number = trainer.iteration + 1
             done = number == config.max_iters
             logged = done or number % config.log_every == 0
@@ -127,31 +126,13 @@ def _train(trainer: Trainer) -> None:
                 trainer.evaluated = False
                 save(trainer)  # save first, so that a kill during evaluation loses no step
                 last += evaluate_split(trainer)
+                done = has_ended(number, trainer.best, config)
             if done or report.stop or number % config.checkpoint_every == 0:
                 save(trainer)
             if report.stop and not done:
                 raise Stopped(f"stopped after iteration {number}; go on with --resume")
-
-
-def _export(trainer: Trainer) -> None:
-    """Have rank 0 write the detector, and wait for it."""
-    trainer.ranks.at("saving", slow=True)
-    if trainer.ranks.first:
-        description = DetectorFile(
-            detector=trainer.model.config,
-            class_names=trainer.train.class_names,
-            category_ids=tuple(int(i) for i in trainer.train.category_ids),
-            loss=trainer.config.loss,
-            threshold=_last_threshold(trainer.out),
-        )
-        save_detector(trainer.out / MODEL, trainer.model.state_dict(), description)
-    trainer.ranks.wait()
-
-
-def _last_threshold(out: Path) -> float | None:
-    """The threshold of the last evaluation; None if there is none."""
-    _, values = read_scalars(out / EVALUATIONS_FILE).get(THRESHOLD, ([], []))
-    return values[-1] if values else None
+        if trainer.log is not None:
+            trainer.log.finished = True
 
 
 def own_batches(trainer: Trainer) -> AbstractContextManager[Iterator[Batch]]:

@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from drloss.errors import UserError, first_line
 from drloss.io.atomic import unwritable, write_text
 from drloss.training.run_folder import BOARD, EVALUATIONS_FILE, METRICS_FILE
+from drloss.training.trackers import Trackers
 
 
 class ScalarLog:
-    """Writes scalars by iteration to ``metrics.csv``, ``evaluations.csv`` and TensorBoard.
+    """Writes scalars by iteration to ``metrics.csv``, ``evaluations.csv``, TensorBoard and trackers.
+
+    Attributes:
+        trackers: what else gets the scalars; None for nothing.
+        finished: whether the run has reached its end, for the trackers.
 
     Args:
         folder: run folder.
@@ -24,6 +31,8 @@ class ScalarLog:
 
     def __init__(self, folder: Path, start: int, *, evaluated: bool = True) -> None:
         self.folder = folder
+        self.trackers: Trackers | None = None
+        self.finished = False
         _keep_rows(folder / METRICS_FILE, start)
         _keep_rows(folder / EVALUATIONS_FILE, start if evaluated else start - 1)
         try:
@@ -51,13 +60,21 @@ class ScalarLog:
         except OSError as error:
             raise unwritable(path, error) from None
         group = "val" if name == EVALUATIONS_FILE else "train"
-        for key, value in values.items():
-            if not isnan(value):
-                self.board.add_scalar(f"{group}/{key}", value, iteration)
+        named = {f"{group}/{key}": value for key, value in values.items() if not isnan(value)}
+        for key, value in named.items():
+            self.board.add_scalar(key, value, iteration)
+        if self.trackers is not None:
+            self.trackers.write(iteration, named)
+
+    def show(self, name: str, iteration: int, picture: Image.Image) -> None:
+        """Add an RGB picture to TensorBoard."""
+        self.board.add_image(name, np.asarray(picture), iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush TensorBoard's file."""
+        """Flush TensorBoard's file, and end the records of the trackers."""
         self.board.close()
+        if self.trackers is not None:
+            self.trackers.close(finished=self.finished)
 
 
 def read_scalars(path: Path) -> dict[str, tuple[list[float], list[float]]]:

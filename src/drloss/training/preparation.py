@@ -21,17 +21,20 @@ from drloss.detector.objective import Objective
 from drloss.detector.starting_weights import Start, initialise, resolve_detector
 from drloss.distributed.ranks import Ranks
 from drloss.errors import DataError, UserError
+from drloss.evaluation.coco import undefined_ap
 from drloss.io.atomic import remove_unfinished, write_json
+from drloss.training.average import WeightAverage
+from drloss.training.best import Best, has_ended
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config, make_loss
 from drloss.training.device import DeviceConfig, for_device
 from drloss.training.fingerprint import fingerprint
 from drloss.training.log import ScalarLog
-from drloss.training.messages import announce
+from drloss.training.messages import announce, warn
 from drloss.training.records import write_records
 from drloss.training.resume import is_trained_and_exported, saved_state
 from drloss.training.run_folder import CHECKPOINTS, MODEL, require_space, settings_of
-from drloss.training.schedule import build_optimizer, state_size
+from drloss.training.schedule import build_optimizer, state_size, weights_size
 from drloss.training.signals import StopRequest
 from drloss.training.state import restore
 from drloss.training.trainer import Trainer
@@ -74,6 +77,9 @@ def require_fit(config: Config, train: Annotations, val: Annotations | None, ran
         )
     if val is not None and val.class_names != train.class_names:
         raise UserError(f"{val.name} has other classes than {train.name}: {val.class_names} != {train.class_names}")
+    if config.patience and (val is None or val.ignore.all()):
+        lacks = "there is no validation split" if val is None else undefined_ap(val)
+        raise UserError(f"patience {config.patience} waits for a better AP, and {lacks}")
 
 
 def new_detector(config: Config, train: Annotations, out: Path, ranks: Ranks, *, resume: bool) -> NewDetector:
@@ -127,7 +133,8 @@ def prepare(
         The run, ready for its next step; None if it has ended already, and then nothing was written.
     """
     config, model = new.config, new.model
-    require_space(out, state_size(model, config))
+    # While a better detector replaces the best, both are there; at the end the best and the last.
+    require_space(out, state_size(model, config), weights_size(model) * (1 if val is None else 2))
     data = " ".join(fingerprint(split) for split in (train, val) if split is not None)
     state = saved_state(out, config, data, console, force=force) if resume else None
     if resume and state is None and (out / MODEL).exists():
@@ -138,27 +145,30 @@ def prepare(
         model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
-    iteration, last_ap, evaluated = 0, math.nan, True
+    iteration, last_ap, evaluated, best = 0, math.nan, True, Best()
     if state:
         restore(state, model, optimizer, scaler, f"--resume {out}: its checkpoint")
         iteration, last_ap, evaluated = state["iteration"], state["last_ap"], state["evaluated"] or val is None
+        best = _best_so_far(state, data, console)
     require_same_on_all_ranks(ranks, data, iteration)
     if state and evaluated and is_trained_and_exported(out, state, config):
+        more = "--force with a larger --max-iters" if iteration >= config.max_iters else "a larger --patience"
         console.print(
             f"the run has ended already, with its {iteration} iterations: nothing is left to do, and "
-            "nothing was changed (--force with a larger --max-iters goes on)",
+            f"nothing was changed ({more} goes on)",
             soft_wrap=True,
         )
         return None
     parallel = _parallel(model, config, ranks)
+    average = _average(model, config, state, f"--resume {out}: its checkpoint")
     announce(config, train, val, ranks, start, console)
     if iteration:
         console.print(f"resuming after iteration {iteration}")
     ranks.wait()
     if ranks.first:
         remove_unfinished(out)
-        if iteration < config.max_iters:
-            (out / MODEL).unlink(missing_ok=True)  # of a shorter run that --force extends
+        if not has_ended(iteration, best, config):
+            (out / MODEL).unlink(missing_ok=True)  # of a shorter run that --force or --patience extends
         write_records(out, config, train, ranks, iteration, start, console)
         reports, splits = records
         for name, report in reports.items():
@@ -185,7 +195,30 @@ def prepare(
         iteration=iteration,
         last_ap=last_ap,
         evaluated=evaluated,
+        best=best,
+        average=average,
     )
+
+
+def _best_so_far(state: dict[str, Any], data: str, console: Console) -> Best:
+    """The best evaluation of the run that is resumed; none if it is now evaluated on other images."""
+    best = Best(**state["best"])
+    if best.iteration and len(data.split()) == 2 and data.split()[1:] != state["data"].split()[1:]:
+        warn(console, f"the AP {best.ap:.1f} of iteration {best.iteration} is of another split: the best begins anew")
+        return Best()
+    return best
+
+
+def _average(model: RetinaNet, config: Config, state: dict[str, Any] | None, source: str) -> WeightAverage | None:
+    """The average of the weights, if one is wanted; it begins with the weights as they are, or goes on."""
+    if not config.ema:
+        return None
+    average = WeightAverage(model, config.ema)
+    if state and state["average"]:
+        average.load(state["average"], source)
+    if config.compile:
+        _compile(average.model)
+    return average
 
 
 def require_same_on_all_ranks(ranks: Ranks, data: str, iteration: int) -> None:
@@ -200,11 +233,15 @@ def require_same_on_all_ranks(ranks: Ranks, data: str, iteration: int) -> None:
                 )
 
 
+def _compile(model: RetinaNet) -> None:
+    for part in (model.backbone, model.cls_head, model.box_head):
+        part.compile()
+
+
 def _parallel(model: RetinaNet, config: Config, ranks: Ranks) -> torch.nn.Module:
     """The detector, compiled if asked, that averages its gradients over ranks."""
     if config.compile:
-        for part in (model.backbone, model.cls_head, model.box_head):
-            part.compile()
+        _compile(model)
     if ranks.size == 1:
         return model
     for buffer in model.buffers():  # no step changes one: they are sent once, not in every step

@@ -11,8 +11,11 @@ from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.limits import full_images
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_curve
+from drloss.training.best import has_ended
+from drloss.training.exporting import note_best
 from drloss.training.messages import warn
-from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE, THRESHOLD
+from drloss.training.run_folder import BEST, EVALUATIONS_FILE, METRICS_FILE, THRESHOLD
+from drloss.training.samples import log_samples
 from drloss.training.schedule import learning_rate
 from drloss.training.step import StepReport
 from drloss.training.trainer import Trainer
@@ -45,11 +48,11 @@ def log_step(trainer: Trainer, report: StepReport, seconds: float, steps: int) -
 
 
 def evaluate_split(trainer: Trainer) -> float:
-    """Evaluate the detector on the validation split; returns the seconds it took."""
+    """Evaluate the detector on the validation split, and keep it if it is the best; returns the seconds it took."""
     assert trainer.val is not None
     config, began = trainer.config, time.perf_counter()
     detections = run_detector(
-        trainer.model,
+        trainer.detector,
         trainer.val,
         trainer.ranks,
         batch_size=config.eval_batch_size,
@@ -65,14 +68,32 @@ def evaluate_split(trainer: Trainer) -> float:
         trainer.log.write(EVALUATIONS_FILE, trainer.iteration, row)
         numbers = ", ".join(f"{k} {percent(v)}" for k, v in metrics.items())
         trainer.console.print(f"iteration {trainer.iteration}: {numbers}")
-        problems = [undefined_ap(trainer.val)]
-        if trainer.iteration == config.max_iters:  # before the end, many scores are still above the threshold
-            problems.append(full_images(detections, config.detector.max_detections))
-        for problem in filter(None, problems):
-            warn(trainer.console, problem)
-    trainer.ranks.wait()
+        log_samples(trainer, detections)
+    note_best(trainer)
+    problems = [undefined_ap(trainer.val)]
+    if has_ended(trainer.iteration, trainer.best, config):  # before the end, many scores are above the threshold
+        problems.append(full_images(detections, config.detector.max_detections))
+    for problem in filter(None, problems):
+        warn(trainer.console, problem)
     trainer.evaluated = True
     return time.perf_counter() - began
+
+
+def say_best(trainer: Trainer) -> None:
+    """Print why a run ended early, if it did, and which of its evaluations was the best."""
+    best, config = trainer.best, trainer.config
+    if trainer.iteration < config.max_iters:
+        trainer.console.print(
+            f"ended after {trainer.iteration} of {config.max_iters} iterations: no better AP in {best.waited} "
+            "evaluation(s); --resume with a larger --patience goes on",
+            soft_wrap=True,
+        )
+    if best.iteration:
+        trainer.console.print(
+            f"best AP {percent(best.ap)}, after iteration {best.iteration}: {trainer.out / BEST}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def progress_bar(trainer: Trainer) -> Progress:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drloss.errors import UserError, shown
+from drloss.training.best import Best, has_ended
 from drloss.training.config import AUTO, Config, is_pooled, later_settings, to_json
 from drloss.training.device import FEW
 from drloss.training.messages import warn
@@ -16,10 +17,10 @@ from drloss.training.state import load_state, versions
 
 HOW_IT_RUNS = (
     *("expects", "cache", "workers", "micro_batch", "compile", "channels_last"),
-    *("log_every", "eval_every", "eval_batch_size", "checkpoint_every"),
+    *("log_every", "eval_every", "eval_batch_size", "log_images", "checkpoint_every"),
 )
 """Settings that change neither what a run learns nor what its detector finds; but see :func:`changed_settings`."""
-FREE_ON_RESUME = (*HOW_IT_RUNS, "score_threshold", "nms_threshold", "level_candidates", "max_detections")
+FREE_ON_RESUME = (*HOW_IT_RUNS, "patience", "score_threshold", "nms_threshold", "level_candidates", "max_detections")
 """Settings that may change on a resume, because they do not change what the run learns."""
 ROUNDING = ("micro_batch", "compile", "channels_last")
 """Settings of :data:`FREE_ON_RESUME` that change the order of sums, and so the last bits of the result."""
@@ -73,8 +74,14 @@ def _require_steps(
 ) -> None:
     """Raise UserError if data or settings have changed and no step is left that could use them."""
     done = state["iteration"]
-    if not differences or done < config.max_iters:
+    if not differences or not has_ended(done, Best(**state["best"]), config):
         return
+    if done < config.max_iters:
+        raise UserError(
+            f"--resume {out}: has ended after {done} iterations, without a better AP in {config.patience} "
+            f"evaluations, and {differences[0]}: that would train nothing; give a larger --patience, or eval or "
+            "export the run as it is"
+        )
     if "max_iters" not in learnt and not (out / MODEL).is_file():
         return  # stopped in its last evaluation, before its weights were written
     why = f"has done {done} iterations, and --max-iters is {config.max_iters}: there is none left"
@@ -89,7 +96,8 @@ def is_trained_and_exported(out: Path, state: dict[str, Any], config: Config) ->
     If a test-time setting has changed, the run is not finished: the exported file must get the new value.
     """
     changed = set(changed_settings(state["config"], to_json(config))) - set(HOW_IT_RUNS)
-    return state["iteration"] >= config.max_iters and not changed and (out / MODEL).is_file()
+    ended = has_ended(state["iteration"], Best(**state["best"]), config)
+    return ended and not changed and (out / MODEL).is_file()
 
 
 def describe_change(name: str, was: object, now: object) -> str:
@@ -105,10 +113,11 @@ def changed_settings(
     Args:
         was, now: two configurations in JSON types.
         free: settings to leave out; ``micro_batch`` is never left out with a pooled loss, for which ``auto`` is at
-            most :data:`drloss.training.device.FEW`.
+            most :data:`drloss.training.device.FEW`, and ``eval_every`` never with a patience.
     """
     before, after = _flat(was), _flat(now)
     free = set(free) - ({"micro_batch"} if is_pooled(now["loss"]) else set())
+    free -= {"eval_every"} if before["patience"] and after["patience"] else set()
     differing = {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k not in free}
     own = ("precision", *AUTO)
 

@@ -24,12 +24,16 @@ EVALUATIONS_FILE = "evaluations.csv"
 """File of the results on the validation split by iteration."""
 THRESHOLD = "threshold"
 """Column of that file: the score from which detections have the best F1."""
+TRACKERS_FILE = "trackers.json"
+"""File of the ids under which Weights & Biases and MLflow know the run."""
 BOARD = "tensorboard"
 """Folder of TensorBoard's files."""
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints."""
 MODEL = "model.safetensors"
 """File of the exported detector, written when the run has ended."""
+BEST = "best.safetensors"
+"""File of the detector as it was at the best evaluation so far."""
 PAGE = "report.html"
 """Page of a finished run: its evaluations, curves and pictures."""
 LOCK = ".lock"
@@ -40,7 +44,8 @@ def require_new_run(out: Path) -> None:
     """Raise UserError if ``out`` holds a run, or a file or folder with a name that a run uses."""
     if settings_of(out) is not None:
         raise UserError(f"--out {out}: holds a run already; go on with --resume or name another folder")
-    for name in (CONFIG, ENVIRONMENT, MODEL, METRICS_FILE, EVALUATIONS_FILE, CHECKPOINTS, BOARD, PAGE, SPLITS_FILE):
+    files = (CONFIG, ENVIRONMENT, MODEL, BEST, METRICS_FILE, EVALUATIONS_FILE, TRACKERS_FILE, PAGE, SPLITS_FILE)
+    for name in (*files, CHECKPOINTS, BOARD):
         if os.path.lexists(out / name):
             raise UserError(f"--out {out}: {name} is there, which a run would write; name another folder")
 
@@ -54,18 +59,32 @@ def settings_of(out: Path) -> dict[str, Any] | None:
     return plain if begun else None
 
 
-def require_space(out: Path, size: int) -> None:
-    """Raise UserError unless the disk has room for three checkpoints of ``size`` bytes.
+def run_of(path: Path) -> Path | None:
+    """The run folder that is named, be it by one of the detectors that the run left there; None for another file."""
+    folder = path.parent if path.name in (MODEL, BEST) else path
+    return folder if folder.is_dir() and settings_of(folder) is not None else None
 
-    Two are kept, and the next one is written before the older one is removed. The space of those that exist counts.
+
+def require_space(out: Path, size: int, detectors: int = 0) -> None:
+    """Raise UserError unless the disk has room for three checkpoints and for the detectors that a run leaves behind.
+
+    Two checkpoints are kept, and the next one is written before the older one is removed. The space of the files that
+    exist counts.
+
+    Args:
+        out: run folder.
+        size: bytes of a checkpoint.
+        detectors: bytes of the exported detectors together.
     """
     there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    own = sum(path.stat().st_size for path in newest_first(out / CHECKPOINTS))
-    free = shutil.disk_usage(there).free
-    if free + own < (CHECKPOINTS_KEPT + 1) * size:
+    files = [*newest_first(out / CHECKPOINTS), *(out / name for name in (MODEL, BEST) if detectors)]
+    own = sum(path.stat().st_size for path in files if path.is_file())
+    free, needed = shutil.disk_usage(there).free, (CHECKPOINTS_KEPT + 1) * size + detectors
+    if free + own < needed:
+        also = f" and its detectors of {detectors / 1e6:,.0f} MB" if detectors else ""
         raise UserError(
             f"--out {out}: no space: {free / 1e6:,.0f} MB are free on its disk, and the run needs "
-            f"{((CHECKPOINTS_KEPT + 1) * size - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB"
+            f"{(needed - own) / 1e6:,.0f} MB, for three checkpoints of {size / 1e6:,.0f} MB{also}"
         )
 
 

@@ -90,11 +90,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 
 
+def weights_size(model: nn.Module) -> int:
+    """Approximate bytes of an exported detector."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
 def state_size(model: nn.Module, config: Config) -> int:
-    """Approximate bytes of a checkpoint: the model, and the optimiser's moments of every trainable weight."""
+    """Approximate bytes of a checkpoint: the model, its average, and the optimiser's moments of trainable weights."""
     kept = 2 if config.optimizer == "adamw" else 1
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    size: int = kept * trained + sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    size: int = kept * trained + weights_size(model) * (2 if config.ema else 1)
     return size
 
 

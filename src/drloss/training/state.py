@@ -8,6 +8,7 @@ saved for a step that might.
 import json
 import random
 from collections.abc import Mapping
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import drloss
 from drloss.detector.exported import check_classes, load_weights
 from drloss.detector.model import RetinaNet
 from drloss.errors import UserError, first_line
+from drloss.training.best import Best
 from drloss.training.checkpoints import load_checkpoint, newest_first, save_checkpoint
 from drloss.training.config import to_json
 from drloss.training.run_folder import CHECKPOINTS
@@ -26,12 +28,14 @@ from drloss.training.schedule import load_optimizer
 from drloss.training.trainer import Trainer
 
 _FIELDS = {
-    **dict.fromkeys(("model", "optimizer", "scaler", "random", "versions"), dict),
+    **dict.fromkeys(("model", "optimizer", "scaler", "random", "versions", "best", "average"), dict),
     **dict.fromkeys(("class_names", "category_ids"), list),
     **dict.fromkeys(("config", "data"), str),
     **{"iteration": int, "last_ap": float, "evaluated": bool},
 }
 """Fields of the state, and their types."""
+_LATER: dict[str, Any] = {"best": vars(Best()), "average": {}}
+"""Fields that the first checkpoints of version 0.2 and those of 0.1 lack, and what they stand for."""
 
 
 def save(trainer: Trainer) -> None:
@@ -52,6 +56,8 @@ def capture(trainer: Trainer) -> dict[str, Any]:
         "iteration": trainer.iteration,
         "last_ap": trainer.last_ap,
         "evaluated": trainer.evaluated,
+        "best": dict(vars(trainer.best)),
+        "average": trainer.average.state() if trainer.average is not None else {},
         "versions": versions(),
         "config": json.dumps(to_json(trainer.config)),
         "class_names": list(trainer.train.class_names),
@@ -91,7 +97,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
     found = load_checkpoint(folder)
     if found is None:
         return None
-    state, damaged = found
+    state, damaged = {**_LATER, **found[0]}, found[1]
     path = newest_first(folder)[len(damaged)]
     try:
         return {**state, "config": _checked_config(state)}, damaged
@@ -112,12 +118,28 @@ def _checked_config(state: dict[str, Any]) -> dict[str, Any]:
         if not all(isinstance(k, str) and isinstance(v, kind) for k, v in state[name].items()):
             raise TypeError(f"{name} must hold {kind.__name__}s by name")
     check_classes(state)
+    _check_later(state)
     config = json.loads(state["config"])
     if not isinstance(config, dict) or not isinstance(config.get("detector"), dict):
         raise TypeError("config must be a run's settings as JSON")
     if not isinstance(config["max_iters"], int) or not 0 <= state["iteration"] <= config["max_iters"]:
         raise ValueError(f"iteration must lie in 0..max_iters, got {state['iteration']} of {config['max_iters']}")
     return config
+
+
+def _check_later(state: dict[str, Any]) -> None:
+    """Check the content of the fields of :data:`_LATER`; raises TypeError or ValueError, which names the field."""
+    best, average = state["best"], state["average"]
+    kinds = {"ap": float, "iteration": int, "waited": int}
+    if best.keys() != kinds.keys() or any(type(best[name]) is not kind for name, kind in kinds.items()):
+        raise TypeError(f"best must hold {', '.join(kinds)}, got {best!r:.80}")
+    if isinf(best["ap"]) or min(best["iteration"], best["waited"]) < 0:
+        raise ValueError(f"best must hold a finite AP and numbers from 0 on, got {best!r:.80}")
+    weights = average.get("model", {})
+    if average and not (type(average.get("updates")) is int and average["updates"] >= 0 and weights):
+        raise TypeError("average must hold updates, a number from 0 on, and model")
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise TypeError("average.model must hold tensors by name")
 
 
 def versions() -> dict[str, str]:

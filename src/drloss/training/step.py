@@ -76,6 +76,8 @@ def take_step(trainer: Trainer, micro_batches: list[Batch], logged: bool) -> Ste
     (loss, cls, box, *seen), stop = _agree(trainer, totals, statistics, norm, micro_batches, forward_done)
     scaler.step(optimizer)
     scaler.update()
+    if trainer.average is not None:
+        trainer.average.update(trainer.model)
     return StepReport(loss, cls, box, stop, summary(seen) if logged else None)
 
 

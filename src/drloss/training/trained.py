@@ -11,13 +11,14 @@ from drloss.detector.precision import Precision
 from drloss.errors import UserError
 from drloss.io.untrusted import require_new_torch
 from drloss.training.config import from_json
-from drloss.training.run_folder import CHECKPOINTS, MODEL, settings_of
+from drloss.training.run_folder import CHECKPOINTS, MODEL, run_of, settings_of
 from drloss.training.state import load_state
 
 
 def precision_of(path: Path) -> Precision:
-    """Numbers that a run computed with, from its folder; fp32 for an exported file alone."""
-    settings = settings_of(path) if path.is_dir() else None
+    """Numbers that a run computed with, from its folder; fp32 for an exported file elsewhere."""
+    folder = run_of(path)
+    settings = settings_of(folder) if folder is not None else None
     precision: Precision = settings.get("precision", "fp32") if settings else "fp32"
     return precision if precision in get_args(Precision) else "fp32"
 
@@ -44,6 +45,8 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
     source = str(path / CHECKPOINTS)
     config = from_json(state["config"], source)
-    description = DetectorFile(config.detector, *check_classes(state), config.loss)
-    model = build_detector(description, dict(state["model"]), source)
+    about = *check_classes(state), config.loss
+    description = DetectorFile(config.detector, *about, iteration=state["iteration"])
+    weights = (state["average"] or state)["model"]
+    model = build_detector(description, dict(weights), source)
     return model, replace(description, detector=model.config)

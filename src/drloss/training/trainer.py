@@ -1,6 +1,6 @@
 """A run in the state between two steps: everything that the training loop works with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +10,8 @@ from drloss.data.annotations import Annotations
 from drloss.detector.model import RetinaNet
 from drloss.detector.objective import Objective
 from drloss.distributed.ranks import Ranks
+from drloss.training.average import WeightAverage
+from drloss.training.best import Best
 from drloss.training.device import DeviceConfig
 from drloss.training.log import ScalarLog
 from drloss.training.signals import StopRequest
@@ -37,6 +39,8 @@ class Trainer:
         iteration: number of steps done.
         last_ap: AP of the last evaluation, NaN before it.
         evaluated: whether the evaluation that is due after this iteration is done, or none is due.
+        best: the best evaluation so far.
+        average: moving average of the weights; None without one.
     """
 
     config: DeviceConfig
@@ -56,6 +60,13 @@ class Trainer:
     iteration: int
     last_ap: float
     evaluated: bool
+    best: Best = field(default_factory=Best)
+    average: WeightAverage | None = None
+
+    @property
+    def detector(self) -> RetinaNet:
+        """The detector that is evaluated and exported: that of the averaged weights, if there are any."""
+        return self.average.model if self.average is not None else self.model
 
     @property
     def share(self) -> int:

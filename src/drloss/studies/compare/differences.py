@@ -99,9 +99,14 @@ class Contender:
         return float(np.mean([run.seconds for run in self.runs]))
 
     @property
-    def iterations(self) -> int:
-        """Number of iterations of a run, the same for all seeds."""
-        return self.runs[0].iterations
+    def iterations(self) -> float:
+        """Mean number of iterations of a run. All have the same, unless a patience has ended some early."""
+        return float(np.mean([run.iterations for run in self.runs]))
+
+    @property
+    def lengths(self) -> list[int]:
+        """The numbers of iterations of the runs, each once, rising."""
+        return sorted({run.iterations for run in self.runs})
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -127,12 +132,13 @@ class Contender:
 
     @cached_property
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Iterations and values of each quantity that all runs logged at the same iterations."""
+        """Each quantity at the iterations at which all runs logged it: these, and its means over the runs."""
         found = {}
-        for name, (iterations, _) in self.runs[0].curves.items():
-            own = [run.curves.get(name, ([], [])) for run in self.runs]
-            if all(x == iterations for x, _ in own):
-                found[name] = (iterations, np.mean([y for _, y in own], axis=0).tolist())
+        for name in self.runs[0].curves:
+            own = [dict(zip(*run.curves.get(name, ([], [])), strict=True)) for run in self.runs]
+            common = [x for x in own[0] if all(x in values for values in own)]
+            if common:
+                found[name] = (common, [float(np.mean([values[x] for values in own])) for x in common])
         return found
 
     def sweep(self) -> list[dict[str, float]]:

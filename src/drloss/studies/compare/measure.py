@@ -16,6 +16,7 @@ import torch
 from drloss.data.annotations import Annotations
 from drloss.data.batches import Batch
 from drloss.detector.detections import detect
+from drloss.detector.exported import read_description
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import Objective, assign_batch, options_of_batch
 from drloss.detector.precision import autocast
@@ -109,9 +110,15 @@ def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) ->
         matches=match_detections(val, detections),
         curves=curves,
         seconds=sum(curves["seconds"][1]) if "seconds" in curves else nan,
-        iterations=config.max_iters,
+        iterations=_length(folder, config),
         cost=kept["cost"],
     )
+
+
+def _length(folder: Path, config: Config) -> int:
+    """Number of iterations of a finished run, which its patience may have ended."""
+    about = read_description(folder / MODEL)
+    return config.max_iters if about is None or about.iteration is None else about.iteration
 
 
 def _kept(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from drloss.data.checks.images import check_images
 from drloss.data.source import DataSource
 from drloss.distributed.ranks import Ranks
 from drloss.errors import UserError
+from drloss.evaluation.thresholds import counted, fair_threshold
 from drloss.io.atomic import write_json, write_text
 from drloss.studies.compare.differences import (
     Comparison,
@@ -28,7 +29,7 @@ from drloss.studies.compare.exports import markdown, to_json
 from drloss.studies.compare.measure import is_finished, measure_run
 from drloss.studies.compare.page import count, write_page
 from drloss.studies.jobs import job_of, run_folder, train_jobs
-from drloss.studies.report.gallery import counted, fair_threshold, gallery
+from drloss.studies.report.gallery import gallery
 from drloss.training.config import Config, make_loss
 from drloss.training.preparation import require_boxes
 from drloss.training.records import environment
@@ -138,6 +139,9 @@ def _facts(name: str, train: Annotations, val: Annotations, ranks: Ranks, config
 def _settings(config: Config, start: str, folders: Sequence[Path]) -> dict[str, str]:
     precisions = {str((settings_of(folder) or {}).get("precision", config.precision)) for folder in folders}
     loss = make_loss(config.loss)
+    watched = {"average of the weights": f"decay {config.ema:g}"} if config.ema else {}
+    every = f"{count(config.patience, 'evaluation')}, one every {count(config.eval_every, 'iteration')}"
+    watched |= {"patience": every} if config.patience else {}
     return {
         "loss": repr(loss),
         "prior probability": f"{loss.prior_probability:g}",
@@ -146,6 +150,7 @@ def _settings(config: Config, start: str, folders: Sequence[Path]) -> dict[str, 
         "optimiser": f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}",
         "batch": str(config.batch_size),
         "iterations": str(config.max_iters),
+        **watched,
         "precision": ", ".join(sorted(precisions)),
         "score threshold": f"{config.detector.score_threshold:g}",
         "NMS threshold": f"{config.detector.nms_threshold:g}",

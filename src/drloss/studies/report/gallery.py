@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from drloss.data.annotations import Annotations
-from drloss.evaluation.drawing import draw_detections, mosaic
+from drloss.evaluation.drawing import draw_detections, draw_truth, mosaic
+from drloss.evaluation.thresholds import counted, fair_threshold
 from drloss.structures import Detection
 
 
@@ -26,7 +25,7 @@ def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Seque
     tiles = []
     for i in images:
         image = val.load_image(i)
-        tiles.append(_with_boxes(val, i, image))
+        tiles.append(draw_truth(val, i, image))
         for detections, threshold in zip(runs, thresholds, strict=True):
             tiles.append(draw_detections(image, detections[i], val.class_names, threshold=threshold))
     return mosaic(tiles, columns=1 + len(runs))
@@ -34,27 +33,4 @@ def gallery(val: Annotations, runs: Sequence[Sequence[Detection]], images: Seque
 
 def truth(annotations: Annotations, images: Sequence[int], columns: int) -> Image.Image:
     """A picture of some images of a split, by their positions, each with its boxes."""
-    return mosaic([_with_boxes(annotations, i, annotations.load_image(i)) for i in images], columns=columns)
-
-
-def _with_boxes(annotations: Annotations, index: int, image: Tensor) -> Image.Image:
-    """An image with its boxes; ignored ones get class names of their own."""
-    names = [*annotations.class_names, *(f"{name}, ignored" for name in annotations.class_names)]
-    own = annotations.boxes_of(index)
-    boxes: Detection = {
-        "boxes": torch.from_numpy(annotations.boxes[own]).float(),
-        "scores": torch.ones(own.stop - own.start),
-        "labels": torch.from_numpy(annotations.labels[own] + len(annotations.class_names) * annotations.ignore[own]),
-    }
-    return draw_detections(image, boxes, names, threshold=0.0, show_scores=False)
-
-
-def counted(val: Annotations) -> int:
-    """Number of objects to find: boxes that are not ignored."""
-    return int((~val.ignore).sum())
-
-
-def fair_threshold(detections: Sequence[Detection], objects: int) -> float:
-    """The score that as many detections reach as there are objects."""
-    scores = torch.cat([d["scores"] for d in detections]).sort(descending=True).values
-    return float(scores[min(objects, len(scores)) - 1]) if len(scores) and objects else 1.0
+    return mosaic([draw_truth(annotations, i, annotations.load_image(i)) for i in images], columns=columns)
