@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 BOOKS = sorted(DOCS.rglob("*.ipynb"))
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 COMMAND = re.compile(r"(?:^    |^!|`)drloss (?P<line>[a-z][^`\n#]*)", re.MULTILINE)
+FIGURE = r"(?<![\d.-])\d+\.\d(?![\d.]*\d)"
 MOST_LINES = 90
 """Lines of the README: what a reader takes in at once."""
 
@@ -96,6 +97,15 @@ def test_an_unknown_command_ends_in_an_error(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["trian", "--help"])
     assert "train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["faq", "choosing", "paper"])
+def test_figures_of_the_guides_are_those_of_the_evidence(name):
+    """Each AP in the text of a guide (a number with one decimal) is in a page that shows records."""
+    evidence = ["comparisons", "trials", "reproduction", "adapters/transformers"]
+    shown = set(re.findall(FIGURE, "\n".join(text_of(DOCS / f"{page}.md") for page in evidence)))
+    told = re.sub(r"`[^`]*`", "", text_of(DOCS / f"{name}.md"))
+    assert set(re.findall(FIGURE, told)) - shown == set()
 
 
 def test_the_site_lists_every_page():
