@@ -9,7 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from drloss.errors import UserError
+from drloss.errors import NoSpaceError, UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -46,11 +46,12 @@ def write_atomic(path: Path, write: Callable[[Path], object], check: Callable[[P
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """The UserError for a file that cannot be written."""
+    """The UserError for a file that cannot be written; a NoSpaceError if no other file could be, either."""
     reason = error.strerror or str(error)
     if error.errno in _NO_SPACE and "no space" not in reason.lower():
         reason = f"no space left: {reason}"
-    return UserError(f"{path}: cannot be written: {reason}")
+    kind = NoSpaceError if error.errno in (*_NO_SPACE, errno.EROFS) else UserError
+    return kind(f"{path}: cannot be written: {reason}")
 
 
 def remove_unfinished(folder: Path) -> None:
