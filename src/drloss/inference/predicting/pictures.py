@@ -105,6 +105,6 @@ def class_folders(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for label, name in enumerate(names, start=1):
         plain = re.sub(r"[^\w +()-]|^ | $", "_", name)[:60]
-        new = plain == name and plain.casefold() not in {other.casefold() for other in found}
+        new = plain == name != "" and plain.casefold() not in {other.casefold() for other in found}
         found.append(plain if new else f"{label}-{plain}")
     return found

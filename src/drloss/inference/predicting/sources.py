@@ -10,6 +10,7 @@ from pathlib import Path
 from drloss.data.files.paths import IMAGE_SUFFIXES, common_folder, list_files, suffix_of, why_not_read
 from drloss.data.files.reading import read_bytes
 from drloss.errors import UserError, printable
+from drloss.inference.predicting.folder import SETTINGS
 
 VIDEO_SUFFIXES = frozenset(
     f".{suffix}" for suffix in ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "ts", "3gp")
@@ -51,7 +52,10 @@ class Sources:
 
 @dataclass
 class _Found:
-    """Files by what the user named, and the folders that names are relative to; ``own`` is that of the results."""
+    """Files by what the user named, and the folders that names are relative to.
+
+    ``own`` is the folder of older results, of which nothing is read; empty if there are none.
+    """
 
     own: str
     files: list[str] = field(default_factory=list)
@@ -60,6 +64,8 @@ class _Found:
 
     def not_own(self, folder: str, names: list[str]) -> list[str]:
         """Those of the names in a folder that are not in the folder of results, which may lie in it."""
+        if not self.own:
+            return names
         inner = os.path.relpath(self.own, os.path.realpath(folder)).replace(os.sep, "/")
         return [name for name in names if not name.startswith(f"{inner}/")]
 
@@ -82,14 +88,16 @@ def find_sources(words: Sequence[str], out: Path) -> Sources:
         UserError: if one is not there, nothing is found at all, or ``out`` is a folder of images.
     """
     own = os.path.realpath(out)
-    found = _Found(own)
+    begun = (out / SETTINGS).is_file()
+    found = _Found(own if begun else "")
     for word in words:
         _look(word, found)
     files = list(dict.fromkeys(map(os.path.abspath, found.files)))
     if not files:
         raise UserError(_nothing(words, found))
     places = {folder: os.path.realpath(folder) for folder in {os.path.dirname(file) for file in files}}
-    if own in places.values() or own == os.path.realpath(words[0]):
+    below = any(place.startswith(own + os.sep) for place in places.values())
+    if own in places.values() or own == os.path.realpath(words[0]) or (below and not begun):
         raise UserError(f"--out {out}: is the folder of the images; name another")
     root = common_folder(map(Path, found.bases))
     sources = Sources(root, passed=found.passed)
