@@ -29,10 +29,10 @@ def half_a_line(number):
 
     def patched(self, records):
         nonlocal seen
-        seen += len(records)
-        if seen > number:
+        if seen >= number:
             self._file.write(line_of(records[0]).encode()[:-10])
             act("SIGKILL")
+        seen += len(records)
         return original(self, records)
 
     Journal.append = patched

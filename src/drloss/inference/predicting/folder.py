@@ -11,7 +11,7 @@ from drloss.data.files.paths import clean_name
 from drloss.errors import UserError, printable, shown
 from drloss.inference.predicting.formats import COLUMNS, csv_lines, stem_of, write_coco, yolo_lines
 from drloss.inference.predicting.journal import Journal, Record, keep_records, records_in
-from drloss.io.atomic import json_of, remove_unfinished, write_atomic, write_json, write_text
+from drloss.io.atomic import json_of, remove_unfinished, unwritable, write_atomic, write_json, write_text
 from drloss.training.run_folder import only_writer
 
 SETTINGS = "predict.json"
@@ -49,6 +49,7 @@ class Results:
     def __init__(self, out: Path, journal: Journal, formats: Sequence[str], classes: Classes) -> None:
         self.out = out
         self.journal = journal
+        self._failures: Journal | None = None
         self.formats = formats
         self.classes = classes
         self.stems: dict[str, str] = {}
@@ -58,14 +59,19 @@ class Results:
     def begin(self) -> None:
         """Find what is done, and write it in the formats that are wanted now."""
         for record in records_in(self.journal.path):
+            name, stem = record.get("image"), record.get("stem")
+            if not (isinstance(name, str) and isinstance(stem, str)):
+                raise UserError(f"{self.journal.path}: line {self.records + 1} is not of drloss predict")
             self.records += 1
-            self.stems[record["image"]] = record["stem"]
+            self.stems[name] = stem
             if "yolo" in self.formats and not self._label(record).exists():
                 self.write_label(record)
         if "csv" in self.formats:
             write_atomic(self.out / CSV, self._write_csv)
-        if (self.out / FAILED).exists():  # what was not read is tried again
+        if (self.out / FAILED).exists():  # what could not be read is tried again, and what could not be drawn is not
             keep_records(self.out / FAILED, lambda failure: failure.get("image") in self.stems)
+            if not (self.out / FAILED).stat().st_size:
+                (self.out / FAILED).unlink()
 
     def add(self, records: Sequence[Record]) -> None:
         """Add lines to the results: once they are there, their images are done.
@@ -75,26 +81,32 @@ class Results:
         """
         self.journal.append(records)
         self.records += len(records)
-        if "csv" in self.formats and (lines := csv_lines(records)):
-            with (self.out / CSV).open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(lines)
+        if "csv" in self.formats:
+            try:
+                with (self.out / CSV).open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(csv_lines(records))
+            except OSError as error:  # the next command writes it anew, from the lines
+                raise unwritable(self.out / CSV, error) from None
 
     def write_label(self, record: Record) -> None:
         """Write the text file of a record for YOLO, if that format is wanted."""
         if "yolo" in self.formats:
-            write_text(self._label(record), yolo_lines(record, self.classes.names))
+            write_text(self._label(record), yolo_lines(record, self.classes.names), sync=False)
 
     def fail(self, name: str, reason: str) -> None:
         """Add a line to the file of failures."""
         self.failed += 1
-        with Journal(self.out / FAILED) as failed:
-            failed.append([{"image": name, "reason": reason}])
+        if self._failures is None:
+            self._failures = Journal(self.out / FAILED)
+        self._failures.append([{"image": name, "reason": reason}])
+
+    def close(self) -> None:
+        """Close the file of failures."""
+        if self._failures is not None:
+            self._failures.close()
 
     def finish(self, names: Sequence[str]) -> None:
         """Write the formats that are one whole, for images of these names and those that were done before."""
-        failures = self.out / FAILED
-        if failures.exists() and not failures.stat().st_size:
-            failures.unlink()
         if "coco" in self.formats:
             ids = dict(zip(self.classes.names, self.classes.ids, strict=True))
             everything = dict.fromkeys([*self.stems, *names])
@@ -127,7 +139,7 @@ def open_results(
         UserError: if there are files of other origin, results of other settings, or another process is at work there.
     """
     there = json_of(out / SETTINGS)
-    own = isinstance(there, dict) and there.get("format") == FORMAT
+    own = isinstance(there, dict) and there.get("format") == FORMAT and isinstance(there.get("settings"), dict)
     if not own:
         _require_free(out)
     elif not overwrite:
@@ -144,6 +156,7 @@ def open_results(
         _forget_unfinished_videos(out / PREDICTIONS)
         journal = stack.enter_context(Journal(out / PREDICTIONS))
         results = Results(out, journal, formats, classes)
+        stack.callback(results.close)
         results.begin()
         yield results
 
@@ -173,11 +186,11 @@ def _forget_unfinished_videos(path: Path) -> None:
     begun, ended = set(), set()
     for record in records_in(path):
         if "frame" in record:
-            begun.add(record["image"])
+            begun.add(record.get("image"))
             if record.get("last"):
-                ended.add(record["image"])
-    if begun - ended:
-        keep_records(path, lambda record: record["image"] not in begun - ended)
+                ended.add(record.get("image"))
+    if unfinished := begun - ended:
+        keep_records(path, lambda record: record.get("image") not in unfinished)
 
 
 def _remove_results(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,10 @@ from drloss.errors import UserError
 from drloss.io.atomic import unwritable, write_atomic
 
 Record = dict[str, Any]
+
+
+PATIENCE = 1.0
+"""After so many seconds it is made sure that the disk has the lines. A kill loses none of them in any case."""
 
 
 class Journal:
@@ -24,6 +29,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._synced = time.monotonic()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
@@ -44,7 +50,8 @@ class Journal:
         try:
             while data:
                 data = data[self._file.write(data) :]
-            os.fsync(self._file.fileno())
+            if time.monotonic() - self._synced > PATIENCE:
+                self._sync()
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(self._length)
@@ -52,8 +59,16 @@ class Journal:
         self._length += length
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file once the disk has all of it."""
+        try:
+            self._sync()
+            self._file.close()
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def __enter__(self) -> "Journal":
         return self

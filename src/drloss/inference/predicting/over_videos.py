@@ -58,10 +58,11 @@ def _over_frames(job: Job, video: Video, name: str, stem: str, task: TaskID, bes
     try:
         while batch := list(islice(frames, job.wanted.batch_size)):
             for frame, detection in zip(batch, _found(job, batch), strict=True):
-                job.add(held)
-                held = [_record(job, name, stem, frame, detection)]
+                held.append(_record(job, name, stem, frame, detection))
                 if file is not None:
                     file.add(job.drawing.draw(frame.pixels, detection), frame.time)
+            job.add(held[:-1])
+            held = held[-1:]
             job.progress.advance(task, len(batch))
         if not held:
             raise DataError(f"{printable(str(video.path))}: {video.problem or 'has no frames'}")

@@ -93,7 +93,7 @@ def save_jpeg(picture: Image.Image, path: Path) -> None:
     """
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=QUALITY, subsampling=0)
-    write_atomic(path, lambda beside: beside.write_bytes(content.getbuffer()))
+    write_atomic(path, lambda beside: beside.write_bytes(content.getbuffer()), sync=False)
 
 
 def class_folders(names: Sequence[str]) -> list[str]:
