@@ -65,7 +65,7 @@ def predict(
     about = detector.description
     tiling = checked_tiling(wanted.tile, wanted.overlap, detector.fixed_size)
     threshold = detector.threshold if wanted.draw_threshold is None else wanted.draw_threshold
-    drawing = Drawing(out, about.class_names, threshold, wanted.pictures, wanted.crops)
+    drawing = Drawing(out, about.class_names, threshold, wanted.pictures, wanted.crops, unit=wanted.tile)
     settings = _settings(detector, sources, drawing, wanted)
     classes = Classes(about.class_names, about.category_ids)
     with open_results(out, settings, wanted.formats, classes, overwrite=wanted.overwrite) as results:
@@ -127,7 +127,7 @@ def _close(job: Job, before: int, seconds: float, asked: int, console: Console) 
     if before:
         said += f", and {before:,} that were done before"
     looked = job.images + job.frames
-    speed = f", {looked / max(seconds, 1e-9):.1f} images/s" if looked else ""
+    speed = f", {looked / max(seconds, 1e-9):.3g} images/s" if looked else ""
     also = "".join(f", {WRITTEN[name]}" for name in job.wanted.formats if name in WRITTEN)
     said += (
         f"; {job.shown:,} detection(s) of score {threshold:.3g} or more{speed}: {results.out} ({PREDICTIONS}{also})"

@@ -32,6 +32,7 @@ class Drawing:
         threshold: lowest score that is drawn or cut out.
         pictures: whether pictures are drawn.
         crops: whether objects are cut out.
+        unit: as for :func:`~drloss.evaluation.drawing.draw_detections`.
     """
 
     out: Path
@@ -39,6 +40,7 @@ class Drawing:
     threshold: float
     pictures: bool
     crops: bool
+    unit: int | None
 
     def save(self, path: Path, stem: str, detection: Detection) -> str:
         """Draw an image file; why that was not possible, or nothing. Callers are ``pillow_quieted``.
@@ -61,7 +63,7 @@ class Drawing:
 
     def draw(self, image: Tensor, detection: Detection) -> Image.Image:
         """An image uint8 (3, H, W) with its boxes."""
-        return draw_detections(image, detection, self.class_names, threshold=self.threshold)
+        return draw_detections(image, detection, self.class_names, threshold=self.threshold, unit=self.unit)
 
     def cut_out(self, image: Tensor, stem: str, detection: Detection) -> None:
         """Save each object of an image uint8 (3, H, W), in a folder for each class, if that is wanted."""
