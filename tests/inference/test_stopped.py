@@ -93,7 +93,7 @@ def test_images_are_in_the_results_once_after_two_kills_at_any_time(ready, tmp_p
     kills = 0
     for share in (0.25, 0.6):
         child = start(command(folder, out), tmp_path / "log")
-        wait_until(partial(has_lines, out / "predictions.jsonl", share * count), child=child)
+        wait_until(partial(has_lines, out / "predictions.jsonl", share * count), seconds=600, child=child)
         time.sleep(rng.random() * 0.02)
         child.send(signal.SIGKILL)
         kills += child.wait() == -signal.SIGKILL

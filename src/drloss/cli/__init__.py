@@ -104,7 +104,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]
     "train": ("Train a detector on images with boxes.", add_train),
     "config": ("Print the settings of a preset as JSON, for train --config.", add_config),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),
-    "predict": ("Detect objects in pictures and draw them.", add_predict),
+    "predict": ("Detect objects in images and videos, draw them and list them.", add_predict),
     "export": ("Write a run's detector to one file: safetensors, or ONNX for other runtimes.", add_export),
     "compare": ("Train several losses on your data and say in one page which is ahead.", add_compare),
     "data": ("Read a data set once; say what it is, what is in it and what is wrong; convert it.", add_data),
