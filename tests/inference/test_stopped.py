@@ -150,12 +150,12 @@ def test_results_of_other_settings_or_of_another_detector_are_refused_until_over
     assert run("--crops", "--draw-threshold", 0.5, "--format", "yolo") == 0
     before = contents(out)
     for words, more, how in (
-        ("another tile (None, and now 640)", ["--tile", 640], {}),
-        ("another score threshold (None, and now 0.5)", ["--score-threshold", 0.5], {}),
-        ("another draw threshold (0.5, and now 0.25)", ["--draw-threshold", 0.25], {}),
-        ("another pictures (True, and now False)", ["--no-pictures"], {}),
+        ("other settings: tile was None and is now 640; name another folder, or --overwrite", ["--tile", 640], {}),
+        ("score-threshold was None and is now 0.5", ["--score-threshold", 0.5], {}),
+        ("draw-threshold was 0.5 and is now 0.25", ["--draw-threshold", 0.25], {}),
+        ("pictures was True and is now False", ["--no-pictures"], {}),
         ("another detector; name another folder, or --overwrite", [], {"detector": tmp_path / "other.safetensors"}),
-        ("another folder of the images", [], {"sources": str(ready / "images")}),
+        ("other settings: images in was", [], {"sources": str(ready / "images")}),
     ):
         assert run("--crops", "--draw-threshold", 0.5, *more, **how) == 2
         assert words in capsys.readouterr().err

@@ -83,7 +83,7 @@ def _settings(detector: Detector, sources: Sources, drawing: Drawing, wanted: Wa
     """What decides the results, in JSON types."""
     return {
         "detector": detector.digest,
-        "folder of the images": os.path.realpath(sources.root),
+        "images in": os.path.realpath(sources.root),
         "score_threshold": wanted.score_threshold,
         "draw_threshold": drawing.threshold if wanted.pictures or wanted.crops else None,
         "tile": wanted.tile,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from drloss.data.files.paths import clean_name
-from drloss.errors import UserError, printable, shown
+from drloss.errors import UserError, printable
 from drloss.inference.predicting.formats import COLUMNS, csv_lines, stem_of, write_coco, yolo_lines
 from drloss.inference.predicting.journal import Journal, Record, keep_records, records_in
 from drloss.io.atomic import json_of, remove_unfinished, unwritable, write_atomic, write_json, write_text
+from drloss.training.resume import describe_change
 from drloss.training.run_folder import only_writer
 
 SETTINGS = "predict.json"
@@ -173,12 +174,10 @@ def _require_free(out: Path) -> None:
 def _require_same(out: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
         if was.get(name) != value:
-            change = "another detector" if name == "detector" else f"another {name.replace('_', ' ')}"
-            values = f" ({shown(was.get(name))}, and now {shown(value)})"
-            raise UserError(
-                f"--out {printable(str(out))}: holds results of {change}{'' if name == 'detector' else values}; "
-                "name another folder, or --overwrite them"
-            )
+            change = f"other settings: {describe_change(name.replace('_', '-'), was.get(name), value)}"
+            others = "another detector" if name == "detector" else change
+            where = f"--out {printable(str(out))}"
+            raise UserError(f"{where}: holds results of {others}; name another folder, or --overwrite them")
 
 
 def _forget_unfinished_videos(path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from drloss.inference.predicting.journal import Record
@@ -63,8 +64,8 @@ def unique_stems(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
     for name in names:
         folder, _, file = name.rpartition("/")
         bare = file.rpartition(".")[0] or file
-        choices = [bare, file, *(f"{file}-{number}" for number in range(2, len(used) + 3))]
-        inside = [f"{folder}/{choice}" if folder else choice for choice in map(_shortened, choices)]
+        choices = chain([bare, file], (f"{file}-{number}" for number in count(2)))
+        inside = (f"{folder}/{choice}" if folder else choice for choice in map(_shortened, choices))
         found[name] = next(choice for choice in inside if choice.casefold() not in used)
         used.add(found[name].casefold())
     return found

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from drloss.data.order import Key
 from drloss.data.workers import load_items
 from drloss.detector.config import DetectorConfig
-from drloss.errors import UserError
+from drloss.errors import UserError, printable
 from drloss.inference.views import Seen, Tiling, see
 
 FEW = 4
@@ -34,8 +34,8 @@ class Read:
 
     @property
     def parts(self) -> int:
-        """Number of parts that go through the detector."""
-        return self.seen.parts if self.seen else 0
+        """Number of parts that go through the detector; 1 for an image that could not be read."""
+        return self.seen.parts if self.seen else 1
 
 
 class Pictures(Dataset[Read]):
@@ -62,6 +62,8 @@ class Pictures(Dataset[Read]):
             return Read(key.index, see(self.paths[key.index], self.config, self.fixed, self.tiling))
         except UserError as error:
             return Read(key.index, None, str(error))
+        except MemoryError:
+            return Read(key.index, None, f"{printable(str(self.paths[key.index]))}: needs more memory than there is")
 
 
 @contextmanager

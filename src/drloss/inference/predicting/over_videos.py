@@ -54,12 +54,13 @@ def _over_frames(job: Job, video: Video, name: str, stem: str, task: TaskID, bes
         DataError: if there is no frame.
     """
     frames, held = video.frames(), list[Record]()
-    file = None if beside is None else VideoFile(beside, video.rate)
+    file: VideoFile | None = None
     try:
         while batch := list(islice(frames, job.wanted.batch_size)):
             for frame, detection in zip(batch, _found(job, batch), strict=True):
                 held.append(_record(job, name, stem, frame, detection))
-                if file is not None:
+                if beside is not None:
+                    file = file or VideoFile(beside, video.rate)
                     file.add(job.drawing.draw(frame.pixels, detection), frame.time)
             job.add(held[:-1])
             held = held[-1:]

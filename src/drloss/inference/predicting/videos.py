@@ -19,6 +19,8 @@ from drloss.io.atomic import unwritable
 
 CODECS = ("libx264", "mpeg4")
 """Encoders for videos, the better first; not every build of FFmpeg has it."""
+SURE = 2.0
+"""Seconds that must be missing at the end of a video that does not say how many frames it has."""
 QUALITY = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
 
 
@@ -57,10 +59,12 @@ class Video:
         """The frames, as far as they can be read."""
         import av
 
-        index = 0
+        index, first, time = 0, None, 0.0
         try:
             for frame in self._container.decode(self._stream):
-                time = float(frame.time) if frame.time is not None else index / float(self.rate)
+                at = float(frame.time) if frame.time is not None else index / float(self.rate)
+                first = at if first is None else first
+                time = at - first
                 yield VideoFrame(index, time, _pixels(frame))
                 index += 1
         except (av.error.FFmpegError, ValueError) as error:
@@ -68,6 +72,14 @@ class Video:
             return
         if self.length is not None and index < self.length:
             self.problem = f"ends early, after {index} of {self.length} frames"
+        elif index and self._duration - time > SURE:
+            self.problem = f"ends early, after {time:.1f} of {self._duration:.1f} s"
+
+    @property
+    def _duration(self) -> float:
+        """Length in seconds that the file says it has; 0 if it does not say, or may mean the sound's."""
+        alone = len(self._container.streams) == 1
+        return self._container.duration / 1e6 if alone and self._container.duration else 0.0
 
 
 def require_videos(first: str) -> None:
