@@ -11,9 +11,11 @@ from scipy import ndimage
 
 from drloss import Detector
 from drloss.cli import main
+from drloss.data.images.decoding import read_image
 from drloss.detector.config import DetectorConfig
 from drloss.errors import UserError
-from drloss.inference.views import Tiling, find_in, in_chunks, merge, see, starts
+from drloss.inference.views import Tiling, checked_tiling, find_in, in_chunks, merge, see, starts
+from drloss.structures import Frame
 from random_detector import noise, random_detector
 
 CONFIG = DetectorConfig(short_side=160, max_side=280)
@@ -85,6 +87,31 @@ def test_an_image_no_larger_than_a_tile_is_looked_at_once():
     narrow = see(noise(3, 100, 1000), CONFIG, tiling=Tiling(640, 0.2))
     assert [v.pixels.shape for v in narrow.views[1:]] == [(2, 3, 128, 640)]
     assert narrow.views[1].origins == [(0, 0), (0, 360)]
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(640)])
+def test_a_file_gives_what_its_pixels_give_though_less_of_it_is_decoded(tmp_path, tiling):
+    large = Image.fromarray(noise(30, 40, 3).numpy()).resize((1200, 900))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large.save(tmp_path / "large.jpg", exif=exif)
+    Image.fromarray(noise(30, 40, 3).numpy()).save(tmp_path / "small.png")
+    for name, size in (("large.jpg", (1200, 900)), ("small.png", (30, 40))):
+        path = tmp_path / name
+        file, pixels = see(path, CONFIG, tiling=tiling), see(read_image(path), CONFIG, tiling=tiling, path=path)
+        assert file.size == pixels.size == size
+        assert file.parts == pixels.parts == (1 if tiling is None or name == "small.png" else 1 + 2 * 3)
+        for one, other in zip(file.views, pixels.views, strict=True):
+            assert torch.equal(one.pixels, other.pixels)
+            assert (one.frame, one.origins) == (other.frame, other.origins)
+
+
+def test_tiles_are_padded_to_the_only_size_that_a_detector_takes_and_refused_if_larger():
+    seen = see(noise(3, 300, 500), CONFIG, fixed=(256, 320), tiling=Tiling(200, 0))
+    assert [v.pixels.shape[1:] for v in seen.views] == [(3, 256, 320)] * 2
+    assert seen.views[1].frame == Frame((200, 200), (200, 200))
+    with pytest.raises(UserError, match="tile must be at most 256 for a detector whose input is 256 x 320"):
+        checked_tiling(300, 0.2, (256, 320))
 
 
 def detection(*rows):
