@@ -97,7 +97,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 _INSTALL = "run pip install '.[detector]' in the checkout of drloss, which is on no index"
 _FULL = "DefaultCPUAllocator: can't allocate memory"
-_NO_MEMORY = "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side"
+_NO_MEMORY = (
+    "this needs more memory than there is: lower --micro-batch, --eval-batch-size, --short-side or, in predict, "
+    "--batch-size"
+)
 _OLDER = {"check-data": "data"}
 """Older names of commands, which go on."""
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]], Command]]] = {
