@@ -27,6 +27,10 @@ PROMISES = {
     "T25": ("when a rank dies or hangs, the others stop and name it", "under 60 s"),
     "T26": ("SIGTERM ends at a step with a checkpoint and exit code 0", "20 of 20 moments"),
     "T27": ("a full disk leaves the last checkpoint whole", "20 of 20 offsets"),
+    "predict": (
+        "a killed drloss predict goes on, and has each image in its results once",
+        "2,000 images, 2 kills",
+    ),
     "T28": ("a damaged checkpoint is found, and the one before used", "100 truncations and 200 flipped bits"),
     "T29": ("hostile weights and checkpoints run nothing", "all refused"),
     "T30": ("no file name leads out of the image root", "at least 40 forms in every format"),

@@ -25,6 +25,10 @@ class AbsentError(DataError):
     """The folder or file of a split does not exist; this stops only those who read that split."""
 
 
+class NoSpaceError(UserError):
+    """A file cannot be written because there is no room left for it, or its disk takes no writes any more."""
+
+
 def printable(text: str) -> str:
     """``text``, quoted if it holds control characters, which a terminal might obey."""
     return text if text.isprintable() else ascii(text)

@@ -11,6 +11,7 @@ from drloss import Detector
 from drloss.cli import main
 from drloss.data.formats.opening import open_data
 from drloss.detector.exported import load_detector
+from drloss.training.exporting import last_threshold
 from drloss.training.log import ScalarLog, read_scalars
 from random_detector import random_detector
 
@@ -135,3 +136,11 @@ def test_predict_starts_from_the_threshold_of_the_file(tmp_path, capsys):
         out = tmp_path / f"out-{threshold}"
         assert main(["predict", str(file), str(tmp_path / "a.png"), "--out", str(out), "--device", "cpu"]) == 0
         assert f"of score {words} or more" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"), [("10,5,0.4\n20,6,0.3\n", 0.3), ("10,5,0.4\n20,0,\n", None), ("10,,\n", None), ("", None)]
+)
+def test_the_threshold_of_a_run_is_that_of_its_last_evaluation_and_of_no_earlier_one(tmp_path, rows, wanted):
+    (tmp_path / "evaluations.csv").write_text("iteration,AP,threshold\n" + rows)
+    assert last_threshold(tmp_path) == wanted

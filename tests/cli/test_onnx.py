@@ -101,7 +101,7 @@ def test_eval_and_predict_take_the_file_and_give_the_numbers_of_the_weights(expo
         assert main([*predict, "--device", "cpu"]) == 0
     ours, theirs = (json.loads((tmp_path / "eval" / n / "metrics.json").read_text()) for n in ("tiny.onnx", name))
     assert ours["metrics"]["AP"] == pytest.approx(theirs["metrics"]["AP"], abs=0.1)
-    (a,), (b,) = (json.loads((tmp_path / n / "predictions.json").read_text()) for n in ("tiny.onnx", name))
+    a, b = (json.loads((tmp_path / n / "predictions.jsonl").read_text()) for n in ("tiny.onnx", name))
     assert (a["height"], a["width"]) == (50, 77)
     near = [d for d in a["detections"] if any(matches(d, other) for other in b["detections"])]
     assert len(near) >= 0.8 * len(a["detections"]) > 0  # boxes of the padding are cut after NMS

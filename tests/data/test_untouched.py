@@ -141,20 +141,25 @@ def test_predictions_are_not_drawn_among_the_images_nor_over_other_files(detecto
     images, out = tmp_path / "images", tmp_path / "out"
     for folder in (images, out):
         folder.mkdir()
-        Image.new("RGB", (64, 48)).save(folder / "a.png.png")
+        Image.new("RGB", (64, 48)).save(folder / "b.png")
     Image.new("RGB", (64, 48)).save(images / "a.png")
     predict = ["predict", detector, images, "--device", "cpu", "--out"]
     for what in (images, images / "a.png"):
         said = refused(["predict", detector, what, "--device", "cpu", "--out", images], images, capsys)
         assert "is the folder of the images" in said
-    assert "a.png.png is there, not drawn by drloss" in refused([*predict, out], out, capsys)
-    (out / "a.png.png").unlink()
-    (out / "predictions.json").write_text('[{"image": "a.png", "label": 1}]')
-    assert "predictions.json is there, not drawn by drloss" in refused([*predict, out], out, capsys)
-    for _ in range(2):  # one's own are replaced, and not predicted on
-        assert main(list(map(str, [*predict, images / "drawn"]))) == 0
-        names = [p.relative_to(images / "drawn").as_posix() for p in (images / "drawn").rglob("*.png")]
-        assert sorted(names) == ["a.png.png", "a.png.png.png"]
+    (out / "pictures").mkdir()
+    for more in ([], ["--overwrite"]):
+        assert "pictures is there, not written by drloss predict" in refused([*predict, out, *more], out, capsys)
+    (out / "pictures").rmdir()
+    (out / "predictions.jsonl").write_text('{"image": "a.png", "label": 1}')
+    assert "predictions.jsonl is there, not written by drloss" in refused([*predict, out], out, capsys)
+    for more in ([], [], ["--overwrite"]):  # one's own are known or replaced, and not predicted on
+        assert main(list(map(str, [*predict, images / "drawn", *more]))) == 0
+        names = [p.relative_to(images / "drawn").as_posix() for p in (images / "drawn").rglob("*.jpg")]
+        assert sorted(names) == ["pictures/a.jpg", "pictures/b.jpg"]
+    (images / "drawn" / "pictures" / "mine.jpg").write_bytes(b"mine")
+    assert main(list(map(str, [*predict, images / "drawn", "--overwrite"]))) == 0
+    assert (images / "drawn" / "pictures" / "mine.jpg").read_bytes() == b"mine"
 
 
 def test_an_evaluation_does_not_replace_other_results(detector, tmp_path, capsys):

@@ -6,10 +6,10 @@ everything: it starts in a fraction of a second and may be killed at will.
     child = start(tiny_run(out), tmp_path / "log", fault(at_step, step=3, do="SIGKILL"))
     assert child.wait() == -signal.SIGKILL
 
-The faults are functions of this module that patch the child before its command begins; ``rank`` confines one to a
-process of several. What they ``do`` is the name of a signal that the process sends itself, ``"raise"`` or ``"hang"``.
-Under torchrun, ``torchrun tests/support/faults.py FAULTS train ...`` has them too; FAULTS is
-``json.dumps([fault(...)])``.
+The faults are functions of this module, and of ``prediction_faults``, that patch the child before its command begins;
+``rank`` confines one to a process of several. What they ``do`` is the name of a signal that the process sends itself,
+``"raise"`` or ``"hang"``. Under torchrun, ``torchrun tests/support/faults.py FAULTS train ...`` has them too; FAULTS
+is ``json.dumps([fault(...)])``.
 """
 
 import importlib
@@ -30,7 +30,10 @@ import numpy as np
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["drloss.training.fit", "drloss.training.presets", "drloss.data.formats.opening", "drloss.inference.evaluate"]
+    [
+        *("drloss.training.fit", "drloss.training.presets", "drloss.data.formats.opening"),
+        *("drloss.inference.evaluate", "drloss.inference.predict"),
+    ]
 )
 _STORES = []
 NEVER = 3600
@@ -91,9 +94,9 @@ class Child:
 
 
 def fault(function, **settings):
-    """A fault of this module with its settings, in the form that :func:`start` takes and JSON can store."""
+    """A fault with its settings, in the form that :func:`start` takes and JSON can store."""
     inspect.signature(function).bind(**settings)
-    return [function.__name__, settings]
+    return [f"{function.__module__}.{function.__name__}", settings]
 
 
 def start(arguments, log, *faults):
@@ -173,7 +176,8 @@ def _main(faults, arguments):
 
     torch.set_num_threads(1)
     for name, settings in faults:
-        globals()[name](**settings)
+        module, _, function = name.rpartition(".")
+        getattr(importlib.import_module(module), function)(**settings)
     return main(arguments)
 
 
@@ -193,7 +197,7 @@ STRUCK = "the fault strikes"
 """What a child prints when a fault strikes."""
 
 
-def _act(do):
+def act(do):
     os.write(2, f"{STRUCK}\n".encode())
     if do == "raise":
         raise RuntimeError("a planted fault")
@@ -214,7 +218,7 @@ def at_step(step, do, rank=None):
 
     def patched(trainer, *args, **kwargs):
         if trainer.iteration + 1 == step:
-            _act(do)
+            act(do)
         return original(trainer, *args, **kwargs)
 
     if _mine(rank):
@@ -247,7 +251,7 @@ def in_save(save, call, number, do, rank=None):
         if name == call:
             seen += 1
             if seen == number:
-                _act(do)
+                act(do)
 
     if _mine(rank):
         _watch_saves(save, before)
@@ -273,7 +277,7 @@ def at_image(index, do, rank=None):
 
     def patched(self, wanted, *more):
         if wanted == index:
-            _act(do)
+            act(do)
         return original(self, wanted, *more)
 
     if _mine(rank):
@@ -286,7 +290,7 @@ def before(module, name, do):
     original = getattr(loaded, name)
 
     def patched(*args, **kwargs):
-        _act(do)
+        act(do)
         return original(*args, **kwargs)
 
     setattr(loaded, name, patched)

@@ -97,14 +97,17 @@ def _run(arguments: Sequence[str]) -> int:
 
 _INSTALL = "run pip install '.[detector]' in the checkout of drloss, which is on no index"
 _FULL = "DefaultCPUAllocator: can't allocate memory"
-_NO_MEMORY = "this needs more memory than there is: lower --micro-batch, --eval-batch-size or --short-side"
+_NO_MEMORY = (
+    "this needs more memory than there is: lower --micro-batch, --eval-batch-size, --short-side or, in predict, "
+    "--batch-size"
+)
 _OLDER = {"check-data": "data"}
 """Older names of commands, which go on."""
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]], Command]]] = {
     "train": ("Train a detector on images with boxes.", add_train),
     "config": ("Print the settings of a preset as JSON, for train --config.", add_config),
     "eval": ("Evaluate a trained detector: COCO metrics, results file, plots.", add_eval),
-    "predict": ("Detect objects in pictures and draw them.", add_predict),
+    "predict": ("Detect objects in images and videos, draw them and list them.", add_predict),
     "export": ("Write a run's detector to one file: safetensors, or ONNX for other runtimes.", add_export),
     "benchmark": ("Time a trained detector on this machine, in torch and in onnxruntime.", add_benchmark),
     "compare": ("Train several losses on your data and say in one page which is ahead.", add_compare),

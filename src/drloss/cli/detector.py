@@ -27,6 +27,8 @@ from drloss.training.presets import PRESETS
 
 FORMATS = ("safetensors", "onnx")
 """What ``drloss export`` writes."""
+PREDICTIONS = ("jsonl", "coco", "yolo", "csv")
+"""What ``drloss predict`` writes."""
 
 
 def add_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
@@ -208,15 +210,32 @@ def add_predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
     parser.add_argument(
         "run_or_file", metavar="RUN", type=Path, help="run folder, or exported .safetensors or .onnx file"
     )
-    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=Path, help="an image, or a folder of images")
+    words = "images, folders of images, patterns, videos, or .txt lists of paths, one a line; in any mix"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=words)
+    results = parser.add_argument_group("results")
+    words = "folder for the results; a command that was stopped goes on there, and skips what is done"
+    results.add_argument("--out", required=True, type=Path, help=words)
+    words = "one line an image (always written), COCO results, a YOLO text file an image, CSV (default: jsonl)"
+    results.add_argument("--format", nargs="+", choices=PREDICTIONS, default=["jsonl"], help=words)
+    words = "leave out what scores less (default: the detector's own, and nothing else)"
+    results.add_argument("--score-threshold", type=float, metavar="NUMBER", help=words)
+    words = "draw and cut out what scores at least this (default: the detector's best, as drloss eval found, or 0.5)"
+    results.add_argument("--draw-threshold", type=float, metavar="NUMBER", help=words)
+    older_name(results, "--threshold", "--draw-threshold", type=float)
+    results.add_argument("--no-pictures", action="store_true", help="draw no pictures and videos")
+    results.add_argument("--crops", action="store_true", help="save each object as a picture, in a folder per class")
+    results.add_argument("--overwrite", action="store_true", help="remove the results in --out, and begin anew")
+    words = "exit with an error if a single image fails (default: if all fail); each is named and listed either way"
+    results.add_argument("--strict", action="store_true", help=words)
+    tiles = parser.add_argument_group("large images")
+    words = "look at larger images also in tiles of this side, at their own resolution (default: no tiles)"
+    tiles.add_argument("--tile", type=int, metavar="PIXELS", help=words)
+    words = "share of a tile that the next one has too; more than the largest small object (default: 0.2)"
+    tiles.add_argument("--overlap", type=float, default=0.2, metavar="NUMBER", help=words)
     run = parser.add_argument_group("run")
-    run.add_argument("--out", required=True, type=Path, help="folder for pictures and predictions.json")
-    threshold = (
-        "draw the detections that score at least this; the JSON has them all (default: the detector's, which "
-        "training and drloss eval write into it, or 0.5)"
-    )
-    run.add_argument("--draw-threshold", type=float, metavar="NUMBER", help=threshold)
-    older_name(run, "--threshold", "--draw-threshold", type=float)
+    words = "images, or tiles, at a time (default: 8)"
+    run.add_argument("--batch-size", type=int, default=8, metavar="INT", help=words)
+    run.add_argument("--workers", type=int, default=2, metavar="INT", help="image-reading processes (default: 2)")
     device_option(run)
     return _predict
 
@@ -224,19 +243,31 @@ def add_predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Co
 def _predict(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.distributed.ranks import join_ranks
-    from drloss.inference.predict import predict_images
+    from drloss.inference.predict import predict
+    from drloss.inference.predicting.job import Wanted
 
-    threshold = require_share("--draw-threshold", options.draw_threshold)
-    with join_ranks(options.device) as ranks:
-        predict_images(
-            options.run_or_file,
-            options.images,
-            options.out,
-            ranks,
-            threshold=threshold,
-            console=Console(highlight=False),
-        )
+    wanted = Wanted(
+        formats=tuple(options.format),
+        score_threshold=require_share("--score-threshold", options.score_threshold),
+        draw_threshold=require_share("--draw-threshold", options.draw_threshold),
+        pictures=not options.no_pictures,
+        crops=options.crops,
+        tile=options.tile,
+        overlap=options.overlap,
+        batch_size=at_least("--batch-size", options.batch_size, 1),
+        workers=at_least("--workers", options.workers, 0),
+        strict=options.strict,
+        overwrite=options.overwrite,
+    )
+    predict(
+        options.run_or_file,
+        options.sources,
+        options.out,
+        wanted,
+        device=options.device,
+        console=Console(highlight=False),
+        errors=Console(stderr=True, highlight=False),
+    )
     return 0
 
 

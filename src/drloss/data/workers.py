@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import RawArray, active_children
 from multiprocessing.connection import wait
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from drloss.data.batches import Batch, EvaluationImages, Sample, TrainingImages, collate
+from drloss.data.batches import Batch, EvaluationImages, TrainingImages, collate
 from drloss.data.order import Key
 from drloss.errors import DataError, UserError
 
@@ -29,8 +29,31 @@ wait for ever for a lock that the lost worker held."""
 def load_batches(
     images: TrainingImages | EvaluationImages, batches: Iterable[list[Key]], workers: int, device: torch.device
 ) -> Iterator[Iterator[Batch]]:
-    """Batches of images, read by ``workers`` processes, which end with the context.
+    """Batches of images, read by ``workers`` processes; see :func:`load_items`."""
+    name_of, pin = images.annotations.image_path, device.type == "cuda"
+    with load_items(images, batches, workers, collate=collate, name_of=name_of, pin=pin) as loaded:
+        yield loaded
 
+
+@contextmanager
+def load_items(
+    images: Dataset[Any],
+    batches: Iterable[list[Key]],
+    workers: int,
+    *,
+    collate: Callable[[list[Any]], Any],
+    name_of: Callable[[int], object],
+    pin: bool = False,
+) -> Iterator[Iterator[Any]]:
+    """What ``collate`` makes of the images of each batch, read by ``workers`` processes, which end with the context.
+
+    Args:
+        images: what is read, by :class:`Key`.
+        batches: the keys of each batch.
+        workers: processes; 0 for none.
+        collate: makes a batch of what was read; if it returns a ``UserError``, that is raised.
+        name_of: the file of an image by its index, for messages.
+        pin: whether the batches are put in page-locked memory.
     Raises:
         DataError: if an image cannot be read; or if a worker was killed, or no batch came for twice
             ``WORKER_TIMEOUT`` seconds, naming the images that were being read. There is no traceback of the worker.
@@ -38,12 +61,12 @@ def load_batches(
     """
     reading = RawArray("q", [_NOTHING] * workers)
     others = active_children()
-    loader: DataLoader[Batch | UserError] = DataLoader(
-        _Watched(images, reading),  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        _Watched(images, reading, name_of),
         batch_sampler=_Batches(batches),
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=device.type == "cuda",
+        pin_memory=pin,
         timeout=WORKER_TIMEOUT if workers else 0,
         worker_init_fn=_ignore_signals,
     )
@@ -57,7 +80,7 @@ def load_batches(
         if (words := _what_was_lost(own, error)) is None:
             raise
         _LOST.append(loaded)
-        names = [images.annotations.image_path(i) for i in reading if i != _NOTHING]
+        names = [str(name_of(i)) for i in reading if i != _NOTHING]
         where = f"while reading {', '.join(names)}" if names else "between two images"
         raise DataError(f"{words} {where}; --workers 0 reads images without processes of their own") from None
     finally:
@@ -65,27 +88,28 @@ def load_batches(
         _kill(own)
 
 
-class _Watched(Dataset[Sample | UserError]):
+class _Watched(Dataset[Any]):
     """Images by :class:`Key`; each worker writes the position of the image that it reads into ``reading``."""
 
-    def __init__(self, images: TrainingImages | EvaluationImages, reading: Any) -> None:
+    def __init__(self, images: Dataset[Any], reading: Any, name_of: Callable[[int], object]) -> None:
         self.images = images
         self.reading = reading
+        self.name_of = name_of
 
-    def __getitem__(self, key: Key) -> Sample | UserError:
+    def __getitem__(self, key: Key) -> Any:
         worker = get_worker_info()
         if worker is not None:
             self.reading[worker.id] = key.index
         try:
             sample = self.images[key]
         except Exception as error:
-            raise RuntimeError(f"{self.images.annotations.image_path(key.index)}: reading it failed") from error
+            raise RuntimeError(f"{self.name_of(key.index)}: reading it failed") from error
         if worker is not None:
             self.reading[worker.id] = _NOTHING
         return sample
 
 
-def _without_errors(loaded: Iterator[Batch | UserError]) -> Generator[Batch]:
+def _without_errors(loaded: Iterator[Any]) -> Generator[Any]:
     """The batches; raises the first error among them."""
     while True:
         try:

@@ -3,6 +3,7 @@
 The file is a graph of ONNX's own operators, and onnxruntime reads it; what its metadata say is not trusted.
 """
 
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ class OnnxDetector:
         kinds = {value.name: value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
         if kinds != _KINDS:
             raise UserError(f"{path}: its graph takes and gives {shown(kinds)}, not what drloss exports")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def __call__(self, images: Tensor) -> FoundBoxes:
         """The boxes in a batch (N, 3, H, W) uint8, xyxy in its pixels, on the CPU.

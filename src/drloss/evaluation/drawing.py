@@ -33,6 +33,7 @@ def draw_detections(
     *,
     threshold: float,
     show_scores: bool = True,
+    unit: int | None = None,
 ) -> Image.Image:
     """An image with its detections, those with the best scores on top.
 
@@ -42,6 +43,8 @@ def draw_detections(
         class_names: K names; the name of label k is at position k - 1.
         threshold: lowest score that is drawn.
         show_scores: whether labels show the score beside the class.
+        unit: short side in pixels for which lines and letters are large enough; by default that of the image. Smaller
+            for small objects in a large image.
     """
     height, width = image.shape[1:]
     scale = max(1.0, SHORT_SIDE / min(height, width))
@@ -49,7 +52,7 @@ def draw_detections(
     if scale > 1:
         picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    short = min(picture.size)
+    short = min(*picture.size, unit or max(picture.size))
     line, font = max(3, round(short / 180)), _font(max(14, round(short / 32)))
     best = torch.nonzero(detection["scores"] >= threshold).squeeze(1)
     best = best[detection["scores"][best].argsort(descending=False)]

@@ -22,11 +22,21 @@ def full_images(detections: Sequence["Detection"], max_detections: int, threshol
     Returns:
         Number of full images, likely reason and remedy; None below that share.
     """
-    full = sum(int((image["scores"] >= threshold).sum()) >= max_detections for image in detections)
-    if not full or full < SHARE * len(detections):
+    full = sum(is_full(image, max_detections, threshold) for image in detections)
+    return full_message(full, len(detections), max_detections, threshold)
+
+
+def is_full(image: "Detection", max_detections: int, threshold: float) -> bool:
+    """Whether an image has as many detections of this score or more as the detector may keep."""
+    return int((image["scores"] >= threshold).sum()) >= max_detections
+
+
+def full_message(full: int, images: int, max_detections: int, threshold: float) -> str | None:
+    """The warning of :func:`full_images` if ``full`` of so many images are full; None below that share."""
+    if not full or full < SHARE * images:
         return None
     return (
-        f"{full} of {len(detections)} image(s) have {max_detections} detections of score {threshold:g} or more, "
+        f"{full} of {images} image(s) have {max_detections} detections of score {threshold:g} or more, "
         "the most that max_detections allows. Unless they have so many objects, the training was too short "
         "or its learning rate wrong: with a DR loss all scores start at 0.5, and those of the background "
         "have not fallen yet (P- in the log). More --max-iters help; a higher threshold only hides the problem"

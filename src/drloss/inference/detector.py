@@ -1,7 +1,10 @@
 """A trained detector in a program: from a file to boxes in five lines."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import overload
 
@@ -14,8 +17,9 @@ from drloss.detector.model import RetinaNet
 from drloss.detector.onnx_file import SUFFIX, OnnxDetector
 from drloss.distributed.ranks import Ranks, choose_device
 from drloss.errors import UserError
-from drloss.inference.images import Picture, as_pixels, prepared
+from drloss.inference.images import Picture, as_pixels
 from drloss.inference.results import Detections
+from drloss.inference.views import OVERLAP, Seen, Tiling, checked_tiling, find_in, in_chunks, see
 from drloss.structures import Detection, Frame
 from drloss.training.trained import load_run
 
@@ -132,14 +136,40 @@ class Detector:
         """Height and width of the only input that it takes; None if it takes any size."""
         return self._network.size if isinstance(self._network, OnnxDetector) else None
 
-    @overload
-    def __call__(self, images: Picture, *, threshold: float | None = ...) -> Detections: ...
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides what it finds: the weights, the classes and the settings, not the threshold."""
+        if isinstance(self._network, OnnxDetector):
+            return self._network.digest
+        about = asdict(self.description.detector), self.class_names
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self._network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     @overload
     def __call__(
-        self, images: list[Picture], *, threshold: float | None = ..., batch_size: int = ...
+        self, images: Picture, *, threshold: float | None = ..., tile: int | None = ..., overlap: float = ...
+    ) -> Detections: ...
+    @overload
+    def __call__(
+        self,
+        images: list[Picture],
+        *,
+        threshold: float | None = ...,
+        batch_size: int = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
     ) -> list[Detections]: ...
     def __call__(
-        self, images: Picture | list[Picture], *, threshold: float | None = None, batch_size: int = 8
+        self,
+        images: Picture | list[Picture],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
     ) -> Detections | list[Detections]:
         """Detect the objects of one image, or of several.
 
@@ -148,42 +178,47 @@ class Detector:
                 of them.
             threshold: lowest score, in place of the detector's.
             batch_size: most images that go through the network at once; only images of one padded size go together.
+            tile: side in pixels of tiles, in which a larger image is looked at besides the whole of it, at its own
+                resolution: for small objects in large images. Their number is not limited then.
+            overlap: least share of a tile's side that it has in common with the next one.
         Returns:
             The detections of the image, or a list of those of each.
         Raises:
-            UserError: if an image cannot be read, or is none.
+            UserError: if an image cannot be read, or is none, or the tile or the overlap is out of range.
         """
+        tiling = checked_tiling(tile, overlap, self.fixed_size)
         if not isinstance(images, list):
-            return self([images], threshold=threshold)[0]
+            return self([images], threshold=threshold, batch_size=batch_size, tile=tile, overlap=overlap)[0]
         least = self.threshold if threshold is None else threshold
         about = self.description
-        found: dict[int, Detections] = {}
-        for batch in self._batches(images, batch_size):
-            numbers, tensors, frames = zip(*batch, strict=True)
-            for number, frame, one in zip(numbers, frames, self.find(torch.stack(tensors), frames), strict=True):
+        found: list[Detections] = []
+        for chunk in in_chunks((self._see(image, tiling) for image in images), batch_size):
+            for seen, one in zip(chunk, self.find_seen(chunk, batch_size), strict=True):
                 detections = Detections(
                     boxes=one["boxes"],
                     scores=one["scores"],
                     labels=one["labels"],
-                    size=frame.original,
+                    size=seen.size,
                     class_names=about.class_names,
                     category_ids=about.category_ids,
-                    source=images[number],
+                    source=images[len(found)],
                 )
-                found[number] = detections.above(least)
-        return [found[number] for number in range(len(images))]
+                found.append(detections.above(least))
+        return found
 
-    def _batches(self, images: Sequence[Picture], batch_size: int) -> Iterator[list[tuple[int, Tensor, Frame]]]:
-        """The images, prepared, in batches of one padded size; each with its position."""
-        waiting: dict[torch.Size, list[tuple[int, Tensor, Frame]]] = {}
-        for number, image in enumerate(images):
-            path = Path(image) if isinstance(image, str | os.PathLike) else None
-            tensor, frame = prepared(as_pixels(image), self.description.detector, self.fixed_size, path)
-            batch = waiting.setdefault(tensor.shape, [])
-            batch.append((number, tensor, frame))
-            if len(batch) == batch_size:
-                yield waiting.pop(tensor.shape)
-        yield from waiting.values()
+    def _see(self, image: Picture, tiling: Tiling | None) -> Seen:
+        pixels = Path(image) if isinstance(image, str | os.PathLike) else as_pixels(image)
+        return see(pixels, self.description.detector, self.fixed_size, tiling)
+
+    def find_seen(self, images: Sequence[Seen], batch_size: int) -> list[Detection]:
+        """Everything above the detector's own ``score_threshold`` in images, or in their tiles, on the CPU.
+
+        Args:
+            images: as :func:`~drloss.inference.views.see` makes them.
+            batch_size: most images, or tiles, that go through the network at once.
+        """
+        iou = self.description.detector.nms_threshold
+        return find_in(images, self.find, batch_size=batch_size, iou=iou)
 
     @torch.no_grad()
     def find(self, images: Tensor, frames: Sequence[Frame]) -> list[Detection]:

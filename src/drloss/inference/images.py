@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from drloss.data.images.decoding import jpeg_divisor, read_image
+from drloss.data.images.decoding import image_size, jpeg_divisor, read_image
 from drloss.data.transforms import input_sizes, pad, resize
 from drloss.detector.config import DetectorConfig
 from drloss.errors import UserError
@@ -78,3 +78,14 @@ def prepared(
     if path is not None and jpeg_divisor(original, size) > 1:
         image = read_image(path, needed=size)
     return pad(resize(image, size), padded), Frame(original, size)
+
+
+def prepared_file(path: Path, config: DetectorConfig, fixed: tuple[int, int] | None = None) -> tuple[Tensor, Frame]:
+    """What :func:`prepared` makes of an image file, of which no more is decoded than the detector sees.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    original = image_size(path)
+    size, padded = input_sizes(original, config.short_side, config.max_side, fixed)
+    return pad(resize(read_image(path, needed=size), size), padded), Frame(original, size)

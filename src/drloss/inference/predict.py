@@ -1,152 +1,144 @@
-"""``drloss predict``: detect objects in pictures, draw them, and write them as JSON."""
+"""``drloss predict``: detect objects in images and videos, draw them, and list them line by line."""
 
-import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable
-from functools import partial
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
-from torch import Tensor
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drloss.data.files.paths import IMAGE_SUFFIXES, list_files, why_not_read
-from drloss.data.images.decoding import read_image
-from drloss.distributed.ranks import Ranks
-from drloss.errors import DataError, UserError, first_line, printable
-from drloss.evaluation.drawing import draw_detections
-from drloss.evaluation.limits import full_images
+from drloss.errors import UserError, printable
+from drloss.evaluation.limits import full_message
 from drloss.inference.detector import Detector
-from drloss.inference.images import prepared
-from drloss.io.atomic import json_of, write_atomic, write_json
-from drloss.structures import Detection
+from drloss.inference.predicting.folder import COCO, CSV, FAILED, LABELS, PREDICTIONS, Classes, open_results
+from drloss.inference.predicting.formats import unique_stems
+from drloss.inference.predicting.job import Job, Wanted
+from drloss.inference.predicting.over_images import over_images
+from drloss.inference.predicting.over_videos import over_video
+from drloss.inference.predicting.pictures import Drawing
+from drloss.inference.predicting.sources import Sources, find_sources
+from drloss.inference.predicting.videos import require_videos
+from drloss.inference.views import checked_tiling
 from drloss.training.messages import warn
 
-PREDICTIONS = "predictions.json"
-LONGEST = 180
-"""Most bytes of an image's name that the name of its picture repeats. File systems allow 255, and a temporary name is
-longer than the final one."""
+WRITTEN = {"coco": COCO, "csv": CSV, "yolo": f"{LABELS}/"}
+"""What the formats write beside the lines."""
 
 
-def predict_images(
-    run: Path, images: Path, out: Path, ranks: Ranks, *, threshold: float | None, console: Console
+def predict(
+    run: Path,
+    words: Sequence[str],
+    out: Path,
+    wanted: Wanted,
+    *,
+    device: str | None,
+    console: Console,
+    errors: Console,
 ) -> None:
-    """Detect objects in an image, or in every image of a folder, and write pictures and ``predictions.json``.
+    """Detect objects in images and videos. A command that was stopped goes on where it was.
+
+    Each image and each frame is one line of ``predictions.jsonl``, which is added once all its files are written.
 
     Args:
         run: run folder, or exported ``.safetensors`` or ``.onnx`` file.
-        images: an image file, or a folder, which is searched with its subfolders except ``out``. What it skips there
-            (other files, hidden images, linked folders) is counted and printed.
-        out: folder for the pictures, which have the names of their images; not the folder of the images.
-        ranks: device of the detector.
-        threshold: lowest score that is drawn; None for the detector's. The JSON holds everything above its
-            ``score_threshold``.
+        words: images, folders, patterns, lists and videos; see
+            :func:`~drloss.inference.predicting.sources.find_sources`.
+        out: folder of the results.
+        wanted: what to make.
+        device: of the detector; see :meth:`~drloss.inference.detector.Detector.load`.
+        console: where to print.
+        errors: where to print progress and failures.
+    Raises:
+        UserError: if there is nothing to look at, the run cannot be loaded, or ``out`` holds other things; and at the
+            end, if all failed, or one and ``strict``.
+        NoSpaceError: if the disk is full. What was done is kept.
+    """
+    sources = find_sources(words, out)
+    for word, counts in sources.passed.items():
+        for kind, count in counts.items():
+            console.print(f"{printable(word)}: {count:,} x {kind}", markup=False, soft_wrap=True)
+    if sources.videos:
+        require_videos(printable(str(sources.videos[0].path)))
+    detector = Detector.load(run, device=device)
+    about = detector.description
+    tiling = checked_tiling(wanted.tile, wanted.overlap, detector.fixed_size)
+    threshold = detector.threshold if wanted.draw_threshold is None else wanted.draw_threshold
+    drawing = Drawing(out, about.class_names, threshold, wanted.pictures, wanted.crops, unit=wanted.tile)
+    settings = _settings(detector, sources, drawing, wanted)
+    classes = Classes(about.class_names, about.category_ids)
+    with open_results(out, settings, wanted.formats, classes, overwrite=wanted.overwrite) as results:
+        before, began = len(results.stems), time.monotonic()
+        with _progress(errors) as progress:
+            job = Job(detector, results, drawing, wanted, tiling, errors, progress)
+            _over(job, sources)
+        seconds = time.monotonic() - began
+        names = [source.name for source in (*sources.images, *sources.videos)]
+        results.finish(names)
+        _close(job, before, seconds, len(names), console)
+
+
+def _settings(detector: Detector, sources: Sources, drawing: Drawing, wanted: Wanted) -> dict[str, Any]:
+    """What decides the results, in JSON types."""
+    return {
+        "detector": detector.digest,
+        "images in": os.path.realpath(sources.root),
+        "score_threshold": wanted.score_threshold,
+        "draw_threshold": drawing.threshold if wanted.pictures or wanted.crops else None,
+        "tile": wanted.tile,
+        "overlap": None if wanted.tile is None else wanted.overlap,
+        "pictures": wanted.pictures,
+        "crops": wanted.crops,
+    }
+
+
+def _over(job: Job, sources: Sources) -> None:
+    """Look at everything that is not done."""
+    done = job.results.stems
+    images, videos = ([s for s in kind if s.name not in done] for kind in (sources.images, sources.videos))
+    stems = unique_stems((source.name for source in (*images, *videos)), done.values())
+    if images:
+        over_images(job, images, stems)
+    for video in videos:
+        over_video(job, video, stems[video.name])
+
+
+def _progress(console: Console) -> Progress:
+    """A bar on a terminal, and nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _close(job: Job, before: int, seconds: float, asked: int, console: Console) -> None:
+    """Say what was done.
+
+    Args:
+        job: the work.
+        before: number of images and videos that were done before.
+        seconds: that the work took.
+        asked: number of images and videos that were named.
         console: where to print.
     Raises:
-        UserError: if there is no image, a file in ``out`` would be overwritten that drloss did not write, or the run
-            cannot be loaded; and at the end, if images could not be read or pictures could not be written.
+        UserError: if all failed, or one and that is an error.
     """
-    paths = _find(images, out, console)
-    root = images if images.is_dir() else images.parent
-    pictures = {path: out / picture_name(path.relative_to(root)) for path in paths}
-    _require_place(out, root, pictures.values())
-    detector = Detector.load(run, device=str(ranks.device), threshold=threshold)
-    threshold = detector.threshold
-    description = detector.description
-    records: list[dict[str, Any]] = []
-    detections: list[Detection] = []
-    unreadable: list[str] = []
-    unwritten: list[str] = []
-    for path in track(paths, "predicting", console=console, disable=len(paths) == 1):
-        try:
-            image = read_image(path)
-        except DataError as error:
-            unreadable.append(str(error))
-            continue
-        pixels, frame = prepared(image, description.detector, detector.fixed_size, path)
-        (detection,) = detector.find(pixels.unsqueeze(0), [frame])
-        try:
-            picture = draw_detections(image, detection, description.class_names, threshold=threshold)
-            write_atomic(pictures[path], partial(picture.save, format="PNG"))
-        except (UserError, ValueError, MemoryError) as error:
-            unwritten.append(f"{printable(str(pictures[path]))}: {first_line(error)}")
-        detections.append(detection)
-        records.append(_record(str(path.relative_to(root)), image, detection, description.class_names))
-    write_json(out / PREDICTIONS, records)
-    shown = sum(sum(d["score"] >= threshold for d in r["detections"]) for r in records)
-    console.print(f"{len(records)} image(s), {shown} detection(s) of score {threshold:g} or more: {out}")
-    if problem := full_images(detections, description.detector.max_detections, threshold):
+    results, threshold = job.results, job.drawing.threshold
+    said = f"{job.images:,} image(s)" + (f" and {job.frames:,} frame(s)" if job.frames else "")
+    if before:
+        said += f", and {before:,} that were done before"
+    looked = job.images + job.frames
+    speed = f", {looked / max(seconds, 1e-9):.3g} images/s" if looked else ""
+    also = "".join(f", {WRITTEN[name]}" for name in job.wanted.formats if name in WRITTEN)
+    said += (
+        f"; {job.shown:,} detection(s) of score {threshold:.3g} or more{speed}: {results.out} ({PREDICTIONS}{also})"
+    )
+    console.print(said, markup=False, soft_wrap=True)
+    most = job.detector.description.detector.max_detections
+    if job.tiling is None and (problem := full_message(job.full, looked, most, threshold)):
         warn(console, problem)
-    failed = [
-        f"{len(found)} of {len(paths)} {what}; the first: {found[0]}"
-        for found, what in (
-            (unreadable, "images could not be read"),
-            (unwritten, f"pictures could not be written (their detections are in {PREDICTIONS})"),
-        )
-        if found
-    ]
-    if failed:
-        raise UserError("\n".join(failed))
-
-
-def picture_name(image: Path) -> Path:
-    """Path of an image's picture, relative to ``out``: ``a.jpg.png`` for ``a.jpg``. A hash shortens long names.
-
-    The image's own suffix stays, because ``a.jpg`` and ``a.png`` need two pictures.
-    """
-    name = os.fsencode(image.name)
-    if len(name) <= LONGEST:
-        return image.with_name(f"{image.name}.png")
-    start = name[:LONGEST].decode("utf-8", "ignore")
-    return image.with_name(f"{start}-{hashlib.sha256(name).hexdigest()[:16]}.png")
-
-
-def _find(images: Path, out: Path, console: Console) -> list[Path]:
-    if images.is_file():
-        return [images]
-    drawn = out.resolve()  # it may lie in the folder of images and hold the pictures of an earlier call
-
-    def kept(names: list[str]) -> list[Path]:
-        paths = [images / name for name in names]
-        return paths if drawn == images.resolve() else [p for p in paths if drawn not in p.resolve().parents]
-
-    listing = list_files(images)
-    found = kept(listing.images)
-    passed = Counter(why_not_read(path.name) for path in kept(listing.others))
-    passed.update({"folder that is a link, not searched": len(listing.links)} if listing.links else {})
-    for kind, count in passed.items():
-        console.print(f"{images}: {count:,} x {kind}", markup=False, soft_wrap=True)
-    if not found:
-        what = (
-            f"no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})" if images.is_dir() else "no such file or folder"
-        )
-        raise UserError(f"{images}: {what}")
-    return found
-
-
-def _require_place(out: Path, root: Path, pictures: Iterable[Path]) -> None:
-    """Raise UserError if ``out`` is the folder of the images, or a file of other origin would be overwritten."""
-    if out.resolve() == root.resolve():
-        raise UserError(f"--out {out}: is the folder of the images; name another")
-    there = json_of(out / PREDICTIONS)
-    keys = {"image", "height", "width", "detections"}
-    if isinstance(there, list) and all(isinstance(record, dict) and record.keys() == keys for record in there):
+    if not results.failed:
         return
-    for path in (out / PREDICTIONS, *pictures):
-        if os.path.lexists(path):
-            raise UserError(f"--out {out}: {path} is there, not drawn by drloss, and would be overwritten")
-
-
-def _record(name: str, image: Tensor, detection: Detection, class_names: tuple[str, ...]) -> dict[str, Any]:
-    rows = zip(*(detection[key].tolist() for key in ("boxes", "scores", "labels")), strict=True)
-    return {
-        "image": name,
-        "height": image.shape[1],
-        "width": image.shape[2],
-        "detections": [
-            {"class": class_names[label - 1], "score": round(score, 5), "box_xyxy": [round(v, 2) for v in box]}
-            for box, score, label in rows
-        ],
-    }
+    message = f"{results.failed:,} of {asked:,} failed, and are listed in {results.out / FAILED}"
+    if job.wanted.strict or not results.records:
+        raise UserError(message)
+    warn(job.errors, message)

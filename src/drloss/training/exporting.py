@@ -36,14 +36,16 @@ def _export(trainer: Trainer, name: str) -> None:
         class_names=trainer.train.class_names,
         category_ids=tuple(int(i) for i in trainer.train.category_ids),
         loss=trainer.config.loss,
-        threshold=_last_threshold(trainer.out),
+        threshold=last_threshold(trainer.out),
         iteration=trainer.iteration,
         ap=None if isnan(trainer.last_ap) else trainer.last_ap,
     )
     save_detector(trainer.out / name, trainer.detector.state_dict(), description)
 
 
-def _last_threshold(out: Path) -> float | None:
-    """The threshold of the last evaluation; None if there is none."""
-    _, values = read_scalars(out / EVALUATIONS_FILE).get(THRESHOLD, ([], []))
-    return values[-1] if values else None
+def last_threshold(out: Path) -> float | None:
+    """The threshold of the last evaluation; None if there is none, or it found nothing."""
+    curves = read_scalars(out / EVALUATIONS_FILE)
+    iterations, values = curves.get(THRESHOLD, ([], []))
+    last = max((steps[-1] for steps, _ in curves.values()), default=None)
+    return values[-1] if values and iterations[-1] == last else None

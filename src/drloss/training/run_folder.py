@@ -89,11 +89,14 @@ def require_space(out: Path, size: int, detectors: int = 0) -> None:
 
 
 @contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """Lock the run folder against other processes; on a disk without locks this has no effect.
+def only_writer(out: Path, doing: str = "training") -> Iterator[None]:
+    """Lock a folder of results against other processes; on a disk without locks this has no effect.
 
+    Args:
+        out: the folder, which is made if there is none.
+        doing: what this process, and the other, writes there, for the message.
     Raises:
-        UserError: if another process trains into the folder, or the folder cannot be made or written to.
+        UserError: if another process holds the folder, or the folder cannot be made or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -109,5 +112,5 @@ def only_writer(out: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"--out {out}: another process is training into it") from None
+                raise UserError(f"--out {out}: another process is {doing} into it") from None
         yield
