@@ -55,7 +55,7 @@ def main() -> None:
         parser.error(f"no extra of pyproject.toml: {', '.join(unknown)}; choose from {', '.join(EXTRAS)}")
     work = options.work.resolve()
     wheel = build(options.dist.resolve())
-    shared = environment(work / "torch", pip=[torch_of(wheel)])
+    shared = environment(work / f"torch-{sys.version_info.major}.{sys.version_info.minor}", pip=[torch_of(wheel)])
     try_core(environment(work / "core", shared, [str(wheel)]), wheel)
     for extra in options.extras:
         python = environment(work / extra, shared, [f"{wheel}[{extra}]"])
@@ -63,15 +63,17 @@ def main() -> None:
     print(f"\nready: {wheel.name}, alone and with {', '.join(options.extras) or 'no extra'}")
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command, print it with what it says, and end with its words if it fails."""
-    print("$", *command, flush=True)
+def run(*command: str | Path, cwd: Path | None = None, code: int = 0) -> str:
+    """Run a command, print it and the last line that it says, and return all; end with all if it exits otherwise."""
+    shown = " ".join(str(c) for c in command if "\n" not in str(c))
+    print("$", shown, flush=True)
     outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run([str(c) for c in command], cwd=cwd, env=outside, text=True, check=False, **both)
-    print(done.stdout, end="", flush=True)
-    if done.returncode:
-        sys.exit(f"release-check: exit code {done.returncode}: {' '.join(map(str, command))}")
+    if done.returncode != code:
+        sys.exit(f"{done.stdout}release-check: exit code {done.returncode}, not {code}: {shown}")
+    for line in done.stdout.rstrip().splitlines()[-1:]:
+        print(f"  {line}", flush=True)
     return done.stdout
 
 
@@ -125,7 +127,11 @@ def try_core(python: Path, wheel: Path) -> None:
     outside = python.parent.parent
     run(python, "-c", CORE, cwd=outside)
     say_version(python, wheel.name.split("-")[1])
-    run(python.with_name("drloss"), "--help", cwd=outside)
+    drloss = python.with_name("drloss")
+    run(drloss, "train", "--help", cwd=outside)
+    said = run(drloss, "train", "--data", "shapes", "--preset", "cpu", "--out", "run", cwd=outside, code=2)
+    if " is missing: run pip install '.[detector]'" not in said:
+        sys.exit("release-check: a command whose extra is not installed does not name it")
 
 
 def say_version(python: Path, expected: str) -> None:
