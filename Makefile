@@ -3,6 +3,7 @@
 # make check  ruff and mypy        make slow  the slow tests          make bench  benchmarks
 # make soak   the long form of the tests of reliability: what docs/reliability.md promises
 # make hosts  install the adapters' hosts beside it, and run their tests
+# make release-check  build sdist and wheel, check them, install and try the wheel in bare environments
 # make docs   check that README and docs say what is true, and build the site in build/site
 # make docs-serve   the site at http://127.0.0.1:8000, built again whenever a page changes
 # make clean  remove what was made, but for .venv
@@ -16,7 +17,10 @@ SLOW ?=
 # One job more than cores: many tests wait for other processes.
 JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)))
 
-.PHONY: setup demo test slow soak hosts check format bench docs docs-serve clean
+# What make release-check installs the wheel with, one after the other; the adapters' hosts are extras, too.
+EXTRAS ?= detector laptop onnx
+
+.PHONY: setup demo test slow soak hosts check format bench docs docs-serve release-check clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready
@@ -64,3 +68,9 @@ docs: setup
 
 docs-serve: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# Needs no set-up: it makes every environment that it uses. About 8 GB in build/release, most of it torch.
+release-check:
+	$(PYTHON) -m venv build/release/tools
+	build/release/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	build/release/tools/bin/python tools/release_check.py $(EXTRAS)

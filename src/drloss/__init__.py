@@ -54,7 +54,14 @@ __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'drloss' has no attribute {name!r}")
-    return getattr(import_module(f"drloss.{_EXPORTS[name]}"), name)
+    try:
+        return getattr(import_module(f"drloss.{_EXPORTS[name]}"), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "drloss").split(".")[0]
+        if name != "Detector" or package in ("drloss", "torch"):
+            raise
+        words = f"drloss.{name}: {package} is missing: run pip install '.[detector]' in the checkout of drloss"
+        raise ModuleNotFoundError(words, name=error.name) from None
 
 
 def __dir__() -> list[str]:

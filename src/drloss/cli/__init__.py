@@ -1,16 +1,18 @@
 """The command line: ``drloss train | config | eval | predict | export | compare | reproduce | data | ...``.
 
 ``detector.py`` has the commands around one detector, ``studies.py`` those that train several, ``data.py`` those about
-data; ``options.py`` has what they share. Nothing imports this room. Heavy imports are inside the commands, so that
-``--help`` answers at once. A user's error ends in a line or two and exit code 2; a traceback is a bug of drloss.
+data, ``completion.py`` the one for shells; ``options.py`` has what they share. Nothing imports this room. Heavy
+imports are inside the commands, so that ``--help`` answers at once. A user's error ends in a line or two and exit
+code 2; a traceback is a bug of drloss.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
+from drloss.cli.completion import add_completion
 from drloss.cli.data import add_data, add_make_shapes
 from drloss.cli.detector import add_benchmark, add_config, add_eval, add_export, add_predict, add_train
 from drloss.cli.options import INTERRUPTED, USER_ERROR, Command
@@ -65,16 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="drloss", description="Dense object detection with the DR loss.", allow_abbrev=False)
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    asked = parser
     arguments = [_OLDER.get(a, a) if k == 0 else a for k, a in enumerate(arguments)]
-    for name, (describe, add) in _COMMANDS.items():
-        sub = commands.add_parser(name, help=describe, description=describe, allow_abbrev=False)
-        if name in arguments[:1]:
-            asked = sub
-            sub.set_defaults(run=add(sub, arguments))
+    parser, asked = _parsers(arguments, arguments[:1])
     command = next((a for a in arguments[:1] if not a.startswith("-")), None)
     if command is not None and command not in _COMMANDS:
         meant = nearest(command, _COMMANDS)
@@ -93,6 +87,24 @@ def _run(arguments: Sequence[str]) -> int:
     with following_links(getattr(options, "follow_links", False)):
         code: int = options.run(options)
     return code
+
+
+def _parsers(arguments: Sequence[str], with_options: Collection[str]) -> tuple[_Parser, _Parser]:
+    """The parser, in which these commands have their options, and that of the last of them, or itself."""
+    parser = _Parser(prog="drloss", description="Dense object detection with the DR loss.", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    asked = parser
+    for name, (describe, add) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=describe, description=describe, allow_abbrev=False)
+        if name in with_options:
+            asked = sub
+            sub.set_defaults(run=add(sub, arguments))
+    return parser, asked
+
+
+def _add_completion(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Command:
+    return add_completion(parser, lambda: _parsers(["--help"], _COMMANDS)[0])
 
 
 _INSTALL = "run pip install '.[detector]' in the checkout of drloss, which is on no index"
@@ -115,4 +127,5 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, Sequence[str]
     "make-shapes": ("Write the generated data set to a folder.", add_make_shapes),
     "demo": ("Train focal, DR and DR+ on generated data and write a report.", add_demo),
     "reproduce": ("Draw the paper's figures, rerun its tables and put both numbers on one page.", add_reproduce),
+    "completion": ("Print the script with which a shell completes drloss.", _add_completion),
 }

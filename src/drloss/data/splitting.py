@@ -347,7 +347,7 @@ def _correlation(a: _Pixels, b: _Pixels) -> _Pixels:
     """Correlation of the cells (N, 72) of pairs of pictures: (N,); 0 if one of them has no contrast at all."""
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
     size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    correlation: _Pixels = (a * b).sum(1) / np.maximum(size, np.float32(1e-6))
+    correlation: _Pixels = ((a * b).sum(1) / np.maximum(size, np.float32(1e-6))).astype(np.float32, copy=False)
     return correlation
 
 

@@ -105,8 +105,8 @@ def _shown_confusion(
 def _tile(annotations: Annotations, mistake: Mistake) -> Image.Image:
     """The part of an image around a mistake: the object in a white frame, the detection in a dark orange one."""
     image = annotations.load_image(mistake.image)
-    boxes = [box for box in (mistake.object_box, mistake.box) if box is not None]
-    low, high = np.min([b[:2] for b in boxes], axis=0), np.max([b[2:] for b in boxes], axis=0)
+    boxes = np.stack([box for box in (mistake.object_box, mistake.box) if box is not None])
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     size = np.array([image.shape[2], image.shape[1]])
     side = min(max(float((high - low).max()) * AROUND, LEAST_AROUND), float(size.max()))
     # Inside the image where it fits, so that no corner is empty.
