@@ -18,6 +18,7 @@ from benchmarks import hosts, reliability, studies, trials
 from benchmarks.gpu import pages
 from benchmarks.loss import FOCAL, RESULTS
 from drloss.losses import make_loss
+from drloss.studies.compare.differences import without_rate
 from drloss.studies.paper.records import read_records
 from drloss.studies.paper.reproduce import draw_figures
 from drloss.studies.paper.tables import reproduction_page
@@ -287,12 +288,16 @@ def _compared() -> list[str]:
     weak = []
     for name, path in studies.newest(studies.COMPARISON).items():
         record = studies.read_comparison(path)
-        first = record["runs"][0]["loss"]
-        told = {pair["ahead"]: words for pair, words in zip(record["differences"], record["verdicts"], strict=True)}
+        # A learning rate of its own makes no other loss.
+        losses = [without_rate(run["loss"])[0] for run in record["runs"]]
+        first = losses[0]
+        pairs = zip(record["differences"], record["verdicts"], strict=True)
+        told = {without_rate(pair["ahead"])[0]: words for pair, words in pairs}
         if repr(make_loss(first)) != repr(make_loss("focal")) or "dr" not in told:
             continue
         found = [
-            [run["metrics"]["AP"] for run in record["runs"] if run["loss"] == loss] for loss in (first, "dr", "dr+")
+            [run["metrics"]["AP"] for run, own in zip(record["runs"], losses, strict=True) if own == loss]
+            for loss in (first, "dr", "dr+")
         ]
         cells = [studies.plus_minus(values) if values else "not run" for values in found]
         line = f"| {name} | {' | '.join(cells)} | {told.get('dr+', told['dr'])} |"
