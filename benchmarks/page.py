@@ -293,14 +293,14 @@ def _compared() -> list[str]:
         first = losses[0]
         pairs = zip(record["differences"], record["verdicts"], strict=True)
         told = {without_rate(pair["ahead"])[0]: words for pair, words in pairs}
-        if repr(make_loss(first)) != repr(make_loss("focal")) or "dr" not in told:
+        if repr(make_loss(first)) != repr(make_loss("focal")) or not told.keys() & {"dr", "dr+"}:
             continue
         found = [
             [run["metrics"]["AP"] for run, own in zip(record["runs"], losses, strict=True) if own == loss]
             for loss in (first, "dr", "dr+")
         ]
         cells = [studies.plus_minus(values) if values else "not run" for values in found]
-        line = f"| {name} | {' | '.join(cells)} | {told.get('dr+', told['dr'])} |"
+        line = f"| {name} | {' | '.join(cells)} | {told.get('dr+') or told['dr']} |"
         (lines if "dr+" in told else weak).append(line)
     return lines + weak
 
