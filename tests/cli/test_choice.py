@@ -144,3 +144,26 @@ def test_predict_starts_from_the_threshold_of_the_file(tmp_path, capsys):
 def test_the_threshold_of_a_run_is_that_of_its_last_evaluation_and_of_no_earlier_one(tmp_path, rows, wanted):
     (tmp_path / "evaluations.csv").write_text("iteration,AP,threshold\n" + rows)
     assert last_threshold(tmp_path) == wanted
+
+
+def test_a_file_that_has_become_another_detector_meanwhile_is_left_alone(file, data, tmp_path, capsys, monkeypatch):
+    from drloss.inference import evaluate
+
+    def exchanged(*args):
+        random_detector(file, seed=1, threshold=0.7)
+        return write_results(*args)
+
+    write_results = evaluate.write_results
+    monkeypatch.setattr(evaluate, "write_results", exchanged)
+    evaluated(file, data, tmp_path / "out")
+    assert "is another detector by now" in " ".join(capsys.readouterr().out.split())
+    assert load_detector(file)[1].threshold == 0.7
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export", "--out", "a.onnx"]])
+def test_a_file_away_from_its_run_is_told_how_to_name_the_held_out_images(command, file, data, capsys):
+    alone = str(data / "annotations" / "instances_train.json")
+    assert main([command[0], str(file), *command[1:], "--data", alone]) == 2
+    said = capsys.readouterr().err
+    assert "split, got 'val'; allowed: train" in said
+    assert "--splits RUN/splits.json" in said

@@ -12,6 +12,7 @@ from PIL import Image
 from drloss import Detector
 from drloss.cli import main
 from drloss.errors import UserError
+from drloss.inference.images import as_pixels
 from random_detector import NAMES, TINY, detect_image, noise, random_detector
 
 
@@ -216,3 +217,33 @@ def test_fit_refuses_what_the_command_refuses(data, how, words, tmp_path):
     with pytest.raises(UserError, match=words):
         Detector.fit(data, tmp_path / "a", device="cpu", **how)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_grey_image_of_16_bits_is_what_its_file_is(tmp_path):
+    """A file goes by its high byte; Pillow's own conversion would clip everything above 255 to white."""
+    Image.fromarray(np.arange(60 * 90, dtype=np.uint16).reshape(60, 90) * 12).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode.startswith("I;16")
+        assert torch.equal(as_pixels(image), as_pixels(tmp_path / "a.png"))
+    for mode in ("I", "F"):
+        with pytest.raises(UserError, match=f"mode {mode} cannot be read: .*no range"):
+            as_pixels(Image.new(mode, (4, 4)))
+
+
+def test_a_damaged_file_that_pillow_has_only_opened_is_refused(tmp_path):
+    Image.fromarray(noise(64, 64, 3).numpy()).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="cannot be read"):
+        as_pixels(image)
+
+
+def test_detections_have_slices(loaded):
+    found = loaded[0](noise(3, 64, 96), threshold=0.3)
+    assert found[:3] == [found[0], found[1], found[2]]
+    assert found[-1:] == [list(found)[-1]]
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 0}, {"threshold": 2}, {"threshold": float("nan")}])
+def test_numbers_of_a_call_out_of_range_are_refused(loaded, how):
+    with pytest.raises(UserError, match=next(iter(how))):
+        loaded[0]([noise(3, 64, 96)], **how)

@@ -100,7 +100,7 @@ def test_eval_and_predict_take_the_file_and_give_the_numbers_of_the_weights(expo
         predict = ["predict", str(folder / name), str(tmp_path / "a.png"), "--out", str(tmp_path / name)]
         assert main([*predict, "--device", "cpu"]) == 0
     ours, theirs = (json.loads((tmp_path / "eval" / n / "metrics.json").read_text()) for n in ("tiny.onnx", name))
-    assert ours["metrics"]["AP"] == pytest.approx(theirs["metrics"]["AP"], abs=0.1)
+    assert ours["metrics"]["AP"] == pytest.approx(theirs["metrics"]["AP"], abs=1e-3)
     a, b = (json.loads((tmp_path / n / "predictions.jsonl").read_text()) for n in ("tiny.onnx", name))
     assert (a["height"], a["width"]) == (50, 77)
     near = [d for d in a["detections"] if any(matches(d, other) for other in b["detections"])]

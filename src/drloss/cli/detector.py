@@ -119,8 +119,7 @@ def add_eval(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Comma
     data = data_options(parser)
     data.add_argument("--split", default="val", help="split to evaluate on (default: val)")
     older_name(data, "--val-split", "--split")
-    splits = "the file of a run that says which images it held out (default: that in RUN, if there is one)"
-    data.add_argument("--splits", type=Path, metavar="splits.json", help=splits)
+    _splits_option(data)
     test = parser.add_argument_group("test")
     test.add_argument(
         "--score-threshold",
@@ -183,23 +182,29 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
+def _splits_option(group: argparse._ActionsContainer) -> None:
+    words = "the file of a run that says which images it held out (default: that in RUN, if there is one)"
+    group.add_argument("--splits", type=Path, metavar="splits.json", help=words)
+
+
 def _evaluated(options: argparse.Namespace) -> Any:
     """The data set; with the images that the run has held out, if it has, and never with others."""
     from drloss.data.formats.opening import open_data
-    from drloss.data.held_out import SPLITS_FILE
-
-    if options.splits and not options.splits.is_file():
-        raise UserError(f"--splits {options.splits}: no such file; allowed: {SPLITS_FILE} of a run")
-    return with_held_out(open_data(options.data), options.run_or_file, options.splits)
-
-
-def with_held_out(source: Any, run: Path, splits: Path | None = None) -> Any:
-    """The data set; with the images that ``splits`` or the run has held out, if it has, and never with others."""
     from drloss.data.held_out import SPLITS_FILE, with_val
     from drloss.training.run_folder import run_of
 
-    held_out = splits or (run_of(run) or run) / SPLITS_FILE
-    return with_val(source, splits=held_out) if held_out.is_file() else source
+    if options.splits and not options.splits.is_file():
+        raise UserError(f"--splits {options.splits}: no such file; allowed: {SPLITS_FILE} of a run")
+    source = open_data(options.data)
+    held_out = options.splits or (run_of(options.run_or_file) or options.run_or_file) / SPLITS_FILE
+    if held_out.is_file():
+        return with_val(source, splits=held_out)
+    if options.split not in source.splits and options.run_or_file.is_file():
+        raise UserError(
+            f"{options.data}: split, got {options.split!r}; allowed: {', '.join(source.splits)}; if the images were "
+            f"held out by the training, name its file: --splits RUN/{SPLITS_FILE}"
+        )
+    return source
 
 
 def default_out(run: Path, name: str) -> Path:
@@ -286,6 +291,7 @@ def add_export(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Com
     words = "data set on which the file is compared with torch (default: generated images); as in drloss train"
     onnx.add_argument("--data", help=words)
     onnx.add_argument("--split", default="val", help="split of --data (default: val)")
+    _splits_option(onnx)
     return _export
 
 
@@ -313,13 +319,12 @@ def _export(options: argparse.Namespace) -> int:
 def _export_onnx(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from drloss.data.formats.opening import open_data
     from drloss.inference.export import export_onnx
 
     annotations = None
     size = _size(options.size)
     if options.data:
-        annotations, _ = with_held_out(open_data(options.data), options.run_or_file).read(options.split)
+        annotations, _ = _evaluated(options).read(options.split)
     export_onnx(
         options.run_or_file,
         options.out,

@@ -74,6 +74,11 @@ class OnnxDetector:
             raise UserError(f"{path}: its graph takes and gives {shown(kinds)}, not what drloss exports")
 
     @property
+    def device_type(self) -> str:
+        """Where onnxruntime computes: ``"cuda"``, if that was asked for and it was built for it, or ``"cpu"``."""
+        return "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the file."""
         with self._path.open("rb") as file:
@@ -89,9 +94,9 @@ class OnnxDetector:
         except Exception as error:  # as above
             raise UserError(f"{self._path}: onnxruntime cannot run it: {_words(error)}") from None
         boxes, scores, labels = (torch.from_numpy(array) for array in arrays)
-        wanted = (len(images), scores.shape[-1])
+        wanted = (len(images), *scores.shape[1:])
         known = len(self.description.class_names)
-        if boxes.shape != (*wanted, 4) or scores.shape != wanted or labels.shape != wanted:
+        if scores.ndim != 2 or boxes.shape != (*wanted, 4) or scores.shape != wanted or labels.shape != wanted:
             raise UserError(f"{self._path}: its outputs have the shapes {[tuple(a.shape) for a in arrays]}")
         labels = torch.where(scores > 0, labels, 1)
         if not (boxes.isfinite().all() and ((scores >= 0) & (scores <= 1) & (labels >= 1) & (labels <= known)).all()):

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from drloss.structures import Detection
 
 CONFIDENT = 0.5
-"""Score from which on ``drloss predict`` draws a detection by default."""
+"""Score from which on a detection is confident; ``drloss predict`` draws from there if the file has no threshold."""
 SHARE = 0.5
 """Share of full images from which on there is a warning. Fewer may just be crowded images."""
 

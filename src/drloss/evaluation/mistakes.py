@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 MISSED, WRONG_CLASS, BADLY_PLACED, DOUBLE, FALSE = "missed", "wrong class", "badly placed", "double", "false"
 KINDS = {
     MISSED: "an object that no detection finds, and none of its class is near",
-    WRONG_CLASS: "on an object of another class",
+    WRONG_CLASS: "on an object of another class, found or not",
     BADLY_PLACED: "near an object of its class, with an IoU from .10 to .50",
-    DOUBLE: "on an object that is found already, by a better detection",
+    DOUBLE: "on an object of its class that another detection finds",
     FALSE: "on no object",
 }
 """The kinds of mistakes."""
@@ -68,8 +68,9 @@ class Mistakes:
     """What a detector does wrong at a threshold.
 
     Attributes:
-        confusion: (K + 1, K + 1) counts. Row k is an object of class k + 1, column k a detection as class k + 1; the
-            last row is a detection on no object of its own, the last column an object that is not found.
+        confusion: (K + 1, K + 1) counts, each object and each detection once. Row k is an object of class k + 1,
+            column k a detection as class k + 1; the last row is a detection on no object, or on one that another
+            detection is on; the last column an object that is not found.
         all: the mistakes. A missed object that a badly placed detection is near counts as that only.
     """
 
@@ -134,7 +135,7 @@ def _of_image(
     for d in np.flatnonzero(counted & ~right):
         label = int(labels[d])
         kind, about = _kind(overlap[d], truth.labels == label, taken)
-        if kind == WRONG_CLASS:
+        if kind == WRONG_CLASS and not taken[about]:
             assert about is not None
             taken[about] = True
             confusion[truth.labels[about] - 1, label - 1] += 1
@@ -170,11 +171,12 @@ def _kind(overlap: Floats, same: Bools, taken: Bools) -> tuple[str, int | None]:
     Args:
         overlap: (G,) IoU with each object; 0 with ignored ones.
         same: (G,) whether the object is of the detection's class.
-        taken: (G,) whether a better detection is on the object.
+        taken: (G,) whether another detection is on the object.
     """
     choices = (
         (WRONG_CLASS, (overlap >= FOUND_IOU) & ~taken & ~same),
-        (DOUBLE, (overlap >= FOUND_IOU) & taken),
+        (DOUBLE, (overlap >= FOUND_IOU) & same),
+        (WRONG_CLASS, (overlap >= FOUND_IOU) & ~same),
         (BADLY_PLACED, (overlap >= NEAR_IOU) & same),
     )
     for kind, those in choices:

@@ -65,6 +65,7 @@ class Detector:
         if file.suffix == SUFFIX:
             network = OnnxDetector(file, chosen)
             description = network.description
+            chosen = chosen if network.device_type == chosen.type else torch.device("cpu")
         else:
             network, description = load_run(file)
             network.to(chosen)
@@ -184,9 +185,13 @@ class Detector:
         Returns:
             The detections of the image, or a list of those of each.
         Raises:
-            UserError: if an image cannot be read, or is none, or the tile or the overlap is out of range.
+            UserError: if an image cannot be read, or is none, or a number is out of range.
         """
         tiling = checked_tiling(tile, overlap, self.fixed_size)
+        if batch_size < 1:
+            raise UserError(f"batch_size must be positive, got {batch_size}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"threshold must lie in 0..1, got {threshold}")
         if not isinstance(images, list):
             return self([images], threshold=threshold, batch_size=batch_size, tile=tile, overlap=overlap)[0]
         least = self.threshold if threshold is None else threshold

@@ -14,7 +14,7 @@ from rich.text import Text
 from drloss.data.annotations import Annotations
 from drloss.data.batches import Batch
 from drloss.detector.config import DetectorConfig
-from drloss.detector.exported import DetectorFile, save_detector
+from drloss.detector.exported import DetectorFile, read_description, save_detector
 from drloss.detector.model import HeadOutputs, RetinaNet
 from drloss.detector.objective import assign_batch
 from drloss.detector.onnx_file import SUFFIX, OnnxDetector
@@ -201,6 +201,8 @@ def _keep(file: Path, found: Evaluated, keep: bool | None, console: Console) -> 
             )
         return
     try:
+        if read_description(file) != found.description:
+            raise UserError(f"{file} is another detector by now; evaluate it again")
         save_detector(file, read_safetensors(file)[0], replace(found.description, threshold=best.threshold))
     except UserError as error:  # such as a folder that cannot be written: the evaluation is whole without it
         if keep:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from drloss.data.images.decoding import image_size, jpeg_divisor, read_image
+from drloss.data.images.decoding import as_rgb, image_size, jpeg_divisor, read_image
 from drloss.data.transforms import input_sizes, pad, resize
 from drloss.detector.config import DetectorConfig
-from drloss.errors import UserError
+from drloss.errors import UserError, first_line
 from drloss.structures import Frame
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -29,7 +29,10 @@ def as_pixels(image: Picture) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return _channels_first(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+        try:
+            return _channels_first(np.asarray(as_rgb(ImageOps.exif_transpose(image))))
+        except (OSError, SyntaxError, ValueError) as error:  # of a file that Pillow reads only now, or of a mode
+            raise UserError(f"an image of mode {image.mode} cannot be read: {first_line(error)}") from None
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
             image = image[:, :, None].repeat(3, axis=2)

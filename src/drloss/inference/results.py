@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from PIL import Image
 from torch import Tensor
@@ -52,10 +52,17 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: int) -> Found:
-        """The object at a position, counted from the best."""
+    @overload
+    def __getitem__(self, index: int) -> Found: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Found]: ...
+    def __getitem__(self, index: int | slice) -> Found | list[Found]:
+        """The object at a position, counted from the best; or a list of those of a slice."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
         left, top, right, bottom = self.boxes[index].tolist()
-        return Found(self.names[index], float(self.scores[index]), (left, top, right, bottom))
+        name = self.class_names[int(self.labels[index]) - 1]
+        return Found(name, float(self.scores[index]), (left, top, right, bottom))
 
     def __iter__(self) -> Iterator[Found]:
         return (self[index] for index in range(len(self)))

@@ -44,14 +44,16 @@ class Speed:
 
     Attributes:
         engine: ``"torch"`` or ``"onnxruntime"``.
+        device: ``"cpu"`` or ``"cuda"``: where it computed. An onnxruntime that was built for CPUs has no other.
         batch_size: number of images in the batch.
         median_ms, p90_ms, p99_ms: milliseconds of a batch: the median, and what 90 and 99 % of the runs stay below.
         images_per_second: at the median.
         runs: number of runs.
-        memory_mb: megabytes at the peak: of the GPU where there is one, else of the whole process, with torch itself.
+        memory_mb: megabytes at the peak: of the GPU for torch on one, else of the whole process, with torch itself.
     """
 
     engine: str
+    device: str
     batch_size: int
     median_ms: float
     p90_ms: float
@@ -197,8 +199,9 @@ def _timed(engine: str, detector: Detector, one: Tensor, frame: Frame, batch_siz
         detector.find(batch, frames)  # it waits for the device
         times.append(time.perf_counter() - began)
     median, p90, p99 = (1000 * float(v) for v in np.quantile(times, (0.5, 0.9, 0.99)))
-    memory = _peak_memory(detector.device)
-    return Speed(engine, batch_size, median, p90, p99, 1000 * batch_size / median, len(times), memory)
+    where = detector.device.type
+    memory = _peak_memory(detector.device if engine == "torch" else torch.device("cpu"))
+    return Speed(engine, where, batch_size, median, p90, p99, 1000 * batch_size / median, len(times), memory)
 
 
 def _peak_memory(device: torch.device) -> float:
@@ -223,13 +226,14 @@ def _print(record: dict[str, Any], speeds: list[Speed], cost: Cost | None, conso
             markup=False,
         )
     console.print(f"{where['device']}, {where['threads']} thread(s)", markup=False)
-    table = Table("engine", title="from pixels to boxes", title_justify="left")
+    table = Table("engine", "on", title="from pixels to boxes", title_justify="left")
     for name in ("batch", "median ms", "90 % ms", "99 % ms", "images/s", "memory MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for speed in speeds:
         times = (f"{value:.1f}" for value in (speed.median_ms, speed.p90_ms, speed.p99_ms))
         table.add_row(
             speed.engine,
+            speed.device,
             str(speed.batch_size),
             *times,
             f"{speed.images_per_second:.1f}",

@@ -240,11 +240,15 @@ def _pixels(path: Path, image: Image.Image) -> Image.Image:
     image.load()
     if image.format in ("JPEG", "MPO"):
         check_scans(path, image)
-    return _rgb(image)
+    return as_rgb(image)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """The loaded image in mode RGB."""
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The loaded image in mode RGB.
+
+    Raises:
+        ValueError: if its pixels have no range that maps to 0..255.
+    """
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         raise ValueError("signed pixels have no range that maps to 0..255")
