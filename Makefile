@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+# Which files of tests make test runs: all by default.
+TESTS ?=
 # Which of the slow tests, as for pytest's -k: all by default.
 SLOW ?=
 # One job more than cores: many tests wait for other processes.
@@ -35,7 +37,7 @@ demo: setup
 	$(BIN)/drloss demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 slow: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow --slow -k "$(SLOW)"

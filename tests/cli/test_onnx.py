@@ -177,6 +177,13 @@ def test_a_missing_package_is_named_with_the_extra(package, exported, tmp_path, 
         refused(["eval", folder / "tiny.onnx", "--data", "shapes", "--out", tmp_path / "out"], words, capsys)
 
 
+def test_a_torch_that_is_too_old_to_export_is_named(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.__version__", "2.6.0+cu124")
+    words = "--format onnx: needs torch 2.9 or later, this is 2.6.0+cu124"
+    refused(["export", exported[0] / "tiny.safetensors", "--out", tmp_path / "x.onnx"], words, capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_are_no_detectors_are_refused(exported, tmp_path):
     folder, _ = exported
     (tmp_path / "noise.onnx").write_bytes(b"no onnx" * 100)

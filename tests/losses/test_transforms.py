@@ -122,6 +122,8 @@ def test_the_compiler_takes_every_loss_in_any_shape(name, options):
 
 @pytest.mark.parametrize("name", ["margin", "neg_lambda"])
 def test_the_compiler_takes_parameters_that_change(name):
+    if name == "neg_lambda" and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 compiles anew for each λ")
     torch.compiler.reset()
     module = DRLoss()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

@@ -1,5 +1,6 @@
 """Dr. Retina: RetinaNet with K sigmoid outputs per anchor and no background channel."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,7 +46,9 @@ class HeadOutputs:
         return [maps_to_rows(m, self.num_classes) for m in self.maps]
 
 
-torch.export.register_dataclass(HeadOutputs, serialized_type_name="drloss.detector.model.HeadOutputs")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # torch 2.6 warns of a call of its own
+    torch.export.register_dataclass(HeadOutputs, serialized_type_name="drloss.detector.model.HeadOutputs")
 
 
 class Head(nn.Module):

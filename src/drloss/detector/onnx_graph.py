@@ -14,6 +14,7 @@ from torch.export import Dim
 from drloss.detector.deployed import Deployed
 from drloss.detector.folding import make_constant
 from drloss.detector.model import RetinaNet
+from drloss.errors import UserError
 
 OPSET = 18
 """Version of ONNX's operators; runtimes of 2023 and later read it."""
@@ -22,6 +23,15 @@ OUTPUTS = ("boxes", "scores", "labels")
 _TRACED = (2, 288, 352)
 """Batch, height and width on which a graph of any size is traced: no side of a pyramid level is 1, which torch would
 take for a constant."""
+OLDEST_TORCH = (2, 9)
+"""The oldest torch with which the export was tried and works; 2.6 fails."""
+
+
+def _require_torch() -> None:
+    major, minor = torch.__version__.split(".")[:2]
+    if (int(major), int(minor)) < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(f"--format onnx: needs torch {wanted} or later, this is {torch.__version__}")
 
 
 def onnx_bytes(
@@ -36,7 +46,10 @@ def onnx_bytes(
         suppress: whether NMS is part of the graph.
         half: whether the weights and the convolutions are float16. The input is uint8, and boxes and scores float32,
             in any case.
+    Raises:
+        UserError: if torch is older than :data:`OLDEST_TORCH`.
     """
+    _require_torch()
     own = deepcopy(model).requires_grad_(False)
     make_constant(own)
     deployed = Deployed(own.half() if half else own, suppress=suppress)

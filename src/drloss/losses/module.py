@@ -94,7 +94,7 @@ class ImageLoss(nn.Module):
 
     def forward(self, logits: Levels, labels: Levels, **per_batch: Any) -> Tensor:
         """Weighted loss; logits, labels, options of this batch and the result are those of ``function``."""
-        return record_weight(type(self).function(logits, labels, **(self.options | per_batch)), self.cls_weight)
+        return record_weight(type(self).function(logits, labels, **{**self.options, **per_batch}), self.cls_weight)
 
     def extra_repr(self) -> str:
         """Weight and options, as ``print(module)`` shows them."""

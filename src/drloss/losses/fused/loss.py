@@ -11,7 +11,7 @@ from torch import Tensor
 from drloss.losses.candidates import reduce_images
 from drloss.losses.derivatives import differentiated, forward_mode, last_derivative, transformed
 from drloss.losses.fused.layout import readable
-from drloss.losses.fused.operators import FUNCTIONS, calls, gradients, gradients_in_place
+from drloss.losses.fused.operators import calls, gradients, gradients_in_place
 from drloss.losses.fused.rules import Rule
 from drloss.losses.inputs import Inputs
 from drloss.losses.summation import total
@@ -44,7 +44,7 @@ def fused_loss(
         labels, dense = dense.new_zeros(dense.shape[:2], dtype=torch.int64), dense.contiguous()
     rest = (labels, dense, *inputs.weights)
     how = calls(*rest, *logits)
-    numbers = torch.tensor(rule.numbers, dtype=torch.float64, device="cpu") if how is FUNCTIONS else _stacked(rule)
+    numbers = torch.tensor(rule.numbers, dtype=torch.float64, device="cpu") if how.plain else _stacked(rule)
     first_pass = None
     if any(mined) or any(rule.shifted):
         detached = [x.detach() for x in logits]
@@ -54,7 +54,7 @@ def fused_loss(
         detached = [x.detach() for x in logits]
         return reduce_images(how.losses(detached, *rest, first_pass, numbers, *options.of_losses)[0], reduction)
     tensors = (*rest, first_pass, numbers, *logits)
-    if how is FUNCTIONS and not forward_mode():
+    if how.plain and not forward_mode():
         found: Tensor = _PlainLoss.apply(reduction, options, inplace, *tensors)[0]
         return found
     function = _ForwardLosses if forward_mode() else _Losses

@@ -162,15 +162,19 @@ def gradients_in_place(
 
 
 class Calls(NamedTuple):
-    """The steps of a fused loss, as operators or as functions."""
+    """The steps of a fused loss, as operators or as functions, and whether they are functions.
+
+    Ask :attr:`plain`: the compiler of torch 2.6 takes ``is`` between named tuples for a comparison of their parts.
+    """
 
     first_pass: Callable[..., Tensor]
     losses: Callable[..., tuple[Tensor, Tensor]]
     gradients: Callable[..., list[Tensor]]
+    plain: bool
 
 
-OPERATORS = Calls(find_first_pass, losses_and_coefficients, gradients)
-FUNCTIONS = Calls(_first_pass, _losses, _gradients)
+OPERATORS = Calls(find_first_pass, losses_and_coefficients, gradients, plain=False)
+FUNCTIONS = Calls(_first_pass, _losses, _gradients, plain=True)
 
 
 def calls(*tensors: Tensor | None) -> Calls:
