@@ -5,7 +5,7 @@ import os
 import pytest
 
 from drloss.errors import UserError
-from drloss.inference.predicting.formats import unique_stems
+from drloss.inference.predicting.formats import stem_of, unique_stems
 from drloss.inference.predicting.pictures import class_folders
 from drloss.inference.predicting.sources import find_sources
 
@@ -97,12 +97,34 @@ def test_results_among_the_images_are_refused(tree):
 
 def test_stems_are_unique_also_on_disks_that_ignore_case():
     names = ["a.jpg", "a.png", "A.JPG", "sub/a.jpg", "b", "a.png.jpg", ".c"]
-    stems = unique_stems(names, taken=["b"])
+    stems = unique_stems(names, taken={"b.jpg": "b"})
     assert stems == {
         **{"a.jpg": "a", "a.png": "a.png", "A.JPG": "A.JPG", "sub/a.jpg": "sub/a"},
         **{"b": "b-2", "a.png.jpg": "a.png.jpg", ".c": ".c"},
     }
     assert len({stem.casefold() for stem in stems.values()}) == len(names)
+
+
+def of_frames(stem):
+    """Stems of the files of a video's frames: the first, the last of six digits, the first of seven."""
+    return {stem_of({"stem": stem, "frame": number}).casefold() for number in (0, 999_999, 1_000_000)}
+
+
+@pytest.mark.parametrize("begun", [(), ("clip.mp4",), ("clip/000000.jpg", "CLIP/1000000.png", "clip/999999.jpg")])
+@pytest.mark.parametrize("video_first", [True, False])
+def test_no_image_has_the_stem_of_a_frame(begun, video_first):
+    images = ["clip/000000.jpg", "CLIP/1000000.png", "clip/999999.jpg"]
+    names = ["clip.mp4", *images] if video_first else [*images, "clip.mp4"]
+    taken = unique_stems(begun, {})
+    stems = taken | unique_stems([name for name in names if name not in begun], taken)
+    assert stems.keys() == set(names)
+    assert len({stem.casefold() for stem in stems.values()}) == len(names)
+    assert not of_frames(stems["clip.mp4"]) & {stems[name].casefold() for name in images}
+
+
+def test_images_that_no_frame_can_meet_keep_their_stems():
+    names = ["clip.mp4", "clip/a.jpg", "clip/00000.jpg", "clip/0000001.jpg", "a.jpg", "a/000000.jpg", "clip/b.mp4"]
+    assert unique_stems(names, {}) == {name: name.rpartition(".")[0] for name in names}
 
 
 def test_names_of_classes_lead_nowhere():

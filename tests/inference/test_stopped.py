@@ -184,6 +184,56 @@ def test_new_images_in_the_folder_are_all_that_is_looked_at(ready, tmp_path, cap
     assert stems == {"b.png": "b", "a.jpg": "a", "b.jpg": "b.jpg"}  # a stem that is taken stays so
 
 
+@pytest.mark.parametrize("bad", [b"x\n", b'{"image": "even/0002.j\n', b"\0\xff\n", b"[]\n", b"\n"])
+def test_a_damaged_line_before_whole_ones_is_named_and_nothing_is_changed(ready, tmp_path, capsys, bad):
+    out = tmp_path / "out"
+    shutil.copytree(ready / "whole", out)
+    whole = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_bytes(b"".join([*whole[:2], bad, *whole[3:], whole[2][:20]]))
+    before = contents(out)
+    assert main(command(ready, out)) == 2
+    said = capsys.readouterr().err
+    assert f"{out / 'predictions.jsonl'}: line 3 is damaged, no JSON object: " in said
+    assert "mend or remove the line, or --overwrite all results" in said
+    assert contents(out) == before
+    (out / "predictions.jsonl").write_bytes(b"".join([*whole[:2], *whole[3:], whole[2][:20]]))
+    assert main(command(ready, out)) == 0
+    assert "1 image(s), and 39 that were done before" in capsys.readouterr().out
+    assert sorted((out / "predictions.jsonl").read_bytes().splitlines(keepends=True)) == sorted(whole)
+
+
+def test_overwrite_begins_anew_where_a_line_is_damaged(ready, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(ready / "whole", out)
+    whole = (out / "predictions.jsonl").read_bytes()
+    (out / "predictions.jsonl").write_bytes(b"x\n" + whole)
+    assert main(command(ready, out, "--overwrite")) == 0
+    assert_same(out, ready / "whole")
+
+
+def test_the_formats_of_earlier_commands_are_kept_up(ready, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+
+    def run(out, *more):
+        names = [ready / "tiny.safetensors", images, "--out", tmp_path / out, "--device", "cpu", "--no-pictures"]
+        assert main(["predict", *map(str, names), *more]) == 0
+        return capsys.readouterr().out
+
+    shutil.copy(ready / "images" / "even" / "0000.jpg", images / "0.jpg")
+    run("out", "--format", "csv")
+    run("out", "--format", "yolo")
+    run("out", "--format", "coco")
+    shutil.copy(ready / "images" / "odd" / "0001.jpg", images / "1.jpg")
+    assert "(predictions.jsonl, results.json, predictions.csv, labels/)" in run("out")
+    run("whole", "--format", "coco", "csv", "yolo")
+    assert_same(tmp_path / "out", tmp_path / "whole")
+    run("out", "--overwrite")
+    assert sorted(contents(tmp_path / "out")) == [".lock", "predict.json", "predictions.jsonl"]
+    run("out")
+    assert sorted(contents(tmp_path / "out")) == [".lock", "predict.json", "predictions.jsonl"]
+
+
 def test_a_second_command_does_not_write_into_the_folder_at_the_same_time(ready, tmp_path):
     out = tmp_path / "out"
     first = start(command(ready, out), tmp_path / "log", fault(at_line, number=2, do="hang"))

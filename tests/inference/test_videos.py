@@ -112,6 +112,35 @@ def test_images_and_videos_go_together_in_every_format(ready, tmp_path):
     assert lines(out / "predictions.jsonl") == records
 
 
+def test_a_video_beside_a_folder_of_its_frames_loses_no_file(ready, tmp_path):
+    make_video(tmp_path / "clip.mp4", 2)
+    (tmp_path / "clip").mkdir()
+    for name in ("a.jpg", "clip/000000.jpg"):
+        Image.new("RGB", (64, 64), "grey").save(tmp_path / name)
+    sources = [tmp_path / "clip", tmp_path / "clip.mp4"]
+    for first in sources:  # one is done, and the other is looked at later
+        out = tmp_path / f"out {first.name}"
+        for words in ([tmp_path / "a.jpg", first], [tmp_path / "a.jpg", *sources]):
+            more = ["--format", "yolo", "--crops", "--no-pictures", "--draw-threshold", "0"]
+            assert main(command(ready, *words, out=out, more=more)) == 0
+        records = lines(out / "predictions.jsonl")
+        assert len(list((out / "labels").rglob("*.txt"))) == len(records) + 1 == 5
+        assert len(list((out / "crops").rglob("*.jpg"))) == sum(len(r["detections"]) for r in records) > 0
+
+
+@pytest.mark.parametrize(("name", "ids"), [("000005.mp4", {"000005.mp4#0", "000005.mp4#1"}), (None, set())])
+def test_ids_of_images_in_coco_results_are_all_text_or_all_numbers(ready, tmp_path, name, ids):
+    sources = [tmp_path / "000139.jpg"]
+    Image.new("RGB", (64, 64), "grey").save(sources[0])
+    if name:
+        sources.append(tmp_path / name)
+        make_video(sources[1], 2)
+    out = tmp_path / "out"
+    assert main(command(ready, *sources, out=out, more=["--format", "coco", "--no-pictures"])) == 0
+    found = {entry["image_id"] for entry in json.loads((out / "results.json").read_text())}
+    assert found == ({"000139.jpg", *ids} if name else {139})
+
+
 def test_a_video_that_ends_early_is_named_and_what_was_read_is_kept(ready, tmp_path, capsys):
     make_video(tmp_path / "whole.mkv", 80, rate=10)
     content = (tmp_path / "whole.mkv").read_bytes()

@@ -97,7 +97,7 @@ def _over(job: Job, sources: Sources) -> None:
     """Look at everything that is not done."""
     done = job.results.stems
     images, videos = ([s for s in kind if s.name not in done] for kind in (sources.images, sources.videos))
-    stems = unique_stems((source.name for source in (*images, *videos)), done.values())
+    stems = unique_stems((source.name for source in (*images, *videos)), done)
     if images:
         over_images(job, images, stems)
     for video in videos:
@@ -128,7 +128,7 @@ def _close(job: Job, before: int, seconds: float, asked: int, console: Console) 
         said += f", and {before:,} that were done before"
     looked = job.images + job.frames
     speed = f", {looked / max(seconds, 1e-9):.3g} images/s" if looked else ""
-    also = "".join(f", {WRITTEN[name]}" for name in job.wanted.formats if name in WRITTEN)
+    also = "".join(f", {WRITTEN[name]}" for name in results.formats if name in WRITTEN)
     said += (
         f"; {job.shown:,} detection(s) of score {threshold:.3g} or more{speed}: {results.out} ({PREDICTIONS}{also})"
     )

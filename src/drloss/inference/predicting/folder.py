@@ -44,6 +44,7 @@ class Results:
         out: the folder.
         stems: of what is done, by name.
         records: number of lines in the file of results.
+        formats: in which the results are written.
         failed: number of images and videos that failed since this command began.
     """
 
@@ -133,11 +134,13 @@ def open_results(
     Args:
         out: the folder.
         settings: what decides the results, in JSON types.
-        formats: any of ``jsonl``, ``coco``, ``yolo`` and ``csv``; the lines of ``jsonl`` are written in any case.
+        formats: any of ``jsonl``, ``coco``, ``yolo`` and ``csv``; the lines of ``jsonl`` are written in any case, and
+            so are the formats that earlier commands wrote there.
         classes: of the detector.
         overwrite: remove what an earlier command has written there, and begin anew.
     Raises:
-        UserError: if there are files of other origin, results of other settings, or another process is at work there.
+        UserError: if there are files of other origin, results of other settings, a damaged line, or another process
+            is at work there.
     """
     there = json_of(out / SETTINGS)
     own = isinstance(there, dict) and there.get("format") == FORMAT and isinstance(there.get("settings"), dict)
@@ -149,12 +152,15 @@ def open_results(
         stack.enter_context(only_writer(out, "predicting"))
         if overwrite and own:
             _remove_results(out)
-        write_json(out / SETTINGS, {"format": FORMAT, "settings": settings})
+        elif own:
+            formats = [*formats, *_formats_of(there)]
+        formats = sorted({"jsonl", *formats})
+        _forget_unfinished_videos(out / PREDICTIONS)
+        write_json(out / SETTINGS, {"format": FORMAT, "settings": settings, "formats": formats})
         for folder in (PICTURES, CROPS, LABELS):
             for inner, _, _ in os.walk(out / folder):
                 remove_unfinished(Path(inner))
         remove_unfinished(out)
-        _forget_unfinished_videos(out / PREDICTIONS)
         journal = stack.enter_context(Journal(out / PREDICTIONS))
         results = Results(out, journal, formats, classes)
         stack.callback(results.close)
@@ -180,6 +186,12 @@ def _require_same(out: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
             raise UserError(f"{where}: holds results of {others}; name another folder, or --overwrite them")
 
 
+def _formats_of(there: dict[str, Any]) -> list[str]:
+    """The formats in which earlier commands wrote, as the file of settings has them."""
+    formats = there.get("formats")
+    return [name for name in formats if isinstance(name, str)] if isinstance(formats, list) else []
+
+
 def _forget_unfinished_videos(path: Path) -> None:
     """Remove the frames of a video whose last frame is not there: it is read again from its beginning."""
     begun, ended = set(), set()
@@ -194,7 +206,7 @@ def _forget_unfinished_videos(path: Path) -> None:
 
 def _remove_results(out: Path) -> None:
     """Remove what the lines of the results name, then these; nothing else in the folder."""
-    for record in records_in(out / PREDICTIONS):
+    for record in records_in(out / PREDICTIONS, strict=False):
         for path in _files_of(out, record):
             path.unlink(missing_ok=True)
     for name in (LABELS + "/classes.txt", COCO, CSV, FAILED, PREDICTIONS):

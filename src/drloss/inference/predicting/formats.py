@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 
 from drloss.inference.predicting.journal import Record
+from drloss.inference.predicting.videos import is_video
 from drloss.io.atomic import write_atomic
 from drloss.structures import Detection
 
@@ -51,24 +53,53 @@ def stem_of(record: Record) -> str:
     return record["stem"] if "frame" not in record else f"{record['stem']}/{record['frame']:06d}"
 
 
-def unique_stems(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+def unique_stems(names: Iterable[str], taken: Mapping[str, str]) -> dict[str, str]:
     """A stem for each name, its own without the suffix if that is free: ``a`` for ``a.jpg``, ``a.png`` for the other.
 
-    Two that differ in case only count as the same, because on some disks they are.
+    Two that differ in case only count as the same, because on some disks they are. What a frame of a video may have,
+    such as ``a/000000`` of ``a.mp4``, no image has.
 
     Args:
-        names: paths of images, relative to one folder.
-        taken: stems of other images.
+        names: paths of images and videos, relative to one folder.
+        taken: stems of other images and videos, by name.
     """
-    used, found = {stem.casefold() for stem in taken}, {}
+    stems, found = _Stems(), {}
+    for name, stem in taken.items():
+        stems.take(name, stem)
     for name in names:
         folder, _, file = name.rpartition("/")
         bare = file.rpartition(".")[0] or file
         choices = chain([bare, file], (f"{file}-{number}" for number in count(2)))
         inside = (f"{folder}/{choice}" if folder else choice for choice in map(_shortened, choices))
-        found[name] = next(choice for choice in inside if choice.casefold() not in used)
-        used.add(found[name].casefold())
+        found[name] = next(choice for choice in inside if stems.has_free(name, choice))
+        stems.take(name, found[name])
     return found
+
+
+class _Stems:
+    """The stems that are taken, in lower case: all, those of videos, and the folders of frames that images have."""
+
+    def __init__(self) -> None:
+        self._all, self._videos, self._numbered = set[str](), set[str](), set[str]()
+
+    def has_free(self, name: str, stem: str) -> bool:
+        stem = stem.casefold()
+        frames = stem in self._numbered if is_video(name) else _folder_of_frame(stem) in self._videos
+        return not (frames or stem in self._all)
+
+    def take(self, name: str, stem: str) -> None:
+        stem = stem.casefold()
+        self._all.add(stem)
+        if is_video(name):
+            self._videos.add(stem)
+        elif folder := _folder_of_frame(stem):
+            self._numbered.add(folder)
+
+
+def _folder_of_frame(stem: str) -> str | None:
+    """The stem of the video that has a frame of this stem, see :func:`stem_of`; None if none can."""
+    match = re.fullmatch(r"(.+)/(?:[0-9]{6}|[1-9][0-9]{6,})", stem, re.DOTALL)
+    return match[1] if match else None
 
 
 def yolo_lines(record: Record, class_names: Sequence[str]) -> str:
@@ -96,18 +127,18 @@ def csv_lines(records: Iterable[Record]) -> str:
 def write_coco(path: Path, records: Iterable[Record], names: Iterable[str], category_ids: dict[str, int]) -> None:
     """Write a list in COCO's results format.
 
-    The id of an image is its number if all names are different numbers, as in COCO (``000000000139.jpg``); else its
-    name, with ``#`` and the number of the frame for a video's.
+    The id of an image is its number if all names are different numbers, as in COCO (``000000000139.jpg``), and none
+    is a video's; else its name, with ``#`` and the number of the frame for a video's.
 
     Args:
         path: file to write.
         records: of the images, which are read once.
-        names: of all images.
+        names: of all images and videos.
         category_ids: by name of the class.
     """
     bare = {name: name.rpartition("/")[2].rpartition(".")[0] for name in names}
     numbers = [int(stem) for stem in bare.values() if stem.isascii() and stem.isdecimal()]
-    numbered = len(set(numbers)) == len(bare)
+    numbered = len(set(numbers)) == len(bare) and not any(map(is_video, bare))
 
     def write(beside: Path) -> None:
         with beside.open("w", encoding="ascii") as file:

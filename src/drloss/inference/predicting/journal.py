@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from drloss.errors import UserError
+from drloss.errors import UserError, printable, shown
 from drloss.io.atomic import unwritable, write_atomic
 
 Record = dict[str, Any]
@@ -82,18 +82,27 @@ def line_of(record: Record) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def records_in(path: Path) -> Iterator[Record]:
+def records_in(path: Path, *, strict: bool = True) -> Iterator[Record]:
     """The records of the whole lines of a file, one after the other; none if there is no file.
 
+    Args:
+        path: the file.
+        strict: whether a damaged line is an error; else it is passed over.
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read, or a whole line is damaged.
     """
     try:
         with path.open("rb") as file:
-            for line in file:
-                if (record := _record(line)) is None:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):  # a write that was stopped
                     return
-                yield record
+                if (record := _record(line)) is not None:
+                    yield record
+                elif strict:
+                    raise UserError(
+                        f"{printable(str(path))}: line {number} is damaged, no JSON object: {shown(line.rstrip())}; "
+                        "mend or remove the line, or --overwrite all results"
+                    )
     except FileNotFoundError:
         return
     except OSError as error:
@@ -111,9 +120,7 @@ def keep_records(path: Path, keep: Callable[[Record], bool]) -> None:
 
 
 def _record(line: bytes) -> Record | None:
-    """The record of a line; None if the line is not whole."""
-    if not line.endswith(b"\n"):
-        return None
+    """The record of a line; None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -122,11 +129,6 @@ def _record(line: bytes) -> Record | None:
 
 
 def _whole(path: Path) -> int:
-    """Bytes up to the end of the last line that is whole, as are all before it."""
-    end = 0
+    """Bytes up to the end of the last whole line."""
     with path.open("rb") as file:
-        for line in file:
-            if _record(line) is None:
-                break
-            end += len(line)
-    return end
+        return sum(len(line) for line in file if line.endswith(b"\n"))

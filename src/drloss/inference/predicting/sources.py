@@ -11,10 +11,8 @@ from drloss.data.files.paths import IMAGE_SUFFIXES, common_folder, list_files, s
 from drloss.data.files.reading import read_bytes
 from drloss.errors import UserError, printable
 from drloss.inference.predicting.folder import SETTINGS
+from drloss.inference.predicting.videos import is_video
 
-VIDEO_SUFFIXES = frozenset(
-    f".{suffix}" for suffix in ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "ts", "3gp")
-)
 LIST_SUFFIXES = frozenset({".txt", ".lst"})
 """Suffixes of files that list paths, one a line."""
 LARGEST_LIST = 1 << 30
@@ -106,7 +104,7 @@ def find_sources(words: Sequence[str], out: Path) -> Sources:
         if place.startswith(own + os.sep):
             continue
         source = Source(Path(file), os.path.relpath(file, root).replace(os.sep, "/"))
-        (sources.videos if suffix_of(file) in VIDEO_SUFFIXES else sources.images).append(source)
+        (sources.videos if is_video(file) else sources.images).append(source)
     if not (sources.images or sources.videos):
         raise UserError(_nothing(words, found))
     return sources
@@ -134,8 +132,8 @@ def _search(folder: str, word: str, found: _Found) -> None:
     found.bases.append(os.path.abspath(folder))
     found.files += [os.path.join(folder, name) for name in found.not_own(folder, listing.images)]
     for name in found.not_own(folder, listing.others):
-        video = suffix_of(name) in VIDEO_SUFFIXES
-        found.pass_over(word, "video in a folder, not read; name it to have it read" if video else why_not_read(name))
+        words = "video in a folder, not read; name it to have it read"
+        found.pass_over(word, words if is_video(name) else why_not_read(name))
     found.pass_over(word, "folder that is a link, not searched", len(listing.links))
 
 
@@ -148,11 +146,10 @@ def _match(pattern: str, found: _Found) -> None:
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     found.bases.append(os.path.abspath(os.path.join(*parts[:fixed]) if fixed else "."))
     for match in matches:
-        suffix = suffix_of(match)
         if os.path.isdir(match):
             if "**" not in pattern:
                 _search(match, pattern, found)
-        elif suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES:
+        elif suffix_of(match) in IMAGE_SUFFIXES or is_video(match):
             found.files.append(match)
         else:
             found.pass_over(pattern, why_not_read(match))

@@ -13,15 +13,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from drloss.data.files.paths import suffix_of
 from drloss.data.images.decoding import pixel_limit
 from drloss.errors import DataError, UserError, first_line, printable
 from drloss.io.atomic import unwritable
 
+SUFFIXES = frozenset(
+    f".{suffix}" for suffix in ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "ts", "3gp")
+)
 CODECS = ("libx264", "mpeg4")
 """Encoders for videos, the better first; not every build of FFmpeg has it."""
 SURE = 2.0
 """Seconds that must be missing at the end of a video that does not say how many frames it has."""
 QUALITY = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
+
+
+def is_video(name: str) -> bool:
+    """Whether a file is read as a video: its suffix says so."""
+    return suffix_of(name) in SUFFIXES
 
 
 @dataclass(frozen=True)
