@@ -11,7 +11,7 @@ from drloss import Detector
 from drloss.cli import main
 from drloss.data.formats.opening import open_data
 from drloss.detector.exported import load_detector
-from drloss.training.exporting import last_threshold
+from drloss.training.exporting import evaluated_after
 from drloss.training.log import ScalarLog, read_scalars
 from random_detector import random_detector
 
@@ -139,11 +139,18 @@ def test_predict_starts_from_the_threshold_of_the_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted"), [("10,5,0.4\n20,6,0.3\n", 0.3), ("10,5,0.4\n20,0,\n", None), ("10,,\n", None), ("", None)]
+    ("rows", "wanted"),
+    [
+        ("10,5,0.4\n20,6,0.3\n", {"AP": 6, "threshold": 0.3}),
+        ("10,5,0.4\n20,0,\n", {"AP": 0}),
+        ("10,5,0.4\n", {}),
+        ("20,,\n", {}),
+        ("", {}),
+    ],
 )
-def test_the_threshold_of_a_run_is_that_of_its_last_evaluation_and_of_no_earlier_one(tmp_path, rows, wanted):
+def test_what_is_said_of_a_detector_is_of_the_evaluation_after_its_iteration(tmp_path, rows, wanted):
     (tmp_path / "evaluations.csv").write_text("iteration,AP,threshold\n" + rows)
-    assert last_threshold(tmp_path) == wanted
+    assert evaluated_after(tmp_path, 20) == wanted
 
 
 def test_a_file_that_has_become_another_detector_meanwhile_is_left_alone(file, data, tmp_path, capsys, monkeypatch):

@@ -115,6 +115,16 @@ def test_a_run_ends_when_its_patience_does_and_goes_on_with_more(scored):
     assert read_scalars(folder / EVALUATIONS_FILE)["AP"] == ([1, 2, 3, 4, 5, 6], [10, 30, 20, 30, 40, 35])
 
 
+def test_a_detector_that_was_not_evaluated_has_no_ap_and_no_threshold_of_an_earlier_one(scored):
+    settings = {"eval_every": 2, "checkpoint_every": 5}
+    folder, _ = scored(30.0, 20.0, 10.0, **settings)
+    newest_first(folder / CHECKPOINTS)[0].unlink()
+    (folder / MODEL).unlink()
+    scored(**settings, patience=1, resume=True)
+    assert (about(folder / MODEL)["iteration"], about(folder / MODEL)["ap"]) == (5, None)
+    assert about(folder / MODEL)["threshold"] is None
+
+
 def test_a_patience_that_nothing_can_end_is_refused(run, data, tmp_path):
     with pytest.raises(UserError, match="patience 2 needs evaluations on the way: set eval_every, which is 0"):
         override(TINY, {"patience": 2})
@@ -144,6 +154,18 @@ def test_the_best_of_other_images_is_not_kept(scored, data):
     fit(config, data[0], other, folder, ALONE, resume=True, force=True, console=console)
     assert "the AP 50.0 of iteration 1 is of another split: the best begins anew" in console.file.getvalue()
     assert about(folder / BEST)["iteration"] == 3
+
+
+@pytest.mark.parametrize(("ap", "kept"), [(15.0, False), (25.0, True)])
+def test_the_best_file_is_not_called_the_best_after_a_fall_back_to_an_older_checkpoint(scored, ap, kept):
+    folder, _ = scored(10.0, 20.0, 30.0, max_iters=3, checkpoint_every=1)
+    newest_first(folder / CHECKPOINTS)[0].unlink()
+    (folder / MODEL).unlink()
+    _, said = scored(ap, max_iters=3, checkpoint_every=1, resume=True)
+    assert f"{BEST} is not the detector of iteration 2, the best so far; a better evaluation replaces it" in said
+    assert about(folder / BEST)["ap"] == (ap if kept else 30.0)
+    assert ("best AP 20.0, after iteration 2, whose detector is not kept" in said) == (not kept)
+    assert (f"best AP 25.0, after iteration 3: {folder / BEST}" in said) == kept
 
 
 def test_a_checkpoint_of_before_knows_no_best(run):

@@ -38,7 +38,9 @@ MLFLOW = """
 from types import SimpleNamespace as Space
 calls = []
 class MlflowClient:
-    def __init__(self, tracking_uri): calls.append(("uri", tracking_uri))
+    def __init__(self, tracking_uri):
+        if "down" in tracking_uri: raise OSError(f"API request to {tracking_uri}/api failed")
+        calls.append(("uri", tracking_uri))
     def get_experiment_by_name(self, name): return None
     def create_experiment(self, name, artifacts): calls.append(("experiment", name, artifacts)); return "7"
     def create_run(self, experiment, run_name): return Space(info=Space(run_id="r1"))
@@ -164,9 +166,34 @@ def test_a_run_that_does_not_reach_its_end_is_not_called_finished(fakes, tracked
 
 
 def test_a_tracker_that_cannot_start_is_named(fakes, tracked):
-    with pytest.raises(UserError, match="--log wandb: cannot be started: no such key"):
+    with pytest.raises(UserError, match=r"--log wandb: cannot be started: no such key; .* --resume goes on"):
         tracked("mlflow", "wandb", name="refused")
     assert fakes[1].calls[-1] == ("end", "r1", "KILLED")
+    folder, _ = tracked("mlflow", name="refused", resume=True)
+    assert (folder / MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://bob:s3:cr@t@host:5000/a", "mlflow: at https://host:5000/a"),
+        ("postgresql://host/db?user=bob&password=s3:cr@t", "mlflow: at postgresql://host/db"),
+        ("http://host/b@c", "mlflow: at http://host/b@c"),
+        ("file:///tmp/runs", "mlflow: mlflow ui --backend-store-uri file:///tmp/runs shows it"),
+    ],
+)
+def test_the_address_of_a_server_is_shown_without_a_password(fakes, tracked, monkeypatch, uri, shown):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    _, said = tracked("mlflow", max_iters=1)
+    assert shown in said.splitlines()
+    assert "s3:cr" not in said
+    assert fakes[1].calls[0] == ("uri", uri)
+
+
+def test_no_error_of_a_tracker_shows_a_password(fakes, tracked, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://bob:s3:cr@t@down")
+    with pytest.raises(UserError, match="API request to https://down/api failed"):
+        tracked("mlflow")
 
 
 def test_a_missing_package_is_named_with_its_extra_and_leaves_nothing(tmp_path, monkeypatch, capsys):

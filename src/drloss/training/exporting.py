@@ -1,9 +1,10 @@
 """The detectors that a run leaves behind: the last one, and the best one."""
 
-from math import isnan
 from pathlib import Path
 
-from drloss.detector.exported import DetectorFile, save_detector
+from drloss.detector.exported import DetectorFile, read_description, save_detector
+from drloss.errors import UserError
+from drloss.training.best import Best
 from drloss.training.log import read_scalars
 from drloss.training.run_folder import BEST, EVALUATIONS_FILE, MODEL, THRESHOLD
 from drloss.training.trainer import Trainer
@@ -30,22 +31,33 @@ def note_best(trainer: Trainer) -> None:
     trainer.ranks.wait()
 
 
+def keeps_best(out: Path, best: Best) -> bool:
+    """Whether the best detector in a run folder is that of the evaluation ``best``.
+
+    It can be of another when a resumed run has fallen back to a checkpoint from before it.
+    """
+    try:
+        description = read_description(out / BEST)
+    except UserError:  # missing or damaged
+        return False
+    return description is not None and description.iteration == best.iteration
+
+
 def _export(trainer: Trainer, name: str) -> None:
+    found = evaluated_after(trainer.out, trainer.iteration)
     description = DetectorFile(
         detector=trainer.model.config,
         class_names=trainer.train.class_names,
         category_ids=tuple(int(i) for i in trainer.train.category_ids),
         loss=trainer.config.loss,
-        threshold=last_threshold(trainer.out),
+        threshold=found.get(THRESHOLD),
         iteration=trainer.iteration,
-        ap=None if isnan(trainer.last_ap) else trainer.last_ap,
+        ap=trainer.last_ap if "AP" in found else None,  # the file has fewer digits
     )
     save_detector(trainer.out / name, trainer.detector.state_dict(), description)
 
 
-def last_threshold(out: Path) -> float | None:
-    """The threshold of the last evaluation; None if there is none, or it found nothing."""
+def evaluated_after(out: Path, iteration: int) -> dict[str, float]:
+    """What the last evaluation of a run found, by column; empty if it was not made after this iteration."""
     curves = read_scalars(out / EVALUATIONS_FILE)
-    iterations, values = curves.get(THRESHOLD, ([], []))
-    last = max((steps[-1] for steps, _ in curves.values()), default=None)
-    return values[-1] if values and iterations[-1] == last else None
+    return {name: values[-1] for name, (iterations, values) in curves.items() if iterations[-1] == iteration}

@@ -28,12 +28,13 @@ from drloss.training.best import Best, has_ended
 from drloss.training.checkpoints import newest_first
 from drloss.training.config import Config, make_loss
 from drloss.training.device import DeviceConfig, for_device
+from drloss.training.exporting import keeps_best
 from drloss.training.fingerprint import fingerprint
 from drloss.training.log import ScalarLog
 from drloss.training.messages import announce, warn
 from drloss.training.records import write_records
 from drloss.training.resume import is_trained_and_exported, saved_state
-from drloss.training.run_folder import CHECKPOINTS, MODEL, require_space, settings_of
+from drloss.training.run_folder import BEST, CHECKPOINTS, MODEL, require_space, settings_of
 from drloss.training.schedule import build_optimizer, state_size, weights_size
 from drloss.training.signals import StopRequest
 from drloss.training.state import restore
@@ -149,7 +150,7 @@ def prepare(
     if state:
         restore(state, model, optimizer, scaler, f"--resume {out}: its checkpoint")
         iteration, last_ap, evaluated = state["iteration"], state["last_ap"], state["evaluated"] or val is None
-        best = _best_so_far(state, data, console)
+        best = _best_so_far(state, data, out, console)
     require_same_on_all_ranks(ranks, data, iteration)
     if state and evaluated and is_trained_and_exported(out, state, config):
         more = "--force with a larger --max-iters" if iteration >= config.max_iters else "a larger --patience"
@@ -200,12 +201,15 @@ def prepare(
     )
 
 
-def _best_so_far(state: dict[str, Any], data: str, console: Console) -> Best:
+def _best_so_far(state: dict[str, Any], data: str, out: Path, console: Console) -> Best:
     """The best evaluation of the run that is resumed; none if it is now evaluated on other images."""
     best = Best(**state["best"])
     if best.iteration and len(data.split()) == 2 and data.split()[1:] != state["data"].split()[1:]:
         warn(console, f"the AP {best.ap:.1f} of iteration {best.iteration} is of another split: the best begins anew")
         return Best()
+    if best.iteration and not keeps_best(out, best):
+        what = f"{out / BEST} is not the detector of iteration {best.iteration}, the best so far"
+        warn(console, f"{what}; a better evaluation replaces it")
     return best
 
 

@@ -12,7 +12,7 @@ from drloss.evaluation.limits import full_images
 from drloss.evaluation.matching import match_detections
 from drloss.evaluation.thresholds import threshold_curve
 from drloss.training.best import has_ended
-from drloss.training.exporting import note_best
+from drloss.training.exporting import keeps_best, note_best
 from drloss.training.messages import warn
 from drloss.training.run_folder import BEST, EVALUATIONS_FILE, METRICS_FILE, THRESHOLD
 from drloss.training.samples import log_samples
@@ -89,8 +89,9 @@ def say_best(trainer: Trainer) -> None:
             soft_wrap=True,
         )
     if best.iteration:
+        where = f": {trainer.out / BEST}" if keeps_best(trainer.out, best) else ", whose detector is not kept"
         trainer.console.print(
-            f"best AP {percent(best.ap)}, after iteration {best.iteration}: {trainer.out / BEST}",
+            f"best AP {percent(best.ap)}, after iteration {best.iteration}{where}",
             markup=False,
             soft_wrap=True,
         )

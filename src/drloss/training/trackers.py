@@ -6,6 +6,7 @@ and MLflow writes a database in the run folder unless ``MLFLOW_TRACKING_URI`` is
 
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,8 @@ class _Mlflow:
         else:
             self._client.update_run(run_id, status="RUNNING")
         self.run_id: str = run_id
-        self.where = f"mlflow ui --backend-store-uri {uri} shows it"
+        local = uri.startswith(("sqlite:", "file:"))
+        self.where = f"mlflow ui --backend-store-uri {uri} shows it" if local else f"at {_address(uri)}"
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
@@ -101,6 +103,20 @@ class _Mlflow:
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
+
+
+def _address(uri: str) -> str:
+    """Where a server is, without the user, the password and the options."""
+    return _without_user(uri).partition("?")[0]
+
+
+def _without_user(text: str) -> str:
+    return re.sub(r"://[^/?#\s]*@", "://", text)
+
+
+def _why(error: Exception) -> str:
+    """The first line of an error of a tracker, which may quote the address of its server."""
+    return _without_user(first_line(error))
 
 
 _KINDS: dict[str, Any] = {"wandb": _Wandb, "mlflow": _Mlflow}
@@ -139,7 +155,10 @@ class Trackers:
                 tracker = _KINDS[name](out, config, ids.get(name))
             except Exception as error:  # of another library, perhaps of its server
                 self.close(finished=False)
-                raise UserError(f"--log {name}: cannot be started: {first_line(error)}") from error
+                raise UserError(
+                    f"--log {name}: cannot be started: {_why(error)}; the run folder is there: --resume goes on, "
+                    "with or without --log"
+                ) from error
             self._open[name] = tracker
             ids[name] = tracker.run_id
             console.print(f"{name}: {tracker.where}", markup=False, soft_wrap=True)
@@ -153,7 +172,7 @@ class Trackers:
                 tracker.write(iteration, values)
             except Exception as error:
                 del self._open[name]
-                why = f"{first_line(error)}; the CSV files have everything"
+                why = f"{_why(error)}; the CSV files have everything"
                 warn(self._console, f"{name} gets nothing from iteration {iteration} on: {why}")
 
     def close(self, *, finished: bool) -> None:
@@ -162,5 +181,5 @@ class Trackers:
             try:
                 tracker.close(finished)
             except Exception as error:
-                warn(self._console, f"{name} could not be closed: {first_line(error)}")
+                warn(self._console, f"{name} could not be closed: {_why(error)}")
         self._open = {}

@@ -1,4 +1,4 @@
-"""The measurements of one finished run for a comparison. They are made once and kept beside the weights."""
+"""The measurements of one finished run for a comparison. They are kept beside the detector until its file changes."""
 
 import hashlib
 import json
@@ -79,7 +79,9 @@ class RunResult:
 
 
 def measure_run(folder: Path, config: Config, val: Annotations, ranks: Ranks) -> RunResult:
-    """Measure a finished run, or read the kept measurements if neither weights nor data have changed.
+    """Measure a finished run, or read the kept measurements if neither its detector's file nor the data have changed.
+
+    A threshold that ``drloss eval`` writes into that file changes it, too.
 
     Args:
         folder: run folder.
