@@ -1,4 +1,4 @@
-# make demo   set up, train focal and DR on generated data, write demo/report.html
+# make demo   set up, train focal, DR and DR+ on generated data, write demo/report.html
 # make test   set up, run the tests
 # make check  ruff and mypy        make slow  the slow tests          make bench  benchmarks
 # make soak   the long form of the tests of reliability: what docs/reliability.md promises

@@ -15,6 +15,8 @@ def files_of_the_pages(request, tmp_path_factory, monkeypatch):
         from random_detector import random_detector
 
         folder = tmp_path_factory.mktemp("readme")
-        random_detector(folder / "detector.safetensors")
+        (folder / "runs" / "first").mkdir(parents=True)
+        for file in ("detector.safetensors", "runs/first/model.safetensors"):
+            random_detector(folder / file)
         Image.effect_noise((80, 60), 90).save(folder / "photo.jpg")
         monkeypatch.chdir(folder)

@@ -247,3 +247,11 @@ def test_detections_have_slices(loaded):
 def test_numbers_of_a_call_out_of_range_are_refused(loaded, how):
     with pytest.raises(UserError, match=next(iter(how))):
         loaded[0]([noise(3, 64, 96)], **how)
+
+
+def test_a_detector_says_what_it_is(tmp_path):
+    random_detector(tmp_path / "a.safetensors", threshold=0.25)
+    said = repr(Detector.load(tmp_path / "a.safetensors", device="cpu"))
+    assert said == "<Detector: resnet10, 4 classes, threshold 0.25, on cpu>"
+    with pytest.raises(UserError, match=r"b\.safetensors: no such file or folder"):
+        Detector.load(tmp_path / "b.safetensors")

@@ -225,7 +225,7 @@ def test_the_formats_of_earlier_commands_are_kept_up(ready, tmp_path, capsys):
     run("out", "--format", "yolo")
     run("out", "--format", "coco")
     shutil.copy(ready / "images" / "odd" / "0001.jpg", images / "1.jpg")
-    assert "(predictions.jsonl, results.json, predictions.csv, labels/)" in run("out")
+    assert "(predictions.jsonl, results.json, predictions.csv, labels/, with all" in run("out")
     run("whole", "--format", "coco", "csv", "yolo")
     assert_same(tmp_path / "out", tmp_path / "whole")
     run("out", "--overwrite")

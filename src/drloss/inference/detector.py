@@ -127,6 +127,11 @@ class Detector:
                 raise KeyboardInterrupt(str(stopped)) from None
         return cls.load(out, device=device)
 
+    def __repr__(self) -> str:
+        about = self.description
+        classes = f"{len(self.class_names)} classes"
+        return f"<Detector: {about.detector.backbone}, {classes}, threshold {self.threshold:.3g}, on {self.device}>"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the labels 1..K."""

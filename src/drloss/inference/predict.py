@@ -129,8 +129,11 @@ def _close(job: Job, before: int, seconds: float, asked: int, console: Console) 
     looked = job.images + job.frames
     speed = f", {looked / max(seconds, 1e-9):.3g} images/s" if looked else ""
     also = "".join(f", {WRITTEN[name]}" for name in results.formats if name in WRITTEN)
+    own = job.detector.description.detector.score_threshold
+    least = own if job.wanted.score_threshold is None else max(own, job.wanted.score_threshold)
     said += (
-        f"; {job.shown:,} detection(s) of score {threshold:.3g} or more{speed}: {results.out} ({PREDICTIONS}{also})"
+        f"; {job.shown:,} detection(s) of score {threshold:.3g} or more{speed}: {results.out} ({PREDICTIONS}{also}, "
+        f"with all of score {least:g} or more)"
     )
     console.print(said, markup=False, soft_wrap=True)
     most = job.detector.description.detector.max_detections

@@ -39,7 +39,8 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         require_new_torch(path / CHECKPOINTS)
     found = load_state(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
     if found is None:
-        raise UserError(f"{path}: neither an exported .safetensors file nor a run folder with a checkpoint")
+        missing = "" if path.exists() else "no such file or folder: "
+        raise UserError(f"{path}: {missing}neither an exported .safetensors file nor a run folder with a checkpoint")
     state, damaged = found
     for message in damaged:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
