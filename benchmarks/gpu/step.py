@@ -132,6 +132,7 @@ def own(notes: Notes, precision: str, *, compiled: bool = False) -> Run:
         scaler=torch.amp.GradScaler(notes.device, enabled=False),
         ranks=Ranks(0, 1, torch.device(notes.device)),
         stop=SimpleNamespace(received=False),
+        average=None,
         iteration=1000,
     )
     size = _size(notes)
