@@ -72,6 +72,7 @@ def test_a_run_exports_the_average_of_the_weights_after_each_step(run, monkeypat
         assert torch.equal(value, found[name]), name
 
 
+@pytest.mark.slow
 def test_the_training_does_not_notice_the_average_and_evaluations_see_nothing_else(run, data):
     settings = {"val": True, "eval_every": 3, "lr": 0.005}
     with_one, without = run("with", ema=0.9, **settings)[0], run("without", **settings)[0]
@@ -85,6 +86,7 @@ def test_the_training_does_not_notice_the_average_and_evaluations_see_nothing_el
     assert read_scalars(with_one / EVALUATIONS_FILE)["AP50"][1][-1] == pytest.approx(ap, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_average_in_channels_last_order_is_that_of_the_other_order(run):
     one, two = (run(name, ema=0.9, channels_last=name == "last", max_iters=3)[0] for name in ("last", "first"))
     for name, value in load_run(one)[0].state_dict().items():

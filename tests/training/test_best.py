@@ -156,6 +156,7 @@ def test_the_best_of_other_images_is_not_kept(scored, data):
     assert about(folder / BEST)["iteration"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ap", "kept"), [(15.0, False), (25.0, True)])
 def test_the_best_file_is_not_called_the_best_after_a_fall_back_to_an_older_checkpoint(scored, ap, kept):
     folder, _ = scored(10.0, 20.0, 30.0, max_iters=3, checkpoint_every=1)
@@ -178,6 +179,7 @@ def test_a_checkpoint_of_before_knows_no_best(run):
     assert load_checkpoint(folder / CHECKPOINTS)[0]["best"]["iteration"] == 3
 
 
+@pytest.mark.slow
 def test_a_best_detector_that_cannot_be_written_costs_no_step(run, monkeypatch):
     settings = {"val": True, "max_iters": 3, "eval_every": 1, "checkpoint_every": 100}
     with monkeypatch.context() as patched:
@@ -245,6 +247,7 @@ def finished(folder, **settings):
     return what_is_left(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_all_of_it_ends_bit_identical(whole, tmp_path):
     child = start(tiny_run(tmp_path / "run", **WATCHED), tmp_path / "log", fault(at_step, step=13, do="SIGKILL"))
     assert child.wait() == -signal.SIGKILL, child.said

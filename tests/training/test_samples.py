@@ -52,6 +52,7 @@ def test_each_evaluation_shows_the_truth_and_beside_it_what_was_found(run, data)
         assert not np.array_equal(three, six)
 
 
+@pytest.mark.slow
 def test_the_training_and_the_evaluation_do_not_notice(run):
     settings = {"val": True, "eval_every": 2, "ema": 0.9}
     with_some, without = run("with", log_images=4, **settings)[0], run("without", log_images=0, **settings)[0]

@@ -142,6 +142,7 @@ def test_a_resumed_run_goes_on_under_its_ids(fakes, tracked):
     assert {m.step for c in mlflow.calls if c[0] == "log" for m in c[2]} == {4, 5, 6}
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_tracker_that_fails_and_is_the_same_without_any(fakes, tracked):
     wandb, _ = fakes
     wandb.fails_at = 3
