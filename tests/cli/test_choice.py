@@ -101,6 +101,7 @@ def test_the_page_has_the_thresholds_the_matrix_and_the_mistakes(file, data, tmp
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
 
 
+@pytest.mark.slow
 def test_a_training_writes_the_threshold_of_its_last_evaluation(tmp_path, data):
     train = ["train", "--data", str(data), "--preset", "cpu", "--short-side", "64", "--seed", "1", "--device", "cpu"]
     small = ["--max-iters", "30", "--batch-size", "4", "--micro-batch", "4", "--lr", "0.005", "--workers", "0"]

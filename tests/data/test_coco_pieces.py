@@ -159,7 +159,9 @@ EDITS = {
 RECORD_END = re.compile(r'\}(?=,\{"(license|segmentation)"|\],")')
 
 
-@pytest.mark.parametrize("places", [(0,), (150,), (-1,), (3, 151, 152, 199)])
+@pytest.mark.parametrize(
+    "places", [*(pytest.param((n,), marks=pytest.mark.slow) for n in (0, 150)), (-1,), (3, 151, 152, 199)]
+)
 @pytest.mark.parametrize("row", EDITS)
 def test_an_odd_record_is_read_as_of_the_whole_file(row, places, text, tmp_path, monkeypatch):
     start, old, new = EDITS[row]

@@ -68,7 +68,10 @@ def assert_same(out, whole):
         assert found[name] == content, name
 
 
-@pytest.mark.parametrize("faulty", [fault(at_line, number=10, do="SIGKILL"), fault(half_a_line, number=6)])
+@pytest.mark.parametrize(
+    "faulty",
+    [pytest.param(fault(at_line, number=10, do="SIGKILL"), marks=pytest.mark.slow), fault(half_a_line, number=6)],
+)
 def test_a_kill_between_lines_or_within_one_changes_nothing_in_the_end(ready, tmp_path, faulty):
     out = tmp_path / "out"
     child = start(command(ready, out), tmp_path / "log", faulty)

@@ -63,6 +63,7 @@ def command(folder, *sources, out, more=()):
     return list(map(str, names))
 
 
+@pytest.mark.slow
 def test_a_video_of_300_frames_gives_300_lines_and_a_video_with_boxes(ready, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(command(ready, ready / "clip.mp4", out=out)) == 0
@@ -175,6 +176,7 @@ def test_a_video_that_says_it_has_more_frames_is_named(ready, tmp_path, capsys):
     assert "hole.mp4: ends early, after" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_command_begins_an_unfinished_video_anew(ready, tmp_path):
     Image.new("RGB", (64, 64), "grey").save(tmp_path / "a.jpg")
     make_video(tmp_path / "first.mp4", 20)

@@ -77,7 +77,12 @@ def compare(loss, options, logits, labels, backend, *, joined=None, **more):
 @pytest.mark.parametrize(("backend", "loss", "options"), EVERY_LOSS)
 @pytest.mark.parametrize(
     ("memory", "k"),
-    [("contiguous", 1), ("contiguous", 3), ("channels_last", 3), ("mixed", 1), ("sliced", 3)],
+    [
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("contiguous", 1), ("channels_last", 3))),
+        ("contiguous", 3),
+        ("mixed", 1),
+        ("sliced", 3),
+    ],
 )
 def test_maps_are_read_as_the_head_leaves_them(backend, loss, options, memory, k):
     # Five ragged levels, the last of 1 x 1; two anchors a place; an image without positives, ignored anchors.

@@ -42,7 +42,9 @@ def test_the_default_loss(values, k):
         *itertools.product(["all_pairs", "worst_case"], SURROGATES, ["kl"], ["exact"], ["per_image", "pooled"]),
     ],
 )
-@pytest.mark.parametrize("priors", [{}, {"pos_prior": 2, "neg_prior": torch.tensor([1.0, 0.3])}])
+@pytest.mark.parametrize(
+    "priors", [pytest.param({}, marks=pytest.mark.slow), {"pos_prior": 2, "neg_prior": torch.tensor([1.0, 0.3])}]
+)
 def test_every_variant(pairing, surrogate, regularizer, mode, scope, priors):
     logits, labels = case()
     options = {"pairing": pairing, "surrogate": surrogate, "weights_grad": mode, "scope": scope, **priors}

@@ -95,6 +95,7 @@ def test_a_detector_in_a_run_folder_is_known_to_be_of_that_run(run, tmp_path):
         assert precision_of(file) == "fp32"
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_patience_does_and_goes_on_with_more(scored):
     folder, said = scored(10.0, 30.0, 20.0, 30.0, patience=2)
     assert "ended after 4 of 6 iterations: no better AP in 2 evaluation(s)" in said
@@ -146,6 +147,7 @@ def test_with_a_patience_the_number_of_evaluations_decides():
     assert changed_settings(to_json(TINY), three, HOW_IT_RUNS) == {}
 
 
+@pytest.mark.slow
 def test_the_best_of_other_images_is_not_kept(scored, data):
     folder, _ = scored(50.0, 50.0, max_iters=2)
     other = replace(data[1], boxes=data[1].boxes + 0.5)
@@ -169,6 +171,7 @@ def test_the_best_file_is_not_called_the_best_after_a_fall_back_to_an_older_chec
     assert (f"best AP 25.0, after iteration 3: {folder / BEST}" in said) == kept
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_knows_no_best(run):
     folder, _ = run(val=True, max_iters=2, eval_every=1)
     state, _ = load_checkpoint(folder / CHECKPOINTS)

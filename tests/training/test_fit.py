@@ -218,7 +218,13 @@ def test_every_loss_trains(run, loss):
     assert np.isfinite(losses(folder)).all()
 
 
-@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"channels_last": True}, {"optimizer": "sgd"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd"},
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ({"precision": "bf16"}, {"channels_last": True})),
+    ],
+)
 def test_other_modes_train(run, settings):
     folder, _ = run(max_iters=3, **settings)
     assert losses(folder) == pytest.approx(losses(run("plain", max_iters=3)[0]), rel=0.5)
