@@ -63,6 +63,11 @@ def test_each_wrong_way_is_told_in_words(wrong, name, words):
     assert f"WRONG  {name}: " in str(report)
 
 
+def test_a_hosts_detector_that_is_not_adapted_is_told_how():
+    report = check(make("retinanet"), batch())
+    assert str(report).endswith("drloss.adapters.adapt(model) puts it into a detector of torchvision")
+
+
 @pytest.mark.parametrize("num_classes", [3, None])
 def test_labels_from_zero_that_count_as_background_are_told(num_classes):
     # The head takes 0-based labels as they are, so that its first class is lost and the others are one off.

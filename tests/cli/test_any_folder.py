@@ -8,6 +8,7 @@ import pytest
 from benchmarks.layouts import LAYOUTS, pictures
 from drloss.cli import main
 from drloss.data.formats.opening import open_data
+from drloss.data.inspection import check_data
 from small_training import QUICK
 
 QUICKEST = ["--preset", "cpu", "--short-side", "64", *QUICK, "--max-iters", "2"]
@@ -91,6 +92,8 @@ def test_a_page_and_a_data_file_are_written(tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "strict reading takes all of it" in page
     assert page.count("data:image/webp") == 1
+    for rows in check_data(open_data(folder)).split_rows(), check_data(open_data(folder)).class_rows():
+        assert all(f">{cell}</t" in page for row in rows for cell in row)
     assert open_data(tmp_path / "data.toml").read("all")[1].boxes_kept > 0
     assert main(["data", str(folder), "--write", str(tmp_path / "data.toml")]) == 2
     assert "a .toml file that does not exist" in capsys.readouterr().err

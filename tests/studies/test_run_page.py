@@ -10,6 +10,7 @@ from drloss.cli import main
 from drloss.data.formats.shapes import open_shapes
 from drloss.errors import UserError
 from drloss.studies.report.run_page import last_evaluation, write_run_page
+from drloss.training.log import read_scalars
 from drloss.training.run_folder import PAGE
 from small_training import QUICK
 
@@ -32,7 +33,10 @@ def test_the_page_has_the_aps_the_curves_and_pictures(trained):
     rows = re.findall(r"<tr><th>(\d+)</th>((?:<td>[^<]*</td>)+)</tr>", page)
     assert [int(step) for step, _ in rows] == [2, 4]
     assert all(cells.count("<td>") == 6 for _, cells in rows)
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5  # three losses, the expected scores, AP50
+    assert "P̂₊ of the objects" in page
+    threshold = read_scalars(out / "evaluations.csv")["threshold"][1][-1]
+    assert f"Threshold {threshold:.3g}:" in page
     assert page.count("data:image/webp") == 1
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
     assert rows[0][1].endswith("<td>–</td><td>–</td>")  # there are no such large objects

@@ -83,7 +83,8 @@ def _data(options: argparse.Namespace) -> int:
         share = f"{VAL_FRACTION:.0%}"
         print(f"no split val: drloss train holds out {share} of the images (--val-fraction, --val-split none)")
     if result.ok:
-        print(f"next: drloss train --data {quote(options.data)} --preset {preset} --out runs/first")
+        side = "" if options.short_side is None else f" --short-side {options.short_side}"
+        print(f"next: drloss train --data {quote(options.data)} --preset {preset}{side} --out runs/first")
     if options.report:
         write_json(options.report, result.to_json())
         print(f"all of it is in {options.report}")

@@ -5,6 +5,7 @@ Which part, :mod:`drloss.data.splitting` says. A run keeps it in ``splits.json``
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -131,7 +132,7 @@ class HeldOut:
         if self._made is None:
             self._made = make_splits(annotations, self.fraction, progress=self._progress)
         train, val, others = select_splits(annotations, self._made)
-        return report, train, val, others
+        return report, train, replace(val, name=f"the images held out of {val.name}"), others
 
     def note(self) -> str:
         """Which images are held out and why, in words; after they are read."""

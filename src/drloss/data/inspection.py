@@ -25,6 +25,8 @@ from drloss.errors import AbsentError, DataError, printable
 from drloss.io.atomic import write_json
 
 MOST_CLASSES_SHOWN = 30
+REPORT = "the report that --report FILE.json writes"
+BOX_SIDES = "box sides: sqrt(width x height) in pixels at 0, 5, 50, 95 and 100 %"
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,22 @@ class CheckResult:
         values = {k: v for k, v in vars(self).items() if k != "reports"}
         return values | {"ok": self.ok, "splits": {s: r.to_json() for s, r in self.reports.items()}}
 
-    def text(self, report_path: str | Path = "the report that --report FILE.json writes") -> str:
+    def text(self, report_path: str | Path = REPORT) -> str:
         """Text for the terminal: a table of the splits, the boxes by class, then what is wrong.
 
         Args:
             report_path: the file with the full lists, which shortened lists name.
         """
         says = f" ({self.says})" if self.says else ""
-        lines = [f"{printable(self.name)}: {self.format}{says}", *self._table(), *self._classes()]
+        lines = [f"{printable(self.name)}: {self.format}{says}", *_aligned(self.split_rows()), f"  {BOX_SIDES}", ""]
+        lines += _aligned(self.class_rows()[: MOST_CLASSES_SHOWN + 1])
+        more = len(self.class_rows()) - 1 - MOST_CLASSES_SHOWN
+        lines += [f"  ... and {more:,} more classes"] if more > 0 else []
+        return "\n".join([*lines, *self.findings(report_path)])
+
+    def findings(self, report_path: str | Path = REPORT) -> list[str]:
+        """The lines after the tables: what is wrong, what to mind, and the conclusion."""
+        lines = []
         for split, report in self.reports.items():
             if report.problems:
                 lines += ["", f"{split}: {len(report.refused):,} problem(s), {_notes(report):,} note(s)"]
@@ -98,7 +108,7 @@ class CheckResult:
             lines += [f"    ... and {more:,} more, all in {report_path}"] if more > 0 else []
         if self.remarks:
             lines += ["", "remarks", *(f"  {remark}" for remark in self.remarks)]
-        return "\n".join([*lines, "", self._conclusion()])
+        return [*lines, "", self._conclusion()]
 
     def _conclusion(self) -> str:
         remarks = "remark above" if len(self.remarks) == 1 else f"{len(self.remarks)} remarks above"
@@ -112,34 +122,23 @@ class CheckResult:
         also = f"; mind the {remarks}, too" if self.remarks else ""
         return f"not good: {what} would stop a training; --skip-bad goes on without these boxes and images{also}"
 
-    def _table(self) -> list[str]:
-        head = (
-            "split",
-            "images",
-            "empty",
-            "left out",
-            "boxes",
-            "ignored",
-            "left out",
-            "image sizes (h x w)",
-            "box sides",
-        )
-        rows = [head]
+    def split_rows(self) -> list[tuple[str, ...]]:
+        """A table of the splits: its head, then a row for each."""
+        images, boxes = ("images", "empty", "images left out"), ("boxes", "ignored", "boxes left out")
+        rows: list[tuple[str, ...]] = [("split", *images, *boxes, "image sizes (h x w)", "box sides")]
         for split, r in self.reports.items():
-            sizes = "-" if r.image_sizes is None else " to ".join(f"{h} x {w}" for h, w in r.image_sizes)
+            sizes = " to ".join(dict.fromkeys(f"{h} x {w}" for h, w in r.image_sizes or ())) or "-"
             sides = "-" if r.box_sides is None else " / ".join(f"{s:.0f}" for s in r.box_sides)
             images = (f"{r.images_kept:,}", f"{r.empty_images:,}", f"{r.images_left_out:,}")
             boxes = (f"{r.boxes_kept:,}", f"{r.ignored:,}", f"{r.boxes_left_out:,}")
             rows.append((split, *images, *boxes, sizes, sides))
-        return [*_aligned(rows), "  box sides: sqrt(width x height) in pixels at 0, 5, 50, 95 and 100 %"]
+        return rows
 
-    def _classes(self) -> list[str]:
+    def class_rows(self) -> list[tuple[str, ...]]:
+        """A table of the boxes of each class: its head, then a row for each."""
         names = list(dict.fromkeys(name for report in self.reports.values() for name in report.classes))
         rows = [("class", *self.reports)]
-        for name in names[:MOST_CLASSES_SHOWN]:
-            rows.append((name, *(f"{r.classes.get(name, 0):,}" for r in self.reports.values())))
-        more = len(names) - MOST_CLASSES_SHOWN
-        return ["", *_aligned(rows), *([f"  ... and {more:,} more classes"] if more > 0 else [])]
+        return rows + [(name, *(f"{r.classes.get(name, 0):,}" for r in self.reports.values())) for name in names]
 
 
 def _notes(report: Report) -> int:

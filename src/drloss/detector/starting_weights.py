@@ -191,19 +191,20 @@ def _load_parts(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip
             f"{model.config.backbone} by {'timm' if body else 'torchvision'}'s names, such as {_first_of_body(own)}"
         )
     loaded: dict[str, Tensor] = {}
-    taken, left = [], []
+    taken: list[str] = []
+    left: dict[str, list[str]] = {}  # what was in the way, and of which parts
     for part, pattern in PARTS.items():
         wanted = {n: t for n, t in own.items() if re.match(pattern, n)}
         given = {n: t for n, t in there.items() if re.match(pattern, n) and not n.startswith(f"{BODY}fc.")}
         if not wanted:
             continue
-        problem = "no counterpart in the file"
+        problem = "not in the file"
         if given:
             problem = "other classes, or not said which" if part in skip else _misfit(wanted, given)
         if problem and pattern == BODY:
             raise UserError(_other_backbone(model.config, wanted, given, source))
         if problem:
-            left.append(f"{part} ({problem})")
+            left.setdefault(problem, []).append(part)
             continue
         for name, tensor in given.items():
             check_values(names[name], tensor, own[name], source)
@@ -212,13 +213,14 @@ def _load_parts(model: RetinaNet, found: Mapping[str, Tensor], source: str, skip
     model.load_state_dict(loaded, strict=False)
     unused = [name for ours, name in names.items() if ours not in loaded]
     details = [f"weights taken of {source}: {', '.join(taken)}"]
-    details += [f"as initialised: {', '.join(left)}"] if left else []
+    words = "; ".join(f"{', '.join(parts)} ({problem})" for problem, parts in left.items())
+    details += [f"as initialised: {words}"] if left else []
     if unused:
         unused.sort(key=lambda name: name.endswith(_COUNTER))  # last
         details.append(f"not used of the file: {len(unused):,} weights, {_listed(unused)}")
     if len(taken) == 1:
         return Start(f"backbone weights of {source}", tuple(details))
-    but = ", ".join(part.partition(" (")[0] for part in left)
+    but = ", ".join(part for parts in left.values() for part in parts)
     return Start(f"detector weights of {source}" + (f", but for {but}" if but else ""), tuple(details))
 
 

@@ -64,7 +64,7 @@ def draw_detections(
         _frame(pen, box, _colour(label), line)
     taken: list[Box] = []
     for box, label, score in reversed(entries):
-        text = f"{class_names[label - 1]} {100 * score:.0f}%" if show_scores else class_names[label - 1]
+        text = f"{class_names[label - 1]} {score:.2f}" if show_scores else class_names[label - 1]
         taken.append(_label(pen, box, text, _colour(label), font=font, size=picture.size, taken=taken))
     return picture
 

@@ -69,6 +69,7 @@ def training_curves(series: Sequence[Series], label: str) -> Figure:
     settled = [v for line in series for v in _finite(line)[1][len(line.y) // 20 :]]
     if settled and min(settled) >= 0:
         axes.set_ylim(0, 1.08 * float(np.quantile(settled, 0.995)) or 1.0)
+    axes.set_xlim(left=0)
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
     legend(axes)
@@ -92,6 +93,7 @@ def expected_scores(positive: Sequence[Series], negative: Sequence[Series]) -> F
             style: dict[str, Any] = {"linestyle": dashes, "marker": marker if before else "", "markevery": 0.12}
             axes.plot(x, running_mean(y), color=colour, linewidth=2, **style, label=f"{line.name} P̂{sign}")
     axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
     axes.set_xlabel("iteration")
     axes.set_ylabel("expected score")
     legend(axes, columns=2)

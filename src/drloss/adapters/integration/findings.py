@@ -275,7 +275,9 @@ def normaliser(step: Step) -> Finding:
             what = next(iter(divisors))
             words = f"divided by the number of {what}, {_range(divisors[what])}, this loss would be the same"
             return Finding(name, None, f"{words}: give check other images")
-        return Finding(name, True, f"the loss is {value:.4g}, of {ratio:.3g} times the mean over images")
+        return Finding(
+            name, True, f"the loss is {value:.4g}: {ratio:.3g} times the mean over images, divided by nothing else"
+        )
     if any(s.reduction == "sum" for s in sets) and any(_same(ratio, weight * n) for weight in weights[0]):
         return Finding(name, None, f"a sum over {n} images: is the learning rate meant for that?")
     if divisors:

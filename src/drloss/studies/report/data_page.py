@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from drloss.data.annotations import Annotations
-from drloss.data.inspection import CheckResult
+from drloss.data.inspection import BOX_SIDES, CheckResult
 from drloss.errors import UserError
 from drloss.evaluation.coco import percent
 from drloss.io.atomic import write_text
@@ -35,8 +35,16 @@ def write_data_page(path: Path, result: CheckResult, splits: Mapping[str, Annota
     pictures = [
         (split, len(own), picture(truth(own, _some(own), COLUMNS))) for split, own in splits.items() if len(own)
     ]
-    title = f"{result.name}: {result.format}"
-    write_text(path, render("data.html", {"percent": percent}, title=title, text=result.text(), pictures=pictures))
+    page = render(
+        "data.html",
+        {"percent": percent},
+        title=f"{result.name}: {result.format}",
+        says=result.says,
+        tables=[(result.split_rows(), BOX_SIDES), (result.class_rows(), "boxes of each class")],
+        findings="\n".join(result.findings()).strip(),
+        pictures=pictures,
+    )
+    write_text(path, page)
 
 
 def _some(annotations: Annotations) -> list[int]:

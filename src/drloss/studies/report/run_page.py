@@ -25,6 +25,11 @@ from drloss.training.trained import load_run
 SHOWN = 6
 """Number of images on the page."""
 CURVES = {"loss": "total loss", "loss_cls": "classification loss", "loss_box": "box loss"}
+EXPECTED = ("expected_pos", "expected_neg")
+SCORES = (
+    "Expected scores of Eq. (6): P̂₊ of the objects, P̂₋ of the hardest background. P̂₋ rises a little above 0.5 at "
+    "first and has to fall later; while it is near 0.5, the training is too short."
+)
 _FILTERS: dict[str, Callable[..., Any]] = {"percent": percent}
 
 
@@ -54,6 +59,10 @@ def write_run_page(out: Path, val: Annotations | None, device: torch.device) -> 
             series = figures.Series(about.loss, about.loss, x, y)
             svg = to_svg(figures.training_curves([series], label), key.replace("_", "-"), f"{label} over training")
             drawn.append((Markup(svg), f"{label[0].upper()}{label[1:]}."))
+    both = [figures.Series(about.loss, about.loss, *scalars.get(key, ([], []))) for key in EXPECTED]
+    if all(len(series.x) > 1 for series in both):
+        svg = to_svg(figures.expected_scores([both[0]], [both[1]]), "expected-scores", "P+ and P- over training")
+        drawn.insert(1, (Markup(svg), SCORES))
     pictures = None
     if val is not None and len(val):
         few = val.select(np.unique(np.linspace(0, len(val) - 1, SHOWN).round().astype(np.int64)))
@@ -67,6 +76,7 @@ def write_run_page(out: Path, val: Annotations | None, device: torch.device) -> 
         headline=f"AP {percent(last['AP'])}, AP50 {percent(last['AP50'])} on {val.name}"
         if last and val
         else out.name,
+        threshold=about.threshold,
         metrics=METRICS,
         evaluations=[
             (int(step), [by_metric[metric].get(step, nan) for metric in METRICS])
