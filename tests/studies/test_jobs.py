@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import re
 import threading
 import time
 
@@ -89,6 +90,27 @@ def test_a_run_goes_to_the_device_that_has_the_fewest(job, tmp_path, monkeypatch
     thread.join()
     assert sorted(begun(tmp_path)[:2]) == ["a cuda:0", "b cuda:1"]
     assert begun(tmp_path)[2] == "c cuda:1"
+
+
+def test_progress_is_printed_with_the_time_and_only_where_there_is_some(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "PRINT_EVERY", 0)
+    console = Console(file=io.StringIO())
+
+    def learn():
+        wait_until(lambda: "a: 0/1" in console.file.getvalue())
+        time.sleep(1.1)  # two more looks, at which nothing has changed
+        metrics = tmp_path / "runs" / "a" / "metrics.csv"
+        metrics.parent.mkdir()
+        metrics.write_text("iteration,loss\n1,2.5\n")
+        wait_until(lambda: "loss 2.500" in console.file.getvalue())
+        (tmp_path / "a-may-end").touch()
+
+    thread = in_background(learn)
+    assert train_jobs([job("a")], torch.device("cpu"), 1, console) == []
+    thread.join()
+    first, second = [line for line in console.file.getvalue().splitlines() if " a: " in line]
+    assert re.fullmatch(r"0:00:\d\d a: 0/1", first)
+    assert re.fullmatch(r"0:00:\d\d a: 1/1 loss 2\.500", second)
 
 
 def test_why_a_run_failed_is_told_in_all_its_lines(job, tmp_path, monkeypatch):

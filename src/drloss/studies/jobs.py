@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -145,6 +146,7 @@ class _JobRunner:
     device_of: dict[int, str] = field(default_factory=dict)
     elsewhere: set[int] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
+    printed: dict[int, str] = field(default_factory=dict)
 
     def run(self) -> None:
         """Start waiting runs as places fall free, show their progress, and note which failed.
@@ -155,7 +157,8 @@ class _JobRunner:
         times = TimeElapsedColumn(), TimeRemainingColumn()
         columns = (words[0], BarColumn(), MofNCompleteColumn(), words[1], *times)
         waiting = list(range(len(self.jobs)))
-        printed = time.monotonic() - PRINT_EVERY
+        began = time.monotonic()
+        printed = began - PRINT_EVERY
         with Progress(*columns, console=self.console) as progress:
             tasks = [progress.add_task(job.name, total=job.iterations, state="") for job in self.jobs]
             while waiting or self.running:
@@ -177,9 +180,17 @@ class _JobRunner:
                     return
                 if not self.console.is_terminal and time.monotonic() >= printed + PRINT_EVERY:
                     printed = time.monotonic()
-                    for index in (*self.running, *self.elsewhere):
-                        done, state = self.jobs[index].progress()
-                        self.console.print(f"{self.jobs[index].name}: {done}/{self.jobs[index].iterations} {state}")
+                    self._print_progress(round(printed - began))
+
+    def _print_progress(self, seconds: int) -> None:
+        """A line for each run that has come further since its last one."""
+        for index in (*self.running, *self.elsewhere):
+            job = self.jobs[index]
+            done, state = job.progress()
+            line = f"{job.name}: {done}/{job.iterations} {state}".rstrip()
+            if self.printed.get(index) != line:
+                self.printed[index] = line
+                self.console.print(f"{timedelta(seconds=seconds)} {line}", markup=False)
 
     def _note_failure(self, job: Job) -> None:
         lines = job.log.read_text(errors="replace").strip().splitlines()
