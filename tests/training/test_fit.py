@@ -83,6 +83,14 @@ def test_an_interrupted_run_resumes_where_it_was(run):
         assert torch.equal(load_run(part)[0].state_dict()[key], value), key
 
 
+def test_the_detector_of_a_run_that_has_not_ended_is_said_to_be_that(run):
+    folder, _ = run(max_iters=2, checkpoint_every=1)
+    (folder / MODEL).unlink()
+    (folder / CHECKPOINTS / "iteration_00000002.pt").unlink()
+    with pytest.warns(UserWarning, match="the run has not ended; this is its detector after 1 of 2 iterations"):
+        assert load_run(folder)[1].iteration == 1
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -46,6 +46,9 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
     source = str(path / CHECKPOINTS)
     config = from_json(state["config"], source)
+    if state["iteration"] < config.max_iters:
+        done = f"{state['iteration']:,} of {config.max_iters:,} iterations"
+        warnings.warn(f"{path}: the run has not ended; this is its detector after {done}", stacklevel=2)
     about = *check_classes(state), config.loss
     description = DetectorFile(config.detector, *about, iteration=state["iteration"])
     weights = (state["average"] or state)["model"]
