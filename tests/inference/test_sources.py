@@ -127,6 +127,13 @@ def test_images_that_no_frame_can_meet_keep_their_stems():
     assert unique_stems(names, {}) == {name: name.rpartition(".")[0] for name in names}
 
 
+def test_no_image_takes_the_place_of_yolos_list_of_classes():
+    assert unique_stems(["Classes.jpg", "a/classes.jpg"], {}) == {
+        "Classes.jpg": "Classes.jpg",
+        "a/classes.jpg": "a/classes",
+    }
+
+
 def test_names_of_classes_lead_nowhere():
     found = class_folders(["cell", "../up", "/abs", "a/b", "a\\b", "cell", "", ".", "x" * 300, "grün"])
     assert len(set(found)) == 10

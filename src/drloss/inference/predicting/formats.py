@@ -57,7 +57,7 @@ def unique_stems(names: Iterable[str], taken: Mapping[str, str]) -> dict[str, st
     """A stem for each name, its own without the suffix if that is free: ``a`` for ``a.jpg``, ``a.png`` for the other.
 
     Two that differ in case only count as the same, because on some disks they are. What a frame of a video may have,
-    such as ``a/000000`` of ``a.mp4``, no image has.
+    such as ``a/000000`` of ``a.mp4``, no image has, nor ``classes``, whose labels would be YOLO's list of classes.
 
     Args:
         names: paths of images and videos, relative to one folder.
@@ -80,7 +80,8 @@ class _Stems:
     """The stems that are taken, in lower case: all, those of videos, and the folders of frames that images have."""
 
     def __init__(self) -> None:
-        self._all, self._videos, self._numbered = set[str](), set[str](), set[str]()
+        self._all = {"classes"}  # YOLO's labels/classes.txt is the list of the classes
+        self._videos, self._numbered = set[str](), set[str]()
 
     def has_free(self, name: str, stem: str) -> bool:
         stem = stem.casefold()
