@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from benchmarks import hosts, reliability, studies, trials
 from benchmarks.gpu import pages
 from benchmarks.loss import FOCAL, RESULTS
+from drloss.evaluation.coco import signed
 from drloss.losses import make_loss
-from drloss.studies.compare.differences import without_rate
+from drloss.studies.compare.differences import title, without_rate
 from drloss.studies.paper.records import read_records
 from drloss.studies.paper.reproduce import draw_figures
 from drloss.studies.paper.tables import reproduction_page
@@ -283,7 +284,7 @@ def _speed() -> list[str]:
 
 def _compared() -> list[str]:
     """README's table: a line for each recorded comparison of focal and DR, those of pretrained detectors first."""
-    head = ["data", "AP, focal", "AP, DR", "AP, DR+", "what may be concluded"]
+    head = ["data", "AP, focal", "AP, DR", "AP, DR+", "against focal"]
     lines = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---|"]
     weak = []
     for name, path in studies.newest(studies.COMPARISON).items():
@@ -291,8 +292,7 @@ def _compared() -> list[str]:
         # A learning rate of its own makes no other loss.
         losses = [without_rate(run["loss"])[0] for run in record["runs"]]
         first = losses[0]
-        pairs = zip(record["differences"], record["verdicts"], strict=True)
-        told = {without_rate(pair["ahead"])[0]: words for pair, words in pairs}
+        told = {without_rate(pair["ahead"])[0]: pair for pair in record["differences"]}
         if repr(make_loss(first)) != repr(make_loss("focal")) or not told.keys() & {"dr", "dr+"}:
             continue
         found = [
@@ -300,9 +300,19 @@ def _compared() -> list[str]:
             for loss in (first, "dr", "dr+")
         ]
         cells = [studies.plus_minus(values) if values else "not run" for values in found]
-        line = f"| {name} | {' | '.join(cells)} | {told.get('dr+') or told['dr']} |"
+        ours = "dr+" if "dr+" in told else "dr"
+        line = f"| {name} | {' | '.join(cells)} | {title(ours)} {_shortly(told[ours])} |"
         (lines if "dr+" in told else weak).append(line)
     return lines + weak
+
+
+def _shortly(difference: dict[str, Any]) -> str:
+    """What a recorded difference shows, with its interval over the seeds."""
+    mean, margin = difference["mean"], difference["margin"]
+    if not difference["told"]:
+        return f"level: {signed(mean)} ± {margin:.1f}"
+    probably = "" if difference["certain"] else "probably "
+    return f"{probably}{'ahead' if mean > 0 else 'behind'}: {signed(mean)} ± {margin:.1f}"
 
 
 def main() -> None:

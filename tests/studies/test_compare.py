@@ -239,7 +239,7 @@ def test_one_seed_tells_nothing_for_sure():
     scattered = Difference("dr", "focal", np.array([2.1, 0.7, 2.2]), 0.6, 2.7, 2.0)
     assert scattered.conclusive
     assert not scattered.certain
-    assert "DR is probably ahead of Focal, by 1.7 ± 2.0 AP over 3 seeds" in conclusion(scattered, 10)
+    assert "DR is probably ahead of Focal by 1.7 ± 2.0 AP over 3 seeds" in conclusion(scattered, 10)
     opposed = Difference("dr", "focal", np.array([5.0, -1.0]), 0.5, 4.0, 30.0)
     assert "No difference" in conclusion(opposed, 10)
     lost = Difference("ap", "ce", np.array([-5.0]), -7.0, -3.0, float("nan"))

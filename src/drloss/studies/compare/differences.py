@@ -309,36 +309,41 @@ def _mean_ap(runs: Sequence[RunResult], weights: "np.typing.NDArray[np.int64]") 
     return float(np.mean([average_precision(run.matches, weights) for run in runs]))
 
 
-def conclusion(found: Difference, images: int) -> str:
-    """What the difference shows, in a sentence or two."""
+def verdict(found: Difference) -> str:
+    """What may be concluded from a difference, in one sentence without its full stop."""
     ahead, behind, n = title(found.ahead), title(found.behind), len(found.per_seed)
     margin = f" ± {found.margin:.1f}" if np.isfinite(found.margin) else ""
+    over = f"AP over {n} seeds" if n > 1 else "AP with one seed"
+    if not _one_is_ahead(found):
+        size = f"{signed(found.mean)}{margin}"
+        return f"No difference between {ahead} and {behind} can be told at this size: {size} {over}"
+    if found.mean < 0:
+        ahead, behind = behind, ahead
     size = f"{abs(found.mean):.1f}{margin}" if abs(found.mean) >= 0.05 else "less than 0.05"
-    over = f"over {n} seeds" if n > 1 else "with one seed"
-    one_is_ahead = found.conclusive or (n == 1 and found.one_side)
-    low, high = (-found.high, -found.low) if one_is_ahead and found.mean < 0 else (found.low, found.high)
+    probably = "" if found.certain or n == 1 else "probably "
+    return f"{ahead} is {probably}ahead of {behind} by {size} {over}"
+
+
+def conclusion(found: Difference, images: int) -> str:
+    """The verdict and what it rests on, in a sentence or two."""
+    n, ahead = len(found.per_seed), _one_is_ahead(found)
+    low, high = (-found.high, -found.low) if ahead and found.mean < 0 else (found.low, found.high)
     interval = f"95 % interval over the {images} images: {signed(low)} to {signed(high)}"
     if images < 2:
         interval = "one image has no interval: it says nothing of others"
-    if not one_is_ahead:
-        return (
-            f"No difference between {ahead} and {behind} can be told at this size: "
-            f"{signed(found.mean)}{margin} AP {over} ({interval})."
-        )
-    if found.mean < 0:
-        ahead, behind = behind, ahead
+    told = f"{verdict(found)} ({interval})"
+    if not ahead:
+        return f"{told}."
     if n == 1:
-        return (
-            f"{ahead} is ahead of {behind} by {size} AP with one seed ({interval}). "
-            "One seed does not say how much of that is chance: run more."
-        )
+        return f"{told}. One seed does not say how much of that is chance: run more."
     agreed = "every seed agrees" if found.agree == n else f"{found.agree} of {n} seeds agree"
     if found.certain:
-        return f"{ahead} is ahead of {behind} by {size} AP {over} ({interval}); {agreed}."
-    return (
-        f"{ahead} is probably ahead of {behind}, by {size} AP {over} ({interval}): {agreed}, but they "
-        "differ so much that the ± includes 0. More seeds would tell."
-    )
+        return f"{told}; {agreed}."
+    return f"{told}: {agreed}, but they differ so much that the ± includes 0. More seeds would tell."
+
+
+def _one_is_ahead(found: Difference) -> bool:
+    return found.conclusive or (len(found.per_seed) == 1 and found.one_side)
 
 
 def recommended_threshold(contender: Contender) -> float | None:

@@ -23,6 +23,7 @@ from drloss.studies.compare.differences import (
     Difference,
     recommended_threshold,
     title,
+    verdict,
     without_rate,
 )
 from drloss.studies.report.rendering import picture, render
@@ -85,22 +86,21 @@ def write_page(path: Path, comparison: Comparison, gallery: Image.Image) -> None
         comparison: what it shows.
         gallery: picture of ``1 + len(contenders)`` columns: the truth, then the detections of each one's first run.
     """
-    contenders, conclusions = comparison.contenders, comparison.conclusions
+    contenders = comparison.contenders
     specs = [c.spec for c in contenders]
     columns = [
         _Column(c.spec, c.runs, colour, comparison.settings[c.spec])
         for c, colour in zip(contenders, colours(specs), strict=True)
     ]
-    headline = (
-        conclusions[0] if conclusions else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}."
-    )
+    told = comparison.differences
+    headline = verdict(told[0]) if told else f"{contenders[0].title} reaches AP {percent(contenders[0].mean('AP'))}"
     differing, equal = _settings(columns)
     page = render(
         "compare.html",
         _FILTERS,
         title=comparison.name,
-        headline=headline,
-        conclusions=conclusions[1:],
+        headline=f"{headline}.",
+        conclusions=comparison.conclusions,
         fairness=fairness(specs),
         losses=columns,
         seeds=[run.seed for run in contenders[0].runs],
