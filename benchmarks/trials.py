@@ -1,6 +1,6 @@
 """Single training runs as records, and docs/trials.md from them: grids of learning rates, and ideas that were tried.
 
-    python -m benchmarks.trials NAME RUN ... --data WORDS [--note WORDS] [--say LOSS==WORDS ...]
+    python -m benchmarks.trials NAME RUN ... --data WORDS [--note WORDS] [--say LOSS_OR_FOLDER==WORDS ...]
 
 Collects finished folders of ``drloss train`` into benchmarks/results/DATE-trials-NAME.json: of each its loss, its
 settings, the last evaluation, and the versions. ``python -m benchmarks.page`` makes the page.
@@ -20,6 +20,9 @@ from drloss.training.run_folder import CONFIG, ENVIRONMENT, EVALUATIONS_FILE
 
 RESULTS = Path(__file__).parent / "results"
 TRIALS = "trials"
+SHARED = ("backbone", "short_side", "max_iters", "batch_size", "seed")
+MATCHING = {"positive_iou": "positive IoU", "negative_iou": "negative IoU", "norm": "norm"}
+"""Settings of the detector that a table shows if they differ, and what it calls them."""
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -31,17 +34,16 @@ def collect(name: str, folders: list[Path], data: str, note: str, said: dict[str
         folders: run folders; one without an evaluation is an error.
         data: what was trained and evaluated on.
         note: anything else that a reader must know.
-        said: what the page calls a loss, for losses that cannot be read from their specification.
+        said: what the page calls a loss or the run of a folder, where the specification of the loss does not say it.
     """
     runs = []
     for folder in folders:
         config = json.loads((folder / CONFIG).read_text())
         where = json.loads((folder / ENVIRONMENT).read_text())[-1]
         curves = read_scalars(folder / EVALUATIONS_FILE)
-        loss = said.get(config["loss"], config["loss"])
+        loss = said.get(folder.name) or said.get(config["loss"], config["loss"])
         settings = {key: config[key] for key in ("lr", "seed", "max_iters", "batch_size")}
-        settings["short_side"] = config["detector"]["short_side"]
-        settings["backbone"] = config["detector"]["backbone"]
+        settings |= {key: config["detector"][key] for key in ("short_side", "backbone", *MATCHING)}
         metrics = {metric: curves[metric][1][-1] for metric in METRICS if metric in curves}
         runs.append({"loss": loss, **settings, "metrics": metrics, "started": where["started"][:10]})
     versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
@@ -73,15 +75,17 @@ def page() -> str:
 def _section(record: dict[str, Any], file: str) -> list[str]:
     runs = record["runs"]
     first = runs[0]
-    same = {key: first[key] for key in ("backbone", "short_side", "max_iters", "batch_size", "seed")}
+    same = {key: first[key] for key in SHARED}
     varied = [key for key, value in same.items() if any(run[key] != value for run in runs)]
+    differing = [key for key in MATCHING if any(run.get(key) != first.get(key) for run in runs)]
     told = ", ".join(f"{key} {value}" for key, value in same.items() if key not in varied)
     shown = [metric for metric in METRICS if any(run["metrics"].get(metric) is not None for run in runs)]
-    head = ["loss", "learning rate", *varied, *shown]
+    head = ["loss", "learning rate", *varied, *(MATCHING[key] for key in differing), *shown]
     lines = [f"## {record['name']}", "", f"{record['data']}; {told}. {record['note']}".strip(), ""]
     lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for run in sorted(runs, key=lambda run: (_order(run["loss"]), run["lr"], run["seed"])):
-        cells = [run["loss"], f"{run['lr']:g}", *(str(run[key]) for key in varied)]
+    settings = [*varied, *differing]
+    for run in sorted(runs, key=lambda run: (_order(run["loss"]), run["lr"], *(run[key] for key in settings))):
+        cells = [run["loss"], f"{run['lr']:g}", *(str(run[key]) for key in settings)]
         cells += [f"{run['metrics'][metric]:.1f}" if metric in run["metrics"] else "–" for metric in shown]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", f"{first['started']}; {record['versions']} (`{file}`).", ""]
@@ -101,7 +105,9 @@ def main() -> None:
     parser.add_argument("--title", help="of the section (default: the name)")
     parser.add_argument("--data", required=True, metavar="WORDS", help="what was trained and evaluated on")
     parser.add_argument("--note", default="", metavar="WORDS")
-    parser.add_argument("--say", nargs="*", default=[], metavar="LOSS==WORDS", help="what to call a loss")
+    parser.add_argument(
+        "--say", nargs="*", default=[], metavar="LOSS_OR_FOLDER==WORDS", help="what to call a loss, or a run"
+    )
     options = parser.parse_args()
     said = dict(pair.split("==", 1) for pair in options.say)
     record = collect(options.title or options.name, options.runs, options.data, options.note, said)
