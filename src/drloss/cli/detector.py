@@ -64,7 +64,7 @@ def _train(options: argparse.Namespace) -> int:
         try:
             fitted = fit_data(data_choice(options), config, options.out, ranks, **how)
         except Stopped as stopped:
-            console.print(str(stopped), markup=False)
+            console.print(str(stopped), markup=False, soft_wrap=True)
             return 0
         if ranks.first:
             _close(options, fitted.val, ranks.device, console, trained=fitted.trained)

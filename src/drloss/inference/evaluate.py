@@ -197,7 +197,9 @@ def _keep(file: Path, found: Evaluated, keep: bool | None, console: Console) -> 
     if best is None or keep is False or (keep is None and own is not None):
         if own is not None:
             console.print(
-                f"{file} keeps its threshold {own:.3f}; --keep-threshold writes the one above", markup=False
+                f"{file} keeps its threshold {own:.3f}; --keep-threshold writes the one above",
+                markup=False,
+                soft_wrap=True,
             )
         return
     try:

@@ -70,7 +70,9 @@ def read_splits(
     splits, reports = {"train": choice.train_split, "val": choice.val_split or "val"}, {}
     if choice.val_split in (None, NO_SPLIT) and splits["val"] not in source.splits:
         if choice.val_split is None:
-            console.print(f"{source.name} has no split val: training without evaluation (--val-split names one)")
+            console.print(
+                f"{source.name} has no split val: training without evaluation (--val-split names one)", soft_wrap=True
+            )
         del splits["val"]
     if source.says:
         console.print(f"{source.name}: {source.format}, {source.says}", markup=False, soft_wrap=True)

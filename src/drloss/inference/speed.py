@@ -148,7 +148,11 @@ def _engines(path: Path, folder: Path, console: Console) -> list[tuple[str, Path
     if path.suffix == SUFFIX:
         return [("onnxruntime", path)]
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
-        console.print(f"not timed in onnxruntime: {', '.join(missing)} is missing (the extra onnx)", markup=False)
+        console.print(
+            f"not timed in onnxruntime: {', '.join(missing)} is missing (the extra onnx)",
+            markup=False,
+            soft_wrap=True,
+        )
         return [("torch", path)]
     file = folder / "model.onnx"
     try:

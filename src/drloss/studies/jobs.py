@@ -116,7 +116,10 @@ def train_jobs(
     devices = devices_for(device)
     threads = max(1, torch.get_num_threads() // at_once)
     where = f"{threads} thread(s) each" if device.type == "cpu" else ", ".join(devices)
-    console.print(f"training {len(jobs)} run(s), {min(at_once, len(jobs))} at a time, on {device.type} ({where})")
+    console.print(
+        f"training {len(jobs)} run(s), {min(at_once, len(jobs))} at a time, on {device.type} ({where})",
+        soft_wrap=True,
+    )
     runner = _JobRunner(jobs, devices, at_once, threads, keep_going, console)
     # A signal that stops this process stops its runs, too; each writes a checkpoint. nohup ignores SIGHUP.
     stops = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
@@ -190,7 +193,7 @@ class _JobRunner:
             line = f"{job.name}: {done}/{job.iterations} {state}".rstrip()
             if self.printed.get(index) != line:
                 self.printed[index] = line
-                self.console.print(f"{timedelta(seconds=seconds)} {line}", markup=False)
+                self.console.print(f"{timedelta(seconds=seconds)} {line}", markup=False, soft_wrap=True)
 
     def _note_failure(self, job: Job) -> None:
         lines = job.log.read_text(errors="replace").strip().splitlines()
@@ -216,7 +219,9 @@ class _JobRunner:
                 if error.errno in (errno.EACCES, errno.EAGAIN):  # other errors: the file system has no locks
                     if index not in self.elsewhere:
                         self.elsewhere.add(index)
-                        self.console.print(f"{job.name}: another process trains it; waiting for it", markup=False)
+                        self.console.print(
+                            f"{job.name}: another process trains it; waiting for it", markup=False, soft_wrap=True
+                        )
                     return
             self.elsewhere.discard(index)
             log.truncate(0)

@@ -43,7 +43,7 @@ def saved_state(
     """
     found = load_state(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else None
     if found is None:
-        console.print(f"no checkpoint in {escape(str(out))} yet: starting from the beginning")
+        console.print(f"no checkpoint in {escape(str(out))} yet: starting from the beginning", soft_wrap=True)
         return None
     state, damaged = found
     for message in damaged:

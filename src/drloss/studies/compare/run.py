@@ -88,14 +88,14 @@ def run_compare(
         if not is_finished(folders[spec, seed], config, train, val)
     ]
     if len(jobs) < len(configs):
-        console.print(f"{len(configs) - len(jobs)} of {count(len(configs), 'run')} done already")
+        console.print(f"{len(configs) - len(jobs)} of {count(len(configs), 'run')} done already", soft_wrap=True)
     if jobs:
         train_jobs(jobs, ranks.device, at_once, console)
     contenders = []
     for spec in losses:
         runs = []
         for seed in seeds:
-            console.print(f"measuring {escape(title(spec))}, seed {seed}")
+            console.print(f"measuring {escape(title(spec))}, seed {seed}", soft_wrap=True)
             runs.append(measure_run(folders[spec, seed], configs[spec, seed], val, ranks))
         contenders.append(Contender(spec, runs))
     first, *others = contenders
@@ -113,7 +113,7 @@ def run_compare(
     write_json(out / JSON_REPORT, to_json(comparison))
     for line in conclusions:
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"report: {out / REPORT}", markup=False)
+    console.print(f"report: {out / REPORT}", markup=False, soft_wrap=True)
     return out / REPORT
 
 

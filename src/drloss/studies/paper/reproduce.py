@@ -183,7 +183,10 @@ def reproduce_runs(
         return fingerprint(read_once(split))
 
     missing = [run for run in runs if not holds_finished_run(run, run_folder(out, run.name), data, fingerprint_of)]
-    console.print(f"{len(runs)} run(s) for {', '.join(tables) or 'figures'}; {len(runs) - len(missing)} done already")
+    console.print(
+        f"{len(runs)} run(s) for {', '.join(tables) or 'figures'}; {len(runs) - len(missing)} done already",
+        soft_wrap=True,
+    )
     failed: list[str] = []
     if missing:
         jobs = [_job(run, run_folder(out, run.name), data, skip_bad) for run in missing]
@@ -196,7 +199,7 @@ def reproduce_runs(
             split = wanted.splits[1]
             if _is_evaluated(folder, wanted, fingerprint_of(split)):
                 continue
-            console.print(f"evaluating {run.name}", markup=False)
+            console.print(f"evaluating {run.name}", markup=False, soft_wrap=True)
             evaluate_run(
                 folder,
                 read_once(split),
@@ -209,7 +212,7 @@ def reproduce_runs(
                 console=Console(quiet=True),
             )
     path = write_reproduction(out, scale)
-    console.print(f"page: {path}", markup=False)
+    console.print(f"page: {path}", markup=False, soft_wrap=True)
     if failed:
         raise UserError("\n".join(failed))
     return path
