@@ -301,18 +301,18 @@ def _compared() -> list[str]:
         ]
         cells = [studies.plus_minus(values) if values else "not run" for values in found]
         ours = "dr+" if "dr+" in told else "dr"
-        line = f"| {name} | {' | '.join(cells)} | {title(ours)} {_shortly(told[ours])} |"
+        line = f"| {name} | {' | '.join(cells)} | {title(told[ours]['ahead'])} {shortly(told[ours])} |"
         (lines if "dr+" in told else weak).append(line)
     return lines + weak
 
 
-def _shortly(difference: dict[str, Any]) -> str:
+def shortly(difference: dict[str, Any]) -> str:
     """What a recorded difference shows, with its interval over the seeds."""
     mean, margin = difference["mean"], difference["margin"]
+    size = f"{signed(mean)} with one seed" if margin is None else f"{signed(mean)} ± {margin:.1f}"
     if not difference["told"]:
-        return f"level: {signed(mean)} ± {margin:.1f}"
-    probably = "" if difference["certain"] else "probably "
-    return f"{probably}{'ahead' if mean > 0 else 'behind'}: {signed(mean)} ± {margin:.1f}"
+        return f"not told apart: {size}"
+    return f"{'' if difference['certain'] else 'probably '}{'ahead' if mean > 0 else 'behind'}: {size}"
 
 
 def main() -> None:

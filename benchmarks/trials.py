@@ -43,7 +43,7 @@ def collect(name: str, folders: list[Path], data: str, note: str, said: dict[str
         curves = read_scalars(folder / EVALUATIONS_FILE)
         loss = said.get(folder.name) or said.get(config["loss"], config["loss"])
         settings = {key: config[key] for key in ("lr", "seed", "max_iters", "batch_size")}
-        settings |= {key: config["detector"][key] for key in ("short_side", "backbone", *MATCHING)}
+        settings |= {key: config["detector"].get(key) for key in ("short_side", "backbone", *MATCHING)}
         metrics = {metric: curves[metric][1][-1] for metric in METRICS if metric in curves}
         runs.append({"loss": loss, **settings, "metrics": metrics, "started": where["started"][:10]})
     versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
@@ -84,8 +84,10 @@ def _section(record: dict[str, Any], file: str) -> list[str]:
     lines = [f"## {record['name']}", "", f"{record['data']}; {told}. {record['note']}".strip(), ""]
     lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     settings = [*varied, *differing]
-    for run in sorted(runs, key=lambda run: (_order(run["loss"]), run["lr"], *(run[key] for key in settings))):
-        cells = [run["loss"], f"{run['lr']:g}", *(str(run[key]) for key in settings)]
+    for run in sorted(
+        runs, key=lambda run: (_order(run["loss"]), run["lr"], *(str(run.get(key)) for key in settings))
+    ):
+        cells = [run["loss"], f"{run['lr']:g}", *(str(run.get(key, "–")) for key in settings)]
         cells += [f"{run['metrics'][metric]:.1f}" if metric in run["metrics"] else "–" for metric in shown]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", f"{first['started']}; {record['versions']} (`{file}`).", ""]

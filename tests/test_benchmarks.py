@@ -22,12 +22,12 @@ def test_the_page_of_trials_is_that_of_the_records():
     assert (page.DOCS / "trials.md").read_text() == trials.page()
 
 
-def test_a_record_of_trials_has_the_last_evaluation_of_each_run(tmp_path):
+def test_a_record_of_trials_has_the_last_evaluation_of_each_run(tmp_path, monkeypatch):
     for lr, ap in ((0.001, 40.0), (0.002, 50.0)):
         run = tmp_path / f"run{lr}"
         run.mkdir()
         config = {"loss": "dr", "lr": lr, "seed": 0, "max_iters": 10, "batch_size": 4}
-        config["detector"] = {"short_side": 64, "backbone": "resnet10"}
+        config["detector"] = {"short_side": 64, "backbone": "resnet10", "positive_iou": 500 * lr}
         write_json(run / "config.json", config)
         start = {"started": "2026-01-01T00:00:00", "platform": "P", "python": "3", "versions": {"torch": "2"}}
         write_json(run / "environment.json", [start])
@@ -37,6 +37,25 @@ def test_a_record_of_trials_has_the_last_evaluation_of_each_run(tmp_path):
         ("the paper's", 0.001, {"AP": 40.0}),
         ("the paper's", 0.002, {"AP": 50.0}),
     ]
+    named = trials.collect("T", sorted(tmp_path.iterdir()), "data", "", {"run0.002": "another"})
+    assert [run["loss"] for run in named["runs"]] == ["dr", "another"]
+    monkeypatch.setattr(trials, "RESULTS", tmp_path)
+    write_json(tmp_path / "2026-01-01-trials-t.json", record)
+    assert "| loss | learning rate | positive IoU | AP |" in trials.page()
+    assert "| the paper's | 0.002 | 1.0 | 50.0 |" in trials.page()
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        ({"mean": 2.0, "margin": 1.0, "told": True, "certain": True}, "ahead: +2.0 ± 1.0"),
+        ({"mean": -2.0, "margin": 3.0, "told": True, "certain": False}, "probably behind: −2.0 ± 3.0"),
+        ({"mean": 0.9, "margin": 2.8, "told": False, "certain": False}, "not told apart: +0.9 ± 2.8"),
+        ({"mean": -5.0, "margin": None, "told": False, "certain": False}, "not told apart: −5.0 with one seed"),
+    ],
+)
+def test_a_difference_is_said_shortly(difference, words):
+    assert page.shortly(difference) == words
 
 
 def test_the_page_of_the_reproduction_is_that_of_its_records():

@@ -64,8 +64,12 @@ def test_each_wrong_way_is_told_in_words(wrong, name, words):
 
 
 def test_a_hosts_detector_that_is_not_adapted_is_told_how():
-    report = check(make("retinanet"), batch())
-    assert str(report).endswith("drloss.adapters.adapt(model) puts it into a detector of torchvision")
+    model = make("retinanet")
+    how = "; drloss.adapt(model) does that in the detectors of torchvision that it knows"
+    assert str(check(model, batch())).endswith(f"put it where the classification loss is computed{how}")
+    adapt(model)
+    report = check(model, batch(), step=lambda model, batch: next(model.parameters()).sum())
+    assert str(report).endswith("put it where the classification loss is computed")
 
 
 @pytest.mark.parametrize("num_classes", [3, None])

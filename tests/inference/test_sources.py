@@ -128,6 +128,7 @@ def test_images_that_no_frame_can_meet_keep_their_stems():
 
 
 def test_no_image_takes_the_place_of_yolos_list_of_classes():
+    assert unique_stems(["classes.mp4"], {}) == {"classes.mp4": "classes"}  # its labels are classes/000000.txt, ...
     assert unique_stems(["Classes.jpg", "a/classes.jpg"], {}) == {
         "Classes.jpg": "Classes.jpg",
         "a/classes.jpg": "a/classes",

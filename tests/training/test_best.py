@@ -95,12 +95,18 @@ def test_a_detector_in_a_run_folder_is_known_to_be_of_that_run(run, tmp_path):
         assert precision_of(file) == "fp32"
 
 
-@pytest.mark.slow
-def test_a_run_ends_when_its_patience_does_and_goes_on_with_more(scored):
+def test_a_run_ends_when_its_patience_does(scored):
     folder, said = scored(10.0, 30.0, 20.0, 30.0, patience=2)
     assert "ended after 4 of 6 iterations: no better AP in 2 evaluation(s)" in said
     assert read_scalars(folder / METRICS_FILE)["loss"][0] == [1, 2, 3, 4]
     assert load_run(folder)[1].iteration == 4
+    (folder / MODEL).unlink()
+    assert load_run(folder)[1].iteration == 4  # without a warning: the run has ended
+
+
+@pytest.mark.slow
+def test_a_run_that_its_patience_ended_goes_on_with_more(scored):
+    folder, _ = scored(10.0, 30.0, 20.0, 30.0, patience=2)
     left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     _, said = scored(patience=2, resume=True)
     assert "has ended already, with its 4 iterations: nothing is left to do" in said

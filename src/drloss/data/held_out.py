@@ -132,7 +132,7 @@ class HeldOut:
         if self._made is None:
             self._made = make_splits(annotations, self.fraction, progress=self._progress)
         train, val, others = select_splits(annotations, self._made)
-        return report, train, replace(val, name=f"the images held out of {val.name}"), others
+        return report, train, replace(val, name=f"{val.name}, held out"), others
 
     def note(self) -> str:
         """Which images are held out and why, in words; after they are read."""

@@ -71,7 +71,9 @@ def read_splits(
     if choice.val_split in (None, NO_SPLIT) and splits["val"] not in source.splits:
         if choice.val_split is None:
             console.print(
-                f"{source.name} has no split val: training without evaluation (--val-split names one)", soft_wrap=True
+                f"{source.name} has no split val: training without evaluation (--val-split names one)",
+                markup=False,
+                soft_wrap=True,
             )
         del splits["val"]
     if source.says:

@@ -1,7 +1,5 @@
 """What a run prints: its beginning, and warnings."""
 
-import re
-
 from rich.console import Console
 
 from drloss.data.annotations import Annotations
@@ -43,8 +41,7 @@ def announce(
             f"learning rate {config.lr:g} for {config.reference_batch} images becomes {scaled_lr(config):g} for "
             f"{config.batch_size} (Remark 2; --no-scale-lr keeps it)"
         )
-    named = re.search(r"\bon (\w+)", config.expects)
-    if named and config.loss == "dr" and named[1].casefold() in train.name.casefold():
+    if config.expects and config.loss == "dr" and (train.draw is not None or "shapes" not in config.expects):
         say(f"the preset states, with its own settings and on the data it names: {config.expects}")
     if val is not None and (problem := undefined_ap(val)):
         warn(console, problem)

@@ -63,7 +63,6 @@ LAPTOP = replace(
     zoom=(0.7, 1.5),
     cache="ram",
     eval_every=100,
-    expects="AP50 of 88 or more on bccd val with DR",
 )
 """Settings for a few hundred photographs and a few CPU cores: good after some ten minutes."""
 

@@ -10,6 +10,7 @@ from drloss.detector.model import RetinaNet
 from drloss.detector.precision import Precision
 from drloss.errors import UserError
 from drloss.io.untrusted import require_new_torch
+from drloss.training.best import Best, has_ended
 from drloss.training.config import from_json
 from drloss.training.run_folder import CHECKPOINTS, MODEL, run_of, settings_of
 from drloss.training.state import load_state
@@ -46,7 +47,7 @@ def load_run(path: Path) -> tuple[RetinaNet, DetectorFile]:
         warnings.warn(f"{message}; using the one before", stacklevel=2)
     source = str(path / CHECKPOINTS)
     config = from_json(state["config"], source)
-    if state["iteration"] < config.max_iters:
+    if not has_ended(state["iteration"], Best(**state["best"]), config):
         done = f"{state['iteration']:,} of {config.max_iters:,} iterations"
         warnings.warn(f"{path}: the run has not ended; this is its detector after {done}", stacklevel=2)
     about = *check_classes(state), config.loss

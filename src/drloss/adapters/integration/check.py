@@ -24,7 +24,7 @@ from drloss.losses.module import ImageLoss
 
 CLASS_KEY = re.compile(r"cls|class|vfl|(?<![a-z])ce(?![a-z])")
 """Part of the key of a classification loss; ``ce`` is a word of its own, not as in ``centerness``."""
-PLACE = "put it where the classification loss is computed"
+NOT_CALLED = "the step never called drloss.dr_loss or DRLoss: put it where the classification loss is computed"
 TrainingStep = Callable[[nn.Module, Any], Any]
 """A function that returns the losses of a model on a batch."""
 _ALONE = RLock()
@@ -95,9 +95,9 @@ def check(
                 type(m).__name__ for m in model.modules() if isinstance(m, ImageLoss) and not isinstance(m, DRLoss)
             ]
             has = f"the model has {others[0]}, and check looks at the DR loss alone" if others else ""
-            host = host_of(unwrapped(model))
-            here = f"drloss.adapters.adapt(model) puts it into a detector of {host}" if host else PLACE
-            words = f"the step never called drloss.dr_loss or DRLoss: {here}"
+            host = None if is_adapted(model) else host_of(unwrapped(model))
+            known = f"; drloss.adapt(model) does that in the detectors of {host} that it knows" if host else ""
+            words = f"{NOT_CALLED}{known}"
             return CheckReport([Finding("called", None if others else False, has or words)])
         value = _classification_loss(losses, classification)
         total = losses.get("loss") if isinstance(losses, Mapping) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from drloss.data.files.paths import clean_name
 from drloss.errors import UserError, printable
-from drloss.inference.predicting.formats import COLUMNS, csv_lines, stem_of, write_coco, yolo_lines
+from drloss.inference.predicting.formats import CLASSES, COLUMNS, csv_lines, stem_of, write_coco, yolo_lines
 from drloss.inference.predicting.journal import Journal, Record, keep_records, records_in
 from drloss.io.atomic import json_of, remove_unfinished, unwritable, write_atomic, write_json, write_text
 from drloss.training.resume import describe_change
@@ -114,7 +114,7 @@ class Results:
             everything = dict.fromkeys([*self.stems, *names])
             write_coco(self.out / COCO, records_in(self.journal.path), everything, ids)
         if "yolo" in self.formats:
-            write_text(self.out / LABELS / "classes.txt", "".join(f"{name}\n" for name in self.classes.names))
+            write_text(self.out / LABELS / f"{CLASSES}.txt", "".join(f"{name}\n" for name in self.classes.names))
 
     def _label(self, record: Record) -> Path:
         return self.out / LABELS / f"{stem_of(record)}.txt"
@@ -209,7 +209,7 @@ def _remove_results(out: Path) -> None:
     for record in records_in(out / PREDICTIONS, strict=False):
         for path in _files_of(out, record):
             path.unlink(missing_ok=True)
-    for name in (LABELS + "/classes.txt", COCO, CSV, FAILED, PREDICTIONS):
+    for name in (f"{LABELS}/{CLASSES}.txt", COCO, CSV, FAILED, PREDICTIONS):
         (out / name).unlink(missing_ok=True)
     for folder in (PICTURES, CROPS, LABELS):
         for inner, _, _ in os.walk(out / folder, topdown=False):

@@ -17,6 +17,8 @@ from drloss.structures import Detection
 
 COLUMNS = ("image", "frame", "time", "height", "width", "class", "score", "left", "top", "right", "bottom")
 """Columns of the CSV file; ``frame`` and ``time`` are empty but for videos."""
+CLASSES = "classes"
+"""Stem of YOLO's list of the classes, ``labels/classes.txt``."""
 LONGEST = 180
 """Most bytes of a stem. File systems allow names of 255, and a temporary name is longer than the final one."""
 
@@ -80,13 +82,13 @@ class _Stems:
     """The stems that are taken, in lower case: all, those of videos, and the folders of frames that images have."""
 
     def __init__(self) -> None:
-        self._all = {"classes"}  # YOLO's labels/classes.txt is the list of the classes
-        self._videos, self._numbered = set[str](), set[str]()
+        self._all, self._videos, self._numbered = set[str](), set[str](), set[str]()
 
     def has_free(self, name: str, stem: str) -> bool:
         stem = stem.casefold()
-        frames = stem in self._numbered if is_video(name) else _folder_of_frame(stem) in self._videos
-        return not (frames or stem in self._all)
+        if is_video(name):
+            return not (stem in self._numbered or stem in self._all)
+        return not (stem == CLASSES or _folder_of_frame(stem) in self._videos or stem in self._all)
 
     def take(self, name: str, stem: str) -> None:
         stem = stem.casefold()

@@ -16,8 +16,10 @@ from drloss.evaluation.coco import METRICS, percent
 from drloss.evaluation.detecting import run_detector
 from drloss.evaluation.plotting import to_svg
 from drloss.io.atomic import write_text
+from drloss.losses import DRLoss
 from drloss.studies.report.gallery import gallery
 from drloss.studies.report.rendering import picture, render
+from drloss.training.config import make_loss
 from drloss.training.log import read_scalars
 from drloss.training.run_folder import EVALUATIONS_FILE, METRICS_FILE, PAGE
 from drloss.training.trained import load_run
@@ -27,8 +29,10 @@ SHOWN = 6
 CURVES = {"loss": "total loss", "loss_cls": "classification loss", "loss_box": "box loss"}
 EXPECTED = ("expected_pos", "expected_neg")
 SCORES = (
-    "Expected scores of Eq. (6): P̂₊ of the objects, P̂₋ of the hardest background. P̂₋ rises a little above 0.5 at "
-    "first and has to fall later; while it is near 0.5, the training is too short."
+    "Expected scores of Eq. (6), with the loss's own parameters: P̂₊ of the objects, P̂₋ of the hardest background."
+)
+DR_SCORES = (
+    " P̂₋ rises a little above 0.5 at first and has to fall later; while it is near 0.5, the training is too short."
 )
 _FILTERS: dict[str, Callable[..., Any]] = {"percent": percent}
 
@@ -62,7 +66,7 @@ def write_run_page(out: Path, val: Annotations | None, device: torch.device) -> 
     both = [figures.Series(about.loss, about.loss, *scalars.get(key, ([], []))) for key in EXPECTED]
     if all(len(series.x) > 1 for series in both):
         svg = to_svg(figures.expected_scores([both[0]], [both[1]]), "expected-scores", "P+ and P- over training")
-        drawn.insert(1, (Markup(svg), SCORES))
+        drawn.insert(1, (Markup(svg), SCORES + DR_SCORES * isinstance(make_loss(about.loss), DRLoss)))
     pictures = None
     if val is not None and len(val):
         few = val.select(np.unique(np.linspace(0, len(val) - 1, SHOWN).round().astype(np.int64)))
