@@ -84,10 +84,9 @@ def _section(record: dict[str, Any], file: str) -> list[str]:
     lines = [f"## {record['name']}", "", f"{record['data']}; {told}. {record['note']}".strip(), ""]
     lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     settings = [*varied, *differing]
-    for run in sorted(
-        runs, key=lambda run: (_order(run["loss"]), run["lr"], *(str(run.get(key)) for key in settings))
-    ):
-        cells = [run["loss"], f"{run['lr']:g}", *(str(run.get(key, "–")) for key in settings)]
+    rows = [(run, [str(run.get(key, "–")) for key in settings]) for run in runs]
+    for run, values in sorted(rows, key=lambda row: (_order(row[0]["loss"]), row[0]["lr"], row[1])):
+        cells = [run["loss"], f"{run['lr']:g}", *values]
         cells += [f"{run['metrics'][metric]:.1f}" if metric in run["metrics"] else "–" for metric in shown]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", f"{first['started']}; {record['versions']} (`{file}`).", ""]
