@@ -269,6 +269,29 @@ def test_a_loss_may_be_made_in_the_step():
     assert check(Made(), images_and_targets(), num_classes=3).ok
 
 
+def test_a_batch_that_a_model_cannot_take_asks_for_the_step():
+    images, targets = images_and_targets()
+    with pytest.raises(TypeError) as raised:
+        check(Head(), {"pictures": images, "targets": targets})
+    assert "step=lambda model, batch: ... says how else" in raised.value.__notes__[0]
+    with pytest.raises(ZeroDivisionError) as raised:
+        check(Head(), (images, targets), step=lambda model, batch: 1 / 0)
+    assert not hasattr(raised.value, "__notes__")
+
+
+def test_a_number_of_classes_that_counts_the_background_is_told():
+    report = check(Head(classes=3), images_and_targets(), num_classes=4)
+    assert verdicts(report)["background channel"] is False
+    assert "num_classes is the number of object classes, without a background" in str(report)
+
+
+def test_a_classifier_that_was_not_reset_is_told_how():
+    model = make("retinanet")
+    nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.01)
+    report = check(adapt(model, reset=False), batch())
+    assert "adapt(model, reset=True) sets its bias to 0" in str(report)
+
+
 def test_another_loss_of_this_package_is_named():
     report = check(adapt(make("retinanet"), "focal"), batch())
     assert "the model has FocalLoss, and check looks at the DR loss alone" in str(report)

@@ -215,6 +215,21 @@ def test_files_that_are_no_detectors_are_refused(exported, tmp_path):
             OnnxDetector(tmp_path / f"{name}.onnx")
 
 
+def test_bad_boxes_are_left_out_of_the_comparison_if_that_is_asked_for(exported, tmp_path, capsys):
+    folder, _ = exported
+    data, out = tmp_path / "data", tmp_path / "x.onnx"
+    assert main(["make-shapes", str(data), "--data", "shapes:train=1,val=2,test=1,size=64"]) == 0
+    annotations = data / "annotations" / "instances_val.json"
+    plain = json.loads(annotations.read_text())
+    plain["annotations"][0]["bbox"][2] = 0
+    annotations.write_text(json.dumps(plain))
+    export = ["export", folder / "tiny.safetensors", "--out", out, "--data", data]
+    refused(export, "--skip-bad to go on without these boxes", capsys)
+    assert not out.exists()
+    assert main([*map(str, export), "--skip-bad", "--raw", "--size", "64"]) == 0
+    assert out.exists()
+
+
 def test_other_classes_and_what_a_graph_cannot_follow_are_refused(exported, tmp_path, capsys):
     folder, _ = exported
     weights, file = folder / "tiny.safetensors", folder / "tiny.onnx"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.layouts import LAYOUTS, pictures
+from drloss.cli import main
 from drloss.data.formats.opening import open_data
 from drloss.data.held_out import with_val
 from drloss.errors import DataError, UserError
@@ -89,8 +90,19 @@ def test_a_runs_split_goes_before_what_the_folder_would_give(folder, tmp_path):
     assert names(with_val(open_data(folder), 0.25, path).read("val")[0]) == before
     assert len(with_val(open_data(folder), 0.25, path).read("train")[0]) == 9
     (folder / "a01.xml").unlink()
-    with pytest.raises(DataError, match="1 of the 12 images of the train and val splits are not there"):
+    with pytest.raises(DataError, match=r"1 of the 12 images .* are not there, the first is 'a01.jpg'; allowed"):
         with_val(open_data(folder), 0.25, path).read("train")
+
+
+def test_a_converted_copy_is_told_from_images_that_are_not_there(tmp_path):
+    folder = LAYOUTS["voc-tree-no-lists"].write(tmp_path / "set", pictures(8, 4))
+    source = with_val(open_data(folder), 0.25)
+    source.read("val")
+    path = tmp_path / "splits.json"
+    write_json(path, source.made.to_json())
+    assert main(["data", str(folder), "--convert", "coco", str(tmp_path / "copy")]) == 0
+    with pytest.raises(DataError, match="although files of these names are in other folders, as in a converted copy"):
+        with_val(open_data(tmp_path / "copy"), 0.25, path).read("train")
 
 
 def test_a_split_file_of_another_kind_is_refused(folder, tmp_path):

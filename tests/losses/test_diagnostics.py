@@ -133,8 +133,8 @@ def test_a_factor_of_two_is_allowed(factor, right):
 def test_the_words_for_one_image():
     labels = torch.tensor([[1, 1, 2, 0, 0]])
     assert first_loss_problem(0.5, DRLoss(), labels, 2) == (
-        "the first classification loss is 0.5, where scores of 0.5 give 2.032; it is 4.06 times too small, and there "
-        "are 3 positives an image: the DR loss must not be divided by their number"
+        "the first classification loss is 0.5, where scores of 0.5 give 2.032; it is 4.06 times too small, and the "
+        "batch has 3 positives, 3 an image: the DR loss must not be divided by their number"
     )
     assert first_loss_problem(9.0, DRLoss(), labels, 2) == (
         "the first classification loss is 9, where scores of 0.5 give 2.032; is it a mean over images, and does the "
@@ -146,7 +146,7 @@ def test_labels_by_level_and_dense_targets_are_read_as_the_loss_reads_them():
     dense = torch.nn.functional.one_hot(LABELS.clamp(min=0), 4)[..., 1:].float()
     for labels in (list(LABELS.split([30, 20], dim=1)), dense, list(dense.split([30, 20], dim=1))):
         assert first_loss_problem(2.03, DRLoss(), labels, 3) is None
-        assert "too small, and there are" in first_loss_problem(0.2, DRLoss(), labels, 3)
+        assert "too small, and the batch has" in first_loss_problem(0.2, DRLoss(), labels, 3)
     with pytest.raises(TypeError, match="loss must be a DRLoss, whose first value the theory knows, got FocalLoss"):
         first_loss_problem(2.03, FocalLoss(), LABELS, 3)
 
@@ -165,10 +165,9 @@ def test_images_without_objects_lower_the_theorys_first_loss():
 
 
 def test_a_loss_divided_by_its_positives_is_warned_of():
-    n = (LABELS > 0).sum().item() / 2
-    with pytest.warns(
-        UserWarning, match=rf"0\.0\d+, where scores of 0.5 give 2.032; it is {n:.3g} times too .*{n:.3g} pos"
-    ):
+    n = (LABELS > 0).sum().item()
+    words = rf"0\.0\d+, where scores of 0.5 give 2.032; it is {n} times too small, and the batch has {n} positives"
+    with pytest.warns(UserWarning, match=words):
         assert not check_first_loss(2.0324 / n, DRLoss(), LABELS, 3)
 
 

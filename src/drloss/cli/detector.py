@@ -91,7 +91,8 @@ def _close(options: argparse.Namespace, val: Any, device: Any, console: Any, *, 
     lines |= {"next": f"drloss predict {quote(str(out))} IMAGE_OR_FOLDER --out predictions"}
     if val is not None:
         split = options.val_split or "val"
-        lines["then"] = f"drloss eval {quote(str(out))} --data {quote(options.data)} --split {split}"
+        same = " --skip-bad" * options.skip_bad + " --follow-links" * options.follow_links
+        lines["then"] = f"drloss eval {quote(str(out))} --data {quote(options.data)} --split {split}{same}"
     console.print(reached, markup=False, soft_wrap=True)
     for name, value in lines.items():
         console.print(f"  {name:8} {value}", markup=False, soft_wrap=True)
@@ -290,6 +291,7 @@ def add_export(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Com
     onnx.add_argument("--half", action="store_true", help="weights and convolutions in float16")
     words = "data set on which the file is compared with torch (default: generated images); as in drloss train"
     onnx.add_argument("--data", help=words)
+    onnx.add_argument("--skip-bad", action="store_true", help="leave bad boxes and images of --data out")
     onnx.add_argument("--split", default="val", help="split of --data (default: val)")
     _splits_option(onnx)
     return _export
@@ -320,11 +322,12 @@ def _export_onnx(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from drloss.inference.export import export_onnx
+    from drloss.inference.reading import read_split
 
     annotations = None
     size = _size(options.size)
     if options.data:
-        annotations, _ = _evaluated(options).read(options.split)
+        annotations, _ = read_split(_evaluated(options), options.split, options.skip_bad)
     export_onnx(
         options.run_or_file,
         options.out,

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -211,9 +211,11 @@ def select_splits(annotations: Annotations, splits: Splits) -> tuple[Annotations
     train, val = set(splits.train), set(splits.val)
     gone = sorted((train | val) - set(names))
     if gone:
+        moved = {PurePath(name).name for name in gone} <= {PurePath(name).name for name in names}
+        why = ", although files of these names are in other folders, as in a converted copy" if moved else ""
         raise DataError(
             f"{printable(annotations.name)}: {len(gone):,} of the {len(train | val):,} images of the train and val "
-            f"splits are not there, the first is {shown(gone[0])}; allowed: the images that the splits were made of"
+            f"splits are not there, the first is {shown(gone[0])}{why}; allowed: the data set that the splits are of"
         )
     masks = [np.array([name in part for name in names], np.bool_) for part in (train, val)]
     first, second = (annotations.select(mask) for mask in masks)

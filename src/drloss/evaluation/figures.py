@@ -135,7 +135,7 @@ def threshold_choice(curve: ThresholdCurve, colour: str) -> Figure:
         axes.plot(curve.threshold, values, color=own, linestyle=dashes, linewidth=width, label=name)
     best = curve.best()
     if best is not None:
-        label = f"best F1, {best.f1:.2f} at {best.threshold:.2f}"
+        label = f"best F1, {best.f1:.2f} at {best.threshold:.3f}"
         axes.axvline(best.threshold, color=colour, linestyle=(0, (1, 2)), linewidth=1.6, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score threshold")
     legend(axes)

@@ -14,6 +14,7 @@ from drloss.errors import UserError
 from drloss.inference.reading import DataChoice, open_source, read_splits
 from drloss.training.config import Config
 from drloss.training.fit import fit
+from drloss.training.run_folder import require_new_run
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def fit_data(
     """
     if out.is_file():
         raise UserError(f"--out {out}: is a file; name a folder")
+    if not resume:
+        require_new_run(out)  # before the images are read, which may take minutes
     source = open_source(choice, out if resume else None, ranks=ranks)
     train, val, reports = read_splits(source, choice, out, console, ranks)
     split, size = choice.train_split, input_size(start, config)

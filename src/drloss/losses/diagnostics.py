@@ -215,10 +215,10 @@ def first_loss_problem(value: float, loss: DRLoss, labels: Levels, num_classes: 
     if not isfinite(value):
         hint = "are the logits finite?"
     elif 0 < value < expected:
-        positives = float((labels > 0).sum()) / max(labels.shape[0], 1)
+        positives = int((labels > 0).sum())
         hint = (
-            f"it is {expected / value:.3g} times too small, and there are {positives:.3g} positives an image: "
-            "the DR loss must not be divided by their number"
+            f"it is {expected / value:.3g} times too small, and the batch has {positives} positives, "
+            f"{positives / max(labels.shape[0], 1):.3g} an image: the DR loss must not be divided by their number"
         )
     return f"the first classification loss is {value:.4g}, where scores of 0.5 give {expected:.4g}; {hint}"
 

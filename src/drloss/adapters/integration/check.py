@@ -25,6 +25,7 @@ from drloss.losses.module import ImageLoss
 CLASS_KEY = re.compile(r"cls|class|vfl|(?<![a-z])ce(?![a-z])")
 """Part of the key of a classification loss; ``ce`` is a word of its own, not as in ``centerness``."""
 NOT_CALLED = "the step never called drloss.dr_loss or DRLoss: put it where the classification loss is computed"
+OWN_STEP = "raised as drloss.check called the model with the batch; step=lambda model, batch: ... says how else"
 TrainingStep = Callable[[nn.Module, Any], Any]
 """A function that returns the losses of a model on a batch."""
 _ALONE = RLock()
@@ -89,7 +90,12 @@ def check(
     images = _image_tensors(batch)
     with _ALONE, _restored(model):
         with _matcher_recorded(model) as undecided:
-            calls, losses = _run(run, model, batch)
+            try:
+                calls, losses = _run(run, model, batch)
+            except Exception as error:
+                if step is None:
+                    error.add_note(OWN_STEP)
+                raise
         if not calls:
             others = [
                 type(m).__name__ for m in model.modules() if isinstance(m, ImageLoss) and not isinstance(m, DRLoss)

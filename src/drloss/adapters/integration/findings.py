@@ -222,6 +222,9 @@ def channels(step: Step, num_classes: int | None) -> Finding:
         )
     if num_classes == classes:
         return Finding(name, True, f"{classes} channels for {num_classes} classes")
+    if num_classes is not None and num_classes > classes:
+        words = "num_classes is the number of object classes, without a background"
+        return Finding(name, False, f"the logits have {classes} channels for {num_classes} classes: {words}")
     if num_classes is not None:
         return Finding(
             name,
@@ -315,11 +318,9 @@ def starting_score(step: Step) -> Finding:
         return Finding(name, True, f"the mean score is {score:.2g}")
     if spread > SPREAD and _lowest_start(step.model, step.sets[0].logits.shape[2]) >= wanted / 2:
         return Finding(name, None, f"the mean score is {score:.2g}, of a classifier that seems to be trained already")
-    return Finding(
-        name,
-        False,
-        f"the classifier starts from a score of {score:.2g}: set its bias to 0, for 0.5 (a focal loss wants 0.01)",
-    )
+    how = "adapt(model, reset=True) sets" if is_adapted(step.model) else "set"
+    words = f"{how} its bias to 0, for 0.5 (a focal loss wants 0.01)"
+    return Finding(name, False, f"the classifier starts from a score of {score:.2g}: {words}")
 
 
 def _lowest_start(model: nn.Module, classes: int) -> float:

@@ -73,7 +73,7 @@ def write_eval_page(out: Path, annotations: Annotations, found: Evaluated) -> Pa
         + (
             "nothing is found"
             if best is None
-            else f"the best F1 is {best.f1:.2f}, at a score of {best.threshold:.2f}"
+            else f"the best F1 is {best.f1:.2f}, at a score of {best.threshold:.3f}"
         ),
         metrics=METRICS,
         rows=[("all", metrics, best), *((n, found.evaluation.per_class[n], b) for n, b in found.best.items())],
