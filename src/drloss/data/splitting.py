@@ -217,9 +217,8 @@ def select_splits(annotations: Annotations, splits: Splits) -> tuple[Annotations
             f"{printable(annotations.name)}: {len(gone):,} of the {len(train | val):,} images of the train and val "
             f"splits are not there, the first is {shown(gone[0])}{why}; allowed: the data set that the splits are of"
         )
-    masks = [np.array([name in part for name in names], np.bool_) for part in (train, val)]
-    first, second = (annotations.select(mask) for mask in masks)
-    return first, second, annotations.select(~(masks[0] | masks[1]))
+    first, second = (np.array([name in part for name in names], np.bool_) for part in (train, val))
+    return annotations.select(first), annotations.select(second), annotations.select(~(first | second))
 
 
 # ---------------------------------------------------------------------- reading
