@@ -73,6 +73,7 @@ def test_an_onnx_file_is_timed_in_onnxruntime_only(file, tmp_path, capsys):
     assert record["cost"] is None
 
 
+@pytest.mark.slow
 def test_without_onnx_torch_is_timed_and_that_is_said(file, tmp_path, monkeypatch, capsys):
     path, model = file
     monkeypatch.setattr(speed, "find_spec", lambda name: None if name == "onnxscript" else sys)

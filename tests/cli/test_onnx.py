@@ -56,7 +56,14 @@ def assert_agree(file, model, images, tolerance=export.EXACT):
     return compared
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 64), (2, 32, 32), (1, 256, 160), (5, 64, 64)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 96, 64),
+        (1, 256, 160),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 64, 96), (2, 32, 32), (5, 64, 64))),
+    ],
+)
 def test_one_file_takes_every_batch_and_size_and_finds_what_torch_finds(exported, shape):
     folder, model = exported
     file = OnnxDetector(folder / "tiny.onnx")

@@ -46,7 +46,7 @@ def detector(name=LITE, **settings):
 
 
 @pytest.mark.parametrize("name", [LITE, *FAMILIES.values()])
-@pytest.mark.parametrize("norm", ["frozen", "group"])
+@pytest.mark.parametrize("norm", ["frozen", pytest.param("group", marks=pytest.mark.slow)])
 def test_maps_have_the_strides(name, norm):
     config = DetectorConfig(backbone=name, norm=norm, fpn_channels=16)
     with torch.no_grad():

@@ -179,8 +179,12 @@ def test_a_tracker_that_cannot_start_is_named(fakes, tracked):
     [
         ("https://bob:s3:cr@t@host:5000/a", "mlflow: at https://host:5000/a"),
         ("postgresql://host/db?user=bob&password=s3:cr@t", "mlflow: at postgresql://host/db"),
-        ("http://host/b@c", "mlflow: at http://host/b@c"),
-        ("file:///tmp/runs", "mlflow: mlflow ui --backend-store-uri file:///tmp/runs shows it"),
+        pytest.param("http://host/b@c", "mlflow: at http://host/b@c", marks=pytest.mark.slow),
+        pytest.param(
+            "file:///tmp/runs",
+            "mlflow: mlflow ui --backend-store-uri file:///tmp/runs shows it",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_address_of_a_server_is_shown_without_a_password(fakes, tracked, monkeypatch, uri, shown):

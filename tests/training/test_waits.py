@@ -122,7 +122,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("settings", [*CASES, {"precision": "fp16"}], ids=str)
-@pytest.mark.parametrize("sizes", [ONE_SIZE, MIXED], ids=["one size", "mixed"])
+@pytest.mark.parametrize("sizes", [pytest.param(ONE_SIZE, marks=pytest.mark.slow), MIXED], ids=["one size", "mixed"])
 def test_a_step_waits_once_for_the_device(settings, sizes):
     def backward(loss):  # autograd asks the driver for the device, which is not there
         assert loss.device.type == "cuda"
