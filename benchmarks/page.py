@@ -26,7 +26,10 @@ from drloss.studies.paper.tables import reproduction_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FILLED = (ROOT / "README.md", DOCS / "your_loop.md", DOCS / "comparisons.md", DOCS / "adapters" / "torchvision.md")
+FILLED = (
+    ROOT / "README.md",
+    *(DOCS / f"{name}.md" for name in ("your_loop", "comparisons", "choosing", "adapters/torchvision")),
+)
 """Files with generated blocks."""
 FIGURES = "figures/reproduction/"
 """Folder of the figures of docs/reproduction.md, relative to it."""
@@ -258,7 +261,8 @@ _BLOCK = re.compile(r"<!-- begin (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->
 
 def _fill(match: re.Match[str]) -> str:
     name = match["name"]
-    lines = {"speed": _speed, "compared": _compared, "hosts": _hosts}.get(name, lambda: studies.comparison(name))()
+    ours = {"speed": _speed, "compared": _compared, "hosts": _hosts, "changes": trials.changes}
+    lines = ours.get(name, lambda: studies.comparison(name))()
     return "\n".join([f"<!-- begin {name} -->", *lines, f"<!-- end {name} -->"])
 
 

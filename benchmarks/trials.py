@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from drloss.evaluation.coco import signed
 from drloss.io.atomic import write_json
 from drloss.losses import LossSpec
 from drloss.training.log import read_scalars
@@ -70,6 +71,44 @@ def page() -> str:
     for path in sorted(RESULTS.glob(f"*-{TRIALS}-*.json")):
         lines += _section(json.loads(path.read_text()), path.name)
     return "\n".join(lines)
+
+
+CHANGES = {"bccd": "bccd-160-single", "fod_a_s10": "fod-160-pos-lambda"}
+"""Data and the records of single changes of a loss, with its runs without a change beside them."""
+
+
+def changes() -> list[str]:
+    """The table of docs/choosing.md: for each change of DR+ or focal, AP minus that without it, seed by seed."""
+    found = {data: _changes(json.loads(_newest(name).read_text())["runs"]) for data, name in CHANGES.items()}
+    labels = dict.fromkeys(label for cells in found.values() for label in cells)
+    lines = ["| change | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
+    return lines + [
+        f"| {label} | " + " | ".join(own.get(label, "") for own in found.values()) + " |" for label in labels
+    ]
+
+
+def _changes(runs: list[dict[str, Any]]) -> dict[str, str]:
+    def of(run: dict[str, Any]) -> str:
+        return "focal" if run["loss"].startswith("focal") else "dr+"
+
+    matching = runs[0]["positive_iou"], runs[0]["negative_iou"]  # the preset's
+    plain = {
+        (run["loss"], run["seed"]): run["metrics"]["AP"]
+        for run in runs
+        if run["loss"] == of(run) and (run["positive_iou"], run["negative_iou"]) == matching
+    }
+    cells: dict[str, list[str]] = {}
+    for run in sorted(runs, key=lambda run: (_order(run["loss"]), run["seed"])):
+        own = [f"{MATCHING[k]} {run[k]:g}" for k, v in zip(MATCHING, matching, strict=False) if run[k] != v]
+        if run["loss"] == of(run) and not own:
+            continue
+        label = ", ".join([run["loss"], *own])
+        cells.setdefault(label, []).append(signed(run["metrics"]["AP"] - plain[of(run), run["seed"]]))
+    return {label: ", ".join(values) for label, values in cells.items()}
+
+
+def _newest(name: str) -> Path:
+    return max(RESULTS.glob(f"*-{TRIALS}-{name}.json"))
 
 
 def _section(record: dict[str, Any], file: str) -> list[str]:
