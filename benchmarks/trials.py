@@ -81,10 +81,9 @@ def changes() -> list[str]:
     """The table of docs/choosing.md: for each change of DR+ or focal, AP minus that without it, seed by seed."""
     found = {data: _changes(json.loads(_newest(name).read_text())["runs"]) for data, name in CHANGES.items()}
     labels = dict.fromkeys(label for cells in found.values() for label in cells)
-    lines = ["| change | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
-    return lines + [
-        f"| {label} | " + " | ".join(own.get(label, "") for own in found.values()) + " |" for label in labels
-    ]
+    rows = [[label, *(own.get(label, "") for own in found.values())] for label in labels]
+    lines = [f"| {' | '.join(cells)} |" for cells in (["change", *found], *rows)]
+    return [lines[0], "|---|" + "---:|" * len(found), *lines[1:]]
 
 
 def _changes(runs: list[dict[str, Any]]) -> dict[str, str]:

@@ -45,6 +45,22 @@ def test_a_record_of_trials_has_the_last_evaluation_of_each_run(tmp_path, monkey
     assert "| the paper's | 0.002 | 1.0 | 50.0 |" in trials.page()
 
 
+def test_a_change_is_compared_with_the_same_seed_without_it(tmp_path, monkeypatch):
+    def run(loss, seed, ap, positive=0.5):
+        return {"loss": loss, "seed": seed, "positive_iou": positive, "negative_iou": 0.4, "metrics": {"AP": ap}}
+
+    runs = [run("dr+", 0, 40.0), run("dr+", 1, 42.0), run("focal", 0, 30.0), run("focal", 0, 30.5, 0.6)]
+    runs += [run("dr+:margin=0.3", 1, 41.0), run("dr+:margin=0.3", 0, 40.5), run("dr+, and more", 1, 43.0)]
+    monkeypatch.setattr(trials, "RESULTS", tmp_path)
+    for name in trials.CHANGES.values():
+        write_json(tmp_path / f"2026-01-01-trials-{name}.json", {"runs": runs})
+    assert trials.changes()[2:] == [
+        "| focal, positive IoU 0.6 | +0.5 | +0.5 |",
+        "| dr+:margin=0.3 | +0.5, −1.0 | +0.5, −1.0 |",
+        "| dr+, and more | +1.0 | +1.0 |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
